@@ -1,0 +1,21 @@
+"""Token Broker's runtime: load a bundle, route requests."""
+
+from router.decision import Decision
+from router.errors import BundleError, DialError, PriceError, PromptError, RouterError, TierError
+from router.policy import Policy
+from router.router import Router
+from router.tiers import Offer, Tier
+
+__all__ = [
+    "BundleError",
+    "Decision",
+    "DialError",
+    "Offer",
+    "Policy",
+    "PriceError",
+    "PromptError",
+    "Router",
+    "RouterError",
+    "Tier",
+    "TierError",
+]

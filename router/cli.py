@@ -1,0 +1,188 @@
+"""The command `broker`: what the runtime can do, and what other extras add to it.
+
+Exit codes: 0 done, 1 the work failed, 2 bad usage or input. Results go to stdout, all else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from router.decision import Decision
+from router.errors import BundleError, RouterError
+from router.golden import check_golden
+from router.router import Router
+
+DONE, FAILED, BAD_INPUT = 0, 1, 2
+COMMAND_GROUP = "token_broker.commands"
+_EXTRA_COMMANDS = {
+    "train": "learn a router from outcome logs (extra: train)",
+    "evaluate": "judge a bundle on logged outcomes (extra: train)",
+    "demo": "the whole line on the simulated sample log (extra: train)",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it says of itself, its arguments, and the work, which returns an exit code."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `broker`; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="broker", description="Send every request to the cost-optimal tier of models."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = {
+        "route": Command(_ROUTE_HELP, _route_arguments, _route),
+        "verify": Command(_VERIFY_HELP, _verify_arguments, _verify),
+    }
+    try:
+        commands |= _named_commands(words)
+    except ImportError as error:
+        return _complain(str(error), BAD_INPUT)
+    for name, command in commands.items():
+        command.add_arguments(subparsers.add_parser(name, help=command.help, description=command.help))
+    for name in set(_EXTRA_COMMANDS) - set(commands):
+        subparsers.add_parser(name, help=_EXTRA_COMMANDS[name])
+    options = parser.parse_args(words)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return commands[options.command].run(options)
+    except RouterError as error:
+        return _complain(str(error), error.exit_code)
+    except ImportError as error:
+        return _complain(str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        return _complain("interrupted", FAILED)
+    except OSError as error:
+        return _complain(f"{type(error).__name__}: {error}", FAILED)
+
+
+def _named_commands(words: Iterable[str]) -> dict[str, Command]:
+    """The command of another extra that the words name, so that only that extra is imported."""
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name not in _EXTRA_COMMANDS:
+        return {}
+    found = [entry for entry in entry_points(group=COMMAND_GROUP) if entry.name == name]
+    if not found:
+        raise ImportError(f"`broker {name}` is not installed: pip install 'token-broker[train]'")
+    return {name: found[0].load()}
+
+
+def _complain(message: str, code: int) -> int:
+    sys.stderr.write(f"broker: {' '.join(message.split())}\n")
+    return code
+
+
+def say(text: str) -> None:
+    """A line of results."""
+    sys.stdout.write(text + "\n")
+
+
+# ---- route -----------------------------------------------------------------------------------------
+
+_ROUTE_HELP = "decide which tier answers a prompt"
+
+
+def _route_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", required=True, type=Path, help="folder of a bundle, for example models/demo")
+    parser.add_argument("--quality", type=float, help="keep this share of the best tier's accuracy, in (0, 1]")
+    parser.add_argument("--worth-usd", type=float, help="what a correct answer is worth, in USD")
+    parser.add_argument(
+        "--critical", action="store_true", help="only the best of the tiers reserved for critical requests"
+    )
+    parser.add_argument("--prices", type=Path, help="today's prices, in the format of tiers.toml")
+    parser.add_argument("--json", action="store_true", help="print the decision as JSON")
+    parser.add_argument(
+        "prompt", metavar="PROMPT", help='the prompt, or "-" for JSONL on stdin: one JSON decision a line'
+    )
+
+
+def _route(options: argparse.Namespace) -> int:
+    router = Router.load(options.bundle)
+    if options.prices is not None:
+        router.update_prices(options.prices)
+    dials = {"quality": options.quality, "worth_usd": options.worth_usd, "critical": options.critical}
+    if options.prompt == "-":
+        return _route_lines(router, sys.stdin, dials)
+    decision = router.route(options.prompt, **dials)
+    say(decision.to_json() if options.json else _decision_text(decision))
+    return DONE
+
+
+_REQUEST_KEYS = {
+    "prompt", "messages", "quality", "worth_usd", "critical", "context_tokens", "regions", "capabilities", "request_id",
+}  # fmt: skip
+
+
+def _route_lines(router: Router, lines: Iterable[str], dials: dict[str, Any]) -> int:
+    """A decision per line of JSONL; a line that is no request gets an error in its place and exit code 2."""
+    code = DONE
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict) or not set(request) <= _REQUEST_KEYS:
+                raise ValueError(f"expected a JSON object with keys of {', '.join(sorted(_REQUEST_KEYS))}")
+            say(router.route(**{**dials, **request}).to_json())
+        except (ValueError, TypeError) as error:
+            say(json.dumps({"error": f"line {number}: {error}"}, ensure_ascii=False))
+            code = BAD_INPUT
+    return code
+
+
+def _decision_text(decision: Decision) -> str:
+    offer = decision.offer
+    where = f"{offer.model} at {offer.provider} ({offer.region})" if offer else "no eligible offer"
+    lines = [f"{decision.tier}  ->  {where}", decision.reason, ""]
+    lines += [f"{'tier':<20} {'success':>8} {'USD':>12} {'output tokens':>14}"]
+    lines += [
+        f"{tier:<20} {success:>8.3f} {decision.cost_usd[tier]:>12.6f} {decision.output_tokens[tier]:>14.0f}"
+        for tier, success in decision.success.items()
+    ]
+    return "\n".join(lines)
+
+
+# ---- verify ----------------------------------------------------------------------------------------
+
+_VERIFY_HELP = "check a bundle: digests, format, golden prompts"
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", required=True, type=Path, help="folder of a bundle")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    if not options.bundle.is_dir():
+        raise BundleError(f"{options.bundle}: no such folder; expected the folder of a bundle")
+    try:
+        check = check_golden(options.bundle)
+        bundle_id = Router.load(options.bundle).bundle.manifest.bundle_id
+    except BundleError as error:
+        if options.json:
+            say(json.dumps({"ok": False, "error": str(error)}, ensure_ascii=False))
+            return FAILED
+        return _complain(str(error), FAILED)
+    if options.json:
+        document = {"ok": check.passed, "bundle_id": bundle_id, "n_prompts": check.n_prompts}
+        say(json.dumps({**document, "largest_difference": check.largest_difference, "other_tier": check.other_tier}))
+    else:
+        outcome = "all as expected" if check.passed else f"{len(check.other_tier)} went to another tier"
+        say(f"{options.bundle}: bundle {bundle_id}, every digest holds; {check.n_prompts} golden prompts, {outcome} "
+            f"(largest difference of success {check.largest_difference:.1e})")  # fmt: skip
+    return DONE if check.passed else FAILED

@@ -1,0 +1,46 @@
+"""The answer to one request: which tier, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from router.tiers import Offer
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The tier chosen for a request, with all that it was chosen from.
+
+    offer: the cheapest eligible offer of the tier; None where a fallback has none.
+    success: P(the tier answers correctly), calibrated, per tier; empty where the prompt could not be read.
+    output_tokens, cost_usd: expected length and expected cost of the answer, per tier.
+    context_tokens: tokens counted as billed input.
+    quality: the dial in force; None where worth_usd alone or `critical` decided.
+    slack: how far below the highest success a tier was still admissible.
+    promised: whether the bundle's promise of `quality` covers this decision.
+    fallback: the router could not decide; `reason` says why.
+    propensity: probability with which this tier was chosen (1 without exploration).
+    """
+
+    tier: str
+    offer: Offer | None
+    success: Mapping[str, float]
+    output_tokens: Mapping[str, float]
+    cost_usd: Mapping[str, float]
+    reason: str
+    context_tokens: float
+    quality: float | None
+    worth_usd: float
+    slack: float
+    promised: bool
+    fallback: bool
+    bundle_id: str
+    price_table_id: str
+    request_id: str | None
+    propensity: float
+
+    def to_json(self) -> str:
+        """One line of JSON; it never holds the prompt."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,40 @@
+"""The errors that Token Broker raises on purpose.
+
+RouterError
+├── BundleError     a bundle is missing, incomplete, altered or of another format
+├── TierError       tiers.toml does not say what it must
+├── PriceError      a price table cannot replace the one in use
+├── PromptError     messages that are not a chat
+└── DialError       quality, worth_usd or another argument of a request is out of range
+
+Every message says what was found, what was expected and what to do.
+"""
+
+
+class RouterError(Exception):
+    """Base of every error that Token Broker raises on purpose.
+
+    exit_code: of the command line; 2 for bad input, 1 where the work itself failed.
+    """
+
+    exit_code = 2
+
+
+class BundleError(RouterError):
+    """A bundle is missing, incomplete, altered or of another format."""
+
+
+class TierError(RouterError):
+    """tiers.toml does not say what it must."""
+
+
+class PriceError(RouterError):
+    """A price table cannot replace the one in use."""
+
+
+class PromptError(RouterError):
+    """Messages that are not a chat."""
+
+
+class DialError(RouterError, ValueError):
+    """quality, worth_usd or another argument of a request is out of range."""

@@ -1,0 +1,190 @@
+"""Tiers and their offers, as tiers.toml states them."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from router.errors import TierError
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model at a provider at a price."""
+
+    model: str
+    provider: str
+    region: str
+    context_window: int
+    usd_per_mtok_input: float
+    usd_per_mtok_output: float
+    aliases: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    max_share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Offers that serve the same purpose and are exchangeable in quality.
+
+    critical: this tier may answer critical requests; where no tier says so, all may.
+    """
+
+    name: str
+    offers: tuple[Offer, ...] = field(repr=False)
+    critical: bool = False
+
+
+@dataclass(frozen=True)
+class SelfHosted:
+    """What an hour of one's own hardware costs, and how much it serves."""
+
+    electricity_usd_per_hour: float
+    bandwidth_usd_per_hour: float
+    hardware_usd_per_hour: float
+    utilization: float
+    mtok_per_hour: float
+
+    @property
+    def usd_per_mtok(self) -> float:
+        """(electricity + bandwidth + hardware) / (utilization x tokens served per hour)."""
+        usd_per_hour = self.electricity_usd_per_hour + self.bandwidth_usd_per_hour + self.hardware_usd_per_hour
+        return usd_per_hour / (self.utilization * self.mtok_per_hour)
+
+
+def read_tiers(path: str | Path) -> tuple[Tier, ...]:
+    """Read tiers.toml.
+
+    Raises TierError, which names the file, the place and the remedy.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TierError(f"{path}: cannot be read ({error}); expected a tiers.toml") from error
+    return parse_tiers(text, source=str(path))
+
+
+def parse_tiers(text: str, source: str = "tiers.toml") -> tuple[Tier, ...]:
+    """Tiers from the text of a tiers.toml.
+
+    Raises TierError, which names `source`, the place and the remedy.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise TierError(f"{source}: not valid TOML: {error}") from error
+    _refuse_unknown(document, {"tiers"}, source)
+    entries = document.get("tiers")
+    if not isinstance(entries, list) or not entries:
+        raise TierError(f"{source}: found no [[tiers]]; expected at least one")
+    tiers = tuple(_tier(entry, f"{source}: tier {number}") for number, entry in enumerate(entries, 1))
+    _refuse_repeated([tier.name for tier in tiers], f"{source}: tier name")
+    model_tiers = {(name, tier.name) for tier in tiers for offer in tier.offers for name in log_names(offer)}
+    _refuse_repeated([name for name, _ in model_tiers], f"{source}: in more than one tier: model or alias")
+    return tiers
+
+
+def log_names(offer: Offer) -> tuple[str, ...]:
+    """Every name under which a log may know this offer's model."""
+    return (offer.model, *offer.aliases)
+
+
+_TIER_KEYS = {"name", "offers", "critical"}
+_OFFER_KEYS = {entry.name for entry in fields(Offer)} | {"self_hosted"}
+_SELF_HOSTED_KEYS = {entry.name for entry in fields(SelfHosted)}
+
+
+def _tier(entry: Any, place: str) -> Tier:
+    _refuse_unknown(_table(entry, place), _TIER_KEYS, place)
+    name = _text(entry, "name", place)
+    offers = entry.get("offers")
+    if not isinstance(offers, list) or not offers:
+        raise TierError(f"{place} ({name}): found no [[tiers.offers]]; expected at least one offer")
+    critical = entry.get("critical", False)
+    if not isinstance(critical, bool):
+        raise TierError(f"{place} ({name}): critical is {critical!r}; expected true or false")
+    return Tier(
+        name, tuple(_offer(offer, f"{place} ({name}), offer {n}") for n, offer in enumerate(offers, 1)), critical
+    )
+
+
+def _offer(entry: Any, place: str) -> Offer:
+    _refuse_unknown(_table(entry, place), _OFFER_KEYS, place)
+    usd_per_mtok_input, usd_per_mtok_output = _prices(entry, place)
+    return Offer(
+        model=_text(entry, "model", place),
+        provider=_text(entry, "provider", place),
+        region=_text(entry, "region", place),
+        context_window=int(_number(entry, "context_window", place, above=0)),
+        usd_per_mtok_input=usd_per_mtok_input,
+        usd_per_mtok_output=usd_per_mtok_output,
+        aliases=_texts(entry, "aliases", place),
+        capabilities=_texts(entry, "capabilities", place),
+        max_share=_number(entry, "max_share", place, above=0, most=1) if "max_share" in entry else 1.0,
+    )
+
+
+def _prices(entry: Mapping[str, Any], place: str) -> tuple[float, float]:
+    listed = {"usd_per_mtok_input", "usd_per_mtok_output"} & set(entry)
+    if "self_hosted" not in entry:
+        return _number(entry, "usd_per_mtok_input", place), _number(entry, "usd_per_mtok_output", place)
+    if listed:
+        raise TierError(f"{place}: both self_hosted and {', '.join(sorted(listed))}; expected one of the two")
+    hourly = _table(entry["self_hosted"], f"{place}, self_hosted")
+    _refuse_unknown(hourly, _SELF_HOSTED_KEYS, f"{place}, self_hosted")
+    cost = SelfHosted(
+        electricity_usd_per_hour=_number(hourly, "electricity_usd_per_hour", place),
+        bandwidth_usd_per_hour=_number(hourly, "bandwidth_usd_per_hour", place),
+        hardware_usd_per_hour=_number(hourly, "hardware_usd_per_hour", place),
+        utilization=_number(hourly, "utilization", place, above=0, most=1),
+        mtok_per_hour=_number(hourly, "mtok_per_hour", place, above=0),
+    )
+    return cost.usd_per_mtok, cost.usd_per_mtok
+
+
+def _table(entry: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(entry, Mapping):
+        raise TierError(f"{place}: found {entry!r}; expected a table")
+    return entry
+
+
+def _number(
+    entry: Mapping[str, Any], key: str, place: str, *, above: float | None = None, most: float = math.inf
+) -> float:
+    """A finite number, at least 0 or else strictly above `above`, and no larger than `most`."""
+    value = entry.get(key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not (value >= 0 if above is None else value > above) or value > most:
+        least = "of at least 0" if above is None else f"above {above:g}"
+        limit = "" if math.isinf(most) else f" and at most {most:g}"
+        found = "nothing" if value is None else repr(value)
+        raise TierError(f"{place}: {key} is {found}; expected a number {least}{limit}")
+    return float(value)
+
+
+def _text(entry: Mapping[str, Any], key: str, place: str) -> str:
+    value = entry.get(key)
+    if not isinstance(value, str) or not value:
+        raise TierError(f"{place}: {key} is {'nothing' if value is None else repr(value)}; expected a text")
+    return value
+
+
+def _texts(entry: Mapping[str, Any], key: str, place: str) -> tuple[str, ...]:
+    value = entry.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TierError(f"{place}: {key} is {value!r}; expected a list of texts")
+    return tuple(value)
+
+
+def _refuse_unknown(entry: Mapping[str, Any], known: set[str], place: str) -> None:
+    if unknown := sorted(set(entry) - known):
+        raise TierError(f"{place}: unknown {', '.join(unknown)}; expected only {', '.join(sorted(known))}")
+
+
+def _refuse_repeated(names: list[str], what: str) -> None:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise TierError(f"{what} {', '.join(repeated)} appears more than once; each may stand once")

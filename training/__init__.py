@@ -1,0 +1,19 @@
+"""Token Broker's training line: from logged outcomes to a bundle.
+
+Needs the extra `train`: pip install "token-broker[train]".
+"""
+
+from importlib.util import find_spec
+
+_EXTRA = {
+    "duckdb", "lightgbm", "matplotlib", "mlflow", "onnx", "pandas", "pyarrow", "scipy", "sklearn", "tqdm",
+}  # fmt: skip
+if _missing := sorted(package for package in _EXTRA if find_spec(package) is None):
+    raise ImportError(f"training needs {', '.join(_missing)}: pip install 'token-broker[train]'")
+
+from training.config import TrainingConfig  # noqa: E402
+from training.evaluate import Evaluation, evaluate  # noqa: E402
+from training.fit import SuccessEstimator  # noqa: E402
+from training.pipeline import TrainingResult, train  # noqa: E402
+
+__all__ = ["Evaluation", "SuccessEstimator", "TrainingConfig", "TrainingResult", "evaluate", "train"]

@@ -1,0 +1,172 @@
+"""The commands that training adds to `broker`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import get_args
+
+from tqdm import tqdm
+
+from router.cli import DONE, Command, say
+from router.router import Router
+from training.config import TrainingConfig
+from training.evaluate import Evaluation
+from training.evaluate import evaluate as run_evaluation
+from training.fit import Target
+from training.pipeline import TrainingResult
+from training.pipeline import train as run_training
+from training.report import report_tables
+
+DEMO_BUNDLE = Path("models/demo")
+DEMO_PROMPTS = (
+    "Good morning! How are you today?",
+    "Write a SQL query that returns the three newest orders of each customer.",
+    "\u8bf7\u7528\u4e00\u53e5\u8bdd\u4ecb\u7ecd\u4e00\u4e0b\u8fd9\u5bb6\u516c\u53f8\u7684\u9000\u8d27\u653f\u7b56\u3002",
+    "Five friends sit in a row. Anna is not next to Ben, Carla is left of Dan, and Eva sits at an end. "
+    "Prove who sits in the middle, step by step.",
+)
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--logs", nargs="+", required=True, help="outcome logs: files, folders or globs")
+    parser.add_argument("--tiers", required=True, type=Path, help="tiers.toml")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the bundle, for example models/NAME")
+    parser.add_argument("--encoder", default="static", help="static, minilm, or a sentence-transformers name or path")
+    parser.add_argument("--target", default="auto", choices=get_args(Target), help="what LightGBM learns")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--default-quality", type=float, default=0.98, help="of a request without dials")
+    parser.add_argument("--drop-unparsed", action="store_true", help="treat truncated generations as unobserved")
+    parser.add_argument(
+        "--cache", type=Path, help="folder of embeddings and encoders; default: .cache beside the bundle"
+    )
+    parser.add_argument("--tracking-uri", help='of MLflow; default: mlflow.db beside the bundle; "none" tracks nothing')
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = TrainingConfig(
+        encoder=options.encoder,
+        target=options.target,
+        seed=options.seed,
+        default_quality=options.default_quality,
+        drop_unparsed=options.drop_unparsed,
+        cache=options.cache,
+    )
+    result = run_training(
+        options.logs, options.tiers, options.out, config, tracking_uri=options.tracking_uri, progress=True
+    )
+    say(json.dumps(_result_document(result), ensure_ascii=False) if options.json else _result_text(result))
+    return DONE
+
+
+def _result_document(result: TrainingResult) -> dict[str, object]:
+    return {
+        "bundle": str(result.bundle),
+        "bundle_id": result.manifest.bundle_id,
+        "mlflow_run_id": result.manifest.mlflow_run_id,
+        "target": result.manifest.training["target"],
+        "out_of_fold_aiq": result.selection,
+        "n_prompts": result.log.n_prompts,
+        "n_embedded": result.n_embedded,
+        "encoder_reused": result.encoder_reused,
+        "rows_quarantined": sum(result.log.summary.quarantined.values()),
+        "label_distribution": result.label_distribution["all"],
+        "evaluation": result.evaluation.to_json(),
+    }
+
+
+def _result_text(result: TrainingResult) -> str:
+    training = result.manifest.training
+    return "\n".join(
+        [
+            result.evaluation.verdict,
+            f"log: {result.log.summary}",
+            f"trained on {training['n_trained_on']:,} prompts, judged on {result.evaluation.n_prompts:,} others; "
+            f"target {training['target']}; embedded {result.n_embedded:,} new prompts",
+            "",
+            _tables_text(result.evaluation, result.label_distribution),
+            f"bundle {result.manifest.bundle_id} in {result.bundle}; pictures in {result.bundle / 'report.html'}",
+        ]
+    )
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", required=True, type=Path, help="folder of a bundle")
+    parser.add_argument("--logs", nargs="+", required=True, help="outcome logs: files, folders or globs")
+    parser.add_argument("--json", action="store_true", help="print the evaluation as one JSON document")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    with tqdm(desc="evaluate", unit="step") as bar:
+
+        def done(step: str) -> None:
+            bar.set_postfix_str(step)
+            bar.update()
+
+        evaluation = run_evaluation(options.bundle, options.logs, on_step=done)
+    if options.json:
+        say(json.dumps(evaluation.to_json(), ensure_ascii=False))
+    else:
+        left_out = (
+            f"{evaluation.n_trained_on:,} trained on, {evaluation.n_incomplete:,} without an outcome of every tier"
+        )
+        say(evaluation.verdict)
+        say(f"{evaluation.n_prompts:,} prompts judged (left out: {left_out})\n\n{_tables_text(evaluation, None)}")
+    return DONE
+
+
+def _tables_text(evaluation: Evaluation, labels: dict[str, dict[str, float]] | None) -> str:
+    """The report's tables in columns."""
+    blocks = []
+    for title, (header, rows) in report_tables(evaluation, labels).items():
+        widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (header, *rows)
+        ]
+        blocks.append("\n".join([title.upper(), *(line.rstrip() for line in lines), ""]))
+    return "\n".join(blocks)
+
+
+def _sample() -> tuple[Path, Path]:
+    """The simulated sample log and its tiers: in the package, or in the checkout's data/."""
+    packaged = Path(__file__).parent / "sample"
+    folder = packaged if packaged.is_dir() else Path(__file__).parent.parent / "data"
+    return folder / "sample-log.parquet", folder / "tiers.toml"
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=DEMO_BUNDLE, help=f"folder of the bundle; default: {DEMO_BUNDLE}")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    log, tiers = _sample()
+    say(f"Training on the SIMULATED sample log {log.name}: it shows the line, and says nothing about real models.\n")
+    result = run_training(log, tiers, options.out, progress=True)
+    sys.stderr.flush()
+    evaluation = result.evaluation
+    kept = next(point for point in evaluation.dial if point.quality == result.manifest.default_quality)
+    best_cost = evaluation.single[evaluation.best_tier][1].value
+    say(evaluation.verdict)
+    say(
+        f"At quality {kept.quality:.2f} it kept {kept.kept.value:.1%} of {evaluation.best_tier}'s accuracy "
+        f"at {kept.usd_per_1k.value / best_cost:.0%} of its cost, on {evaluation.n_prompts:,} simulated prompts it had not seen.\n"
+    )
+    router = Router.load(options.out)
+    for prompt in DEMO_PROMPTS:
+        decision = router.route(prompt)
+        say(f"> {prompt}\n  {decision.reason} (USD {decision.cost_usd[decision.tier]:.6f})")
+    say(
+        f"\nWhere to look next:\n  {options.out / 'report.html'}   pictures and tables of this run"
+        f'\n  broker route --bundle {options.out} --quality 0.95 "your prompt"'
+        f"\n  broker train --logs YOUR_LOG --tiers YOUR_TIERS.toml --out models/NAME   (format: data/README.md)"
+        f"\n  mlflow ui --backend-store-uri sqlite:///{options.out.parent / 'mlflow.db'}   every run, with its bundle"
+    )
+    return DONE
+
+
+train = Command("learn a router from outcome logs and write its bundle", _train_arguments, _train)
+evaluate = Command("judge a bundle on logged outcomes it was not trained on", _evaluate_arguments, _evaluate)
+demo = Command("the whole line on the simulated sample log", _demo_arguments, _demo)

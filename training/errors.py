@@ -1,0 +1,28 @@
+"""The errors of training; all are RouterErrors.
+
+RouterError
+├── LogError        the outcome log cannot be used as it is
+├── EncoderError    an encoder cannot be made or exported
+├── ParityError     the exported graph does not decide as the models it was made from
+└── ConfigError     a training setting is out of range
+"""
+
+from router.errors import RouterError
+
+
+class LogError(RouterError):
+    """The outcome log cannot be used as it is."""
+
+
+class EncoderError(RouterError):
+    """An encoder cannot be made or exported."""
+
+
+class ParityError(RouterError):
+    """The exported graph does not decide as the models it was made from."""
+
+    exit_code = 1
+
+
+class ConfigError(RouterError, ValueError):
+    """A training setting is out of range."""

@@ -1,0 +1,404 @@
+"""Fit success and answer length per tier, out of fold first, then on all training prompts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import threadpool_limits
+
+from training.calibrate import fit_calibration
+from training.errors import ConfigError, LogError
+from training.estimators import (
+    CheapestCorrect,
+    ContrastTrees,
+    Estimator,
+    Forest,
+    Kernel,
+    KernelBasis,
+    boost,
+    fit_label_classifier,
+    log_probabilities,
+    logistic_per_tier,
+    ridge,
+    sigmoid,
+)
+from training.graph import Graph
+from training.label import UNKNOWN, label_cheapest_correct
+from training.metrics import Outcomes, Policy, choices_by_worth, policy_figures, resamples, worth_grid
+from training.split import fold_numbers
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+Target = Literal["auto", "success", "cheapest-correct", "blend"]
+PARTS: dict[str, tuple[str, ...]] = {
+    "success": ("kernel", "contrast_trees"),
+    "cheapest-correct": ("cheapest_correct",),
+    "blend": ("kernel", "cheapest_correct"),
+}
+"""What each target averages."""
+
+CLASSIFIER_TRUST = 1000
+"""Labelled prompts at which the blend gives the classifier half of its final weight, which is one half."""
+
+N_FOLDS = 5
+N_LANDMARKS = 500
+MAX_KERNEL_PROMPTS = 100_000
+CONTRAST_ROUNDS = 60
+LABEL_ROUNDS = 30
+LENGTH_ROUNDS = 30
+MIN_PROMPTS = 60
+LABEL_STRENGTH = 0.1
+_MIN_SELECTION_PROMPTS = 100
+_SELECTION_RESAMPLES = 100
+
+
+class SuccessEstimator(BaseEstimator):
+    """P(each tier answers a prompt correctly), from embeddings, calibrated out of fold.
+
+    target: "success" averages a kernel regression with LightGBM on contrasts between tiers;
+        "cheapest-correct" is the LightGBM classifier on that label, calibrated to success per tier;
+        "blend" averages the kernel with that classifier, which counts the more the more prompts have a label; "auto" takes the blend unless the
+        out-of-fold decisions of another are better by more than a standard error of their AIQ.
+    n_threads: folds and parts fitted at the same time; 0 takes as many as there are cores. The result
+        does not depend on it.
+
+    Learned: target_, parts_ (averaged with weights_), calibration_, out_of_fold_ (calibrated P(correct) of every
+    training prompt by models that did not see it, (n_prompts, n_tiers)), selection_ (AIQ per target).
+
+    Not for logs in which hardly any prompt has outcomes in two tiers: gaps are filled from the tiers
+    that were observed, which is right only where they are few or random.
+    """
+
+    def __init__(self, target: Target = "auto", seed: int = 0, n_threads: int = 0) -> None:
+        self.target = target
+        self.seed = seed
+        self.n_threads = n_threads
+
+    def fit(
+        self,
+        X: np.ndarray,  # noqa: N803 (scikit-learn's name)
+        outcomes: np.ndarray,
+        *,
+        cost_usd: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+        on_step: Callable[[str], None] = lambda step: None,
+    ) -> SuccessEstimator:
+        """Fit on embeddings.
+
+        X: float32 (n_prompts, n_dims), as an encoder of training.encoders gives them.
+        outcomes: 0..1, (n_prompts, n_tiers); NaN where not observed.
+        cost_usd: of each attempt, same shape; None takes the order of the tiers for that of their costs.
+        groups: rows of one group stay in one fold; None makes each row its own.
+        on_step: called with the name of each step when it is done.
+
+        Raises ConfigError for an unknown target, LogError where there is too little to learn from.
+        """
+        if self.target not in get_args(Target):
+            raise ConfigError(f"target is {self.target!r}; expected one of {', '.join(get_args(Target))}")
+        embedding = np.ascontiguousarray(X, dtype=np.float32)
+        correct = np.asarray(outcomes, dtype=np.float64)
+        n_prompts, n_tiers = correct.shape
+        if n_prompts < MIN_PROMPTS or n_tiers < 2:
+            raise LogError(
+                f"found {n_prompts} training prompts and {n_tiers} tiers; "
+                f"expected at least {MIN_PROMPTS} prompts (300 and more are sensible) and 2 tiers"
+            )
+        cost = np.broadcast_to(np.arange(1.0, n_tiers + 1), correct.shape) if cost_usd is None else cost_usd
+        names = np.arange(n_prompts).astype(str) if groups is None else groups
+        # Each fit keeps to one thread and several run side by side: pools of threads that wait for each
+        # other in every small step are many times slower as soon as the machine has other work.
+        with threadpool_limits(1):
+            return self._fit(embedding, correct, cost, names, on_step)
+
+    def _fit(
+        self,
+        embedding: np.ndarray,
+        correct: np.ndarray,
+        cost: np.ndarray,
+        groups: np.ndarray,
+        on_step: Callable[[str], None],
+    ) -> SuccessEstimator:
+        task = _Task.prepare(embedding, correct, cost, groups, self.seed, self.n_threads or os.cpu_count() or 1)
+        on_step("landmarks")
+
+        wanted = tuple(PARTS) if self.target == "auto" else (self.target,)
+        cross_fits = {}
+        for part, cross_fit in _CROSS_FITS.items():
+            if any(part in PARTS[target] for target in wanted):
+                cross_fits[part] = cross_fit(task)
+                on_step(f"{part}, out of fold")
+        weights = {target: part_weights(target, int((task.label != UNKNOWN).sum())) for target in wanted}
+        averages = {
+            target: np.average(
+                [cross_fits[part].out_of_fold for part in PARTS[target]], axis=0, weights=weights[target]
+            )
+            for target in wanted
+        }
+        calibrations = {target: fit_calibration(average, correct) for target, average in averages.items()}
+        calibrated = {target: calibrations[target].apply(averages[target]) for target in wanted}
+        qualities = {target: decision_quality(calibrated[target], correct, cost) for target in wanted}
+        self.selection_ = {target: float(quality[0]) for target, quality in qualities.items()}
+        self.target_ = _preferred(qualities)
+        self.weights_ = weights[self.target_]
+        self.calibration_, self.out_of_fold_ = calibrations[self.target_], calibrated[self.target_]
+        self.parts_ = tuple(_side_by_side(task, lambda part: cross_fits[part].finish(), PARTS[self.target_]))
+        on_step("final fit")
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:  # noqa: N803
+        """P(correct) per tier, (n_prompts, n_tiers); rows do not sum to one: tiers do not exclude each other."""
+        check_is_fitted(self, "parts_")
+        embedding = np.ascontiguousarray(X, dtype=np.float32)
+        predictions = [part.predict(embedding) for part in self.parts_]
+        return self.calibration_.apply(np.average(predictions, axis=0, weights=self.weights_))
+
+
+def part_weights(target: str, n_labelled: int) -> tuple[float, ...]:
+    """Weights of a target's parts; in the blend the classifier's grows with the prompts that have a label."""
+    if target != "blend":
+        return (1 / len(PARTS[target]),) * len(PARTS[target])
+    classifier = 0.5 * n_labelled / (n_labelled + CLASSIFIER_TRUST)
+    return (1 - classifier, classifier)
+
+
+def decision_quality(success: np.ndarray, correct: np.ndarray, cost_usd: np.ndarray) -> np.ndarray:
+    """AIQ of `worth x success - mean cost` on the prompts that every tier answered, (n_resamples,).
+
+    The first value is that of the prompts themselves, the others are of bootstrap resamples, the same
+    for every estimate. All 0 where too few prompts have outcomes of all tiers.
+    """
+    full = np.isfinite(correct).all(axis=1) & np.isfinite(cost_usd).all(axis=1)
+    if full.sum() < _MIN_SELECTION_PROMPTS:
+        return np.zeros(1 + _SELECTION_RESAMPLES)
+    outcomes = Outcomes(correct[full], cost_usd[full], best=int(correct[full].mean(axis=0).argmax()))
+    mean_cost = cost_usd[full].mean(axis=0)
+    policy = Policy(choices_by_worth(success[full], mean_cost, worth_grid(mean_cost)))
+    weights = resamples(int(full.sum()), n_bootstrap=_SELECTION_RESAMPLES)
+    return policy_figures(policy, outcomes, weights)["aiq"]
+
+
+def _preferred(qualities: dict[str, np.ndarray]) -> str:
+    """The blend, unless another target is better by more than a standard error of the difference."""
+    preferred = "blend" if "blend" in qualities else next(iter(qualities))
+    for target, quality in qualities.items():
+        advantage = quality - qualities[preferred]
+        if advantage[0] > advantage[1:].std():
+            preferred = target
+    return preferred
+
+
+def lightgbm_settings(n_prompts: int, seed: int) -> dict[str, object]:
+    """Small, strongly regularised trees: outcomes are noisy, and only differences between tiers decide."""
+    return {
+        "learning_rate": 0.04,
+        "num_leaves": 15,
+        "min_data_in_leaf": int(np.clip(n_prompts // 20, 10, 80)),
+        "feature_fraction": 0.4,
+        "bagging_fraction": 0.8,
+        "bagging_freq": 1,
+        "lambda_l2": 5.0,
+        "max_bin": 63,
+        "seed": seed,
+        "num_threads": 1,
+        "deterministic": True,
+        "force_col_wise": True,
+        "verbose": -1,
+    }
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every part is fitted on. correct is complete: gaps are filled. label may be UNKNOWN."""
+
+    embedding: np.ndarray
+    correct: np.ndarray
+    observed: np.ndarray
+    label: np.ndarray
+    folds: np.ndarray
+    basis: KernelBasis
+    features: np.ndarray
+    settings: dict[str, object]
+    n_threads: int
+
+    @classmethod
+    def prepare(
+        cls, embedding: np.ndarray, correct: np.ndarray, cost: np.ndarray, groups: np.ndarray, seed: int, n_threads: int
+    ) -> _Task:
+        basis = KernelBasis.fit(embedding, N_LANDMARKS, seed)
+        features = basis.features(embedding)
+        return cls(
+            embedding=embedding,
+            correct=_filled(correct, features),
+            observed=correct,
+            label=label_cheapest_correct(correct, cost),
+            folds=_usable_folds(groups, seed),
+            basis=basis,
+            features=features,
+            settings=lightgbm_settings(len(embedding), seed),
+            n_threads=n_threads,
+        )
+
+
+@dataclass(frozen=True)
+class _CrossFit:
+    """Out-of-fold estimates, (n_prompts, n_tiers), and how to fit the part on all prompts."""
+
+    out_of_fold: np.ndarray
+    finish: Callable[[], Estimator]
+
+
+def _kernel(task: _Task) -> _CrossFit:
+    rows = np.random.default_rng(0).permutation(len(task.correct))[:MAX_KERNEL_PROMPTS]
+    sampled = np.zeros(len(task.correct), dtype=bool)
+    sampled[rows] = True
+
+    def fit(train: np.ndarray) -> Kernel:
+        train = train & sampled
+        return task.basis.regress(task.features[train], task.correct[train])
+
+    return _CrossFit(_out_of_fold(task, fit), lambda: fit(np.ones(len(task.correct), dtype=bool)))
+
+
+def _contrast_trees(task: _Task) -> _CrossFit:
+    def fit(train: np.ndarray) -> ContrastTrees:
+        return ContrastTrees.fit(task.embedding[train], task.correct[train], CONTRAST_ROUNDS, task.settings)
+
+    return _CrossFit(_out_of_fold(task, fit), lambda: fit(np.ones(len(task.correct), dtype=bool)))
+
+
+def _cheapest_correct(task: _Task) -> _CrossFit:
+    known = task.label != UNKNOWN
+    present = np.unique(task.label[known])  # NONE and the tiers that are ever the cheapest correct one
+    classes = np.searchsorted(present, task.label)
+
+    def fit(train: np.ndarray) -> Forest:
+        rows = train & known
+        return fit_label_classifier(
+            task.embedding[rows], classes[rows], max(2, len(present)), LABEL_ROUNDS, task.settings
+        )
+
+    features = log_probabilities(_by_fold(task, lambda train, x: fit(train).raw_scores(x)))
+    weights, bias = logistic_per_tier(features, task.observed, LABEL_STRENGTH)
+    return _CrossFit(
+        sigmoid(features @ weights + bias),
+        lambda: CheapestCorrect(fit(np.ones(len(classes), dtype=bool)), weights, bias),
+    )
+
+
+_CROSS_FITS = {"kernel": _kernel, "contrast_trees": _contrast_trees, "cheapest_correct": _cheapest_correct}
+
+
+def _out_of_fold(task: _Task, fit: Callable[[np.ndarray], Estimator]) -> np.ndarray:
+    """Predictions for each prompt by the part fitted on the other folds."""
+    return _by_fold(task, lambda train, x: fit(train).predict(x))
+
+
+def _by_fold(task: _Task, fit_predict: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """fit_predict(mask of the other folds, embeddings of the fold) of every fold, in the order of the prompts."""
+    held_out = [task.folds == fold for fold in np.unique(task.folds)]
+    predictions = _side_by_side(task, lambda rows: fit_predict(~rows, task.embedding[rows]), held_out)
+    result = np.empty((len(task.folds), predictions[0].shape[1]))
+    for rows, prediction in zip(held_out, predictions, strict=True):
+        result[rows] = prediction
+    return result
+
+
+def _side_by_side(task: _Task, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """work(item) of every item, n_threads at a time."""
+    with ThreadPoolExecutor(task.n_threads) as pool:
+        return list(pool.map(work, items))
+
+
+def _usable_folds(groups: np.ndarray, seed: int) -> np.ndarray:
+    """Fold of each row; raises LogError where all rows are of one group."""
+    folds = fold_numbers(groups, N_FOLDS, seed)
+    if len(np.unique(folds)) < 2:
+        raise LogError("all training prompts are of one or two groups (question_key); expected many")
+    return folds
+
+
+def _filled(correct: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Outcomes with each gap filled: the tier's estimate, moved by how the prompt's observed tiers differ from theirs.
+
+    Starts from the tiers' means and takes the kernel's estimates from there, twice.
+    """
+    observed = np.isfinite(correct)
+    if observed.all():
+        return correct
+    known = np.nan_to_num(correct)
+    means = known.sum(axis=0) / np.maximum(observed.sum(axis=0), 1)
+    estimate = np.broadcast_to(means, correct.shape)
+    filled = correct
+    for _ in range(3):
+        surprise = (observed * (known - estimate)).sum(axis=1, keepdims=True) / (
+            observed.sum(axis=1, keepdims=True) + 1
+        )
+        filled = np.where(observed, known, np.clip(estimate + surprise, 0, 1))
+        weights, bias = ridge(features[:MAX_KERNEL_PROMPTS], filled[:MAX_KERNEL_PROMPTS])
+        estimate = features @ weights + bias
+    return filled
+
+
+# ---- length ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LengthModel:
+    """Expected output tokens per tier: exp of a LightGBM regression on the logarithm, scaled to the right mean.
+
+    scale: per tier; for a tier without logged output tokens the constant itself, (n_tiers,).
+    tiers: those that have a booster, in the order of the forest.
+    """
+
+    forest: Forest
+    tiers: tuple[int, ...]
+    scale: np.ndarray
+
+    @classmethod
+    def fit(
+        cls, embedding: np.ndarray, output_tokens: np.ndarray, fallback: np.ndarray, groups: np.ndarray, seed: int
+    ) -> LengthModel:
+        """output_tokens: (n_prompts, n_tiers), NaN where not logged; fallback: constant per tier, (n_tiers,)."""
+        settings = {**lightgbm_settings(len(embedding), seed), "learning_rate": 0.1, "objective": "regression"}
+        boosters, tiers, scale = [], [], fallback.astype(float).copy()
+        for tier in range(output_tokens.shape[1]):
+            rows = np.flatnonzero(output_tokens[:, tier] > 0)
+            if len(rows) < MIN_PROMPTS:
+                continue
+            x, tokens = embedding[rows], output_tokens[rows, tier]
+            folds = fold_numbers(groups[rows], 2, seed)
+            predicted = np.full(len(rows), np.log(tokens).mean())
+            for fold in (0, 1):
+                held_out = folds == fold
+                if held_out.any() and not held_out.all():
+                    half = boost(x[~held_out], np.log(tokens[~held_out]), settings, LENGTH_ROUNDS)
+                    predicted[held_out] = np.asarray(half.predict(x[held_out]))
+            boosters.append(boost(x, np.log(tokens), settings, LENGTH_ROUNDS))
+            tiers.append(tier)
+            scale[tier] = tokens.mean() / np.exp(predicted).mean()  # Duan's smearing, as a ratio of means
+        return cls(Forest(tuple(boosters)), tuple(tiers), scale)
+
+    def predict(self, embedding: np.ndarray) -> np.ndarray:
+        """Expected output tokens, (n_prompts, n_tiers)."""
+        expected = np.tile(self.scale, (len(embedding), 1))
+        if self.tiers:
+            expected[:, self.tiers] *= np.exp(self.forest.raw_scores(embedding))
+        return expected
+
+    def add_to(self, graph: Graph, embedding: str, raw_scores: str) -> str:
+        """exp(raw_scores placed by tier) x scale."""
+        if self.tiers:
+            placement = np.zeros((len(self.tiers), len(self.scale)))
+            placement[np.arange(len(self.tiers)), self.tiers] = 1
+            logarithm = graph.affine(raw_scores, placement, np.zeros(len(self.scale)))
+        else:
+            logarithm = graph.add("Mul", graph.columns(embedding, 0, 1), graph.constant(0.0))
+        return graph.add("Mul", graph.add("Exp", logarithm), graph.constant(self.scale), output="output_tokens")

@@ -1,0 +1,72 @@
+"""Everything that was learned about the tiers, as one object: predicts in numpy, writes itself into a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from training.calibrate import Calibration
+from training.encoders import Encoder
+from training.estimators import Estimator, concatenated
+from training.fit import LengthModel
+from training.graph import DECISION_INPUTS, Graph, add_decision, encoder_inputs
+
+
+@dataclass(frozen=True)
+class TierModel:
+    """Success and answer length of every tier.
+
+    parts: averaged with weights, which sum to one, then calibrated.
+    """
+
+    parts: tuple[Estimator, ...]
+    weights: tuple[float, ...]
+    calibration: Calibration
+    lengths: LengthModel
+
+    def success(self, embedding: np.ndarray) -> np.ndarray:
+        """Calibrated P(correct), (n_prompts, n_tiers)."""
+        predictions = [part.predict(embedding) for part in self.parts]
+        return self.calibration.apply(np.average(predictions, axis=0, weights=self.weights))
+
+    def raw_scores(self, embedding: np.ndarray) -> np.ndarray:
+        """Raw scores of all trees, as the graph's tree ensemble gives them."""
+        return concatenated((*self.parts, self.lengths)).raw_scores(embedding)
+
+    @property
+    def n_trees(self) -> int:
+        """Trees in the graph."""
+        return concatenated((*self.parts, self.lengths)).n_trees
+
+    def head(self, n_dims: int) -> onnx.ModelProto:
+        """The graph from `embedding`, float32 (n, n_dims), to `success`, `output_tokens` and `raw_scores`."""
+        graph = Graph()
+        self._add_to(graph, "embedding")
+        kinds = {name: (TensorProto.FLOAT, ["n", None]) for name in ("success", "output_tokens", "raw_scores")}
+        return graph.model({"embedding": (TensorProto.FLOAT, ["n", n_dims])}, kinds)
+
+    def whole(self, encoder: Encoder) -> onnx.ModelProto:
+        """The graph that ships: from tokens, prices and dials to the decision."""
+        graph = Graph()
+        self._add_to(graph, graph.include(encoder))
+        add_decision(graph, "success", "output_tokens")
+        per_tier = {name: (TensorProto.FLOAT, ["n", "n_tiers"]) for name in ("success", "output_tokens", "cost_usd")}
+        return graph.model({**encoder_inputs(), **DECISION_INPUTS}, {**per_tier, "tier": (TensorProto.INT64, ["n"])})
+
+    def _add_to(self, graph: Graph, embedding: str) -> None:
+        graph.trees(embedding, concatenated((*self.parts, self.lengths)).boosters, output="raw_scores")
+        names, start = [], 0
+        for part in (*self.parts, self.lengths):
+            stop = start + part.forest.n_outputs
+            columns = graph.columns("raw_scores", start, stop) if stop > start else ""
+            names.append(part.add_to(graph, embedding, columns))
+            start = stop
+        *successes, _ = names
+        weighted = [
+            graph.add("Mul", success, graph.constant(weight))
+            for success, weight in zip(successes, self.weights, strict=True)
+        ]
+        self.calibration.add_to(graph, graph.add("Sum", *weighted))

@@ -1,0 +1,247 @@
+"""The training line, from a log to a bundle; read it from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from router.bundle import FORMAT_VERSION, Bundle, EncoderInfo, Manifest
+from router.tiers import Tier, read_tiers
+from training.calibrate import calibrate_dial
+from training.config import TrainingConfig
+from training.costs import AttemptCosts, attempt_costs
+from training.embed import Embeddings, embed
+from training.encoders import Encoder, StaticRecipe, with_token_kinds
+from training.errors import LogError
+from training.evaluate import Evaluation, TrainingPart, evaluate_table
+from training.export import Parity, check_parity, check_target, draft_bundle, versions
+from training.fit import LengthModel, SuccessEstimator
+from training.ingest import LogSource, OutcomeTable, ingest
+from training.label import label_cheapest_correct, label_distribution
+from training.model import TierModel
+from training.report import report_figures, write_report
+from training.shelf import EncoderShelf
+from training.split import test_mask
+from training.track import Tracker, default_tracking_uri, tracked_run
+
+logger = logging.getLogger(__name__)
+
+MAX_TRANSFORMER_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run made and measured.
+
+    selection: out-of-fold AIQ of each target that was tried. label_distribution: per segment.
+    n_embedded: prompts whose embedding was not in the cache. encoder_reused: an earlier run had learned it.
+    """
+
+    bundle: Path
+    manifest: Manifest
+    log: OutcomeTable
+    label_distribution: dict[str, dict[str, float]]
+    evaluation: Evaluation
+    parity: Parity
+    selection: dict[str, float]
+    n_embedded: int
+    encoder_reused: bool
+
+
+def train(
+    logs: LogSource | Sequence[LogSource],
+    tiers: str | Path,
+    out: str | Path,
+    config: TrainingConfig | None = None,
+    *,
+    tracking_uri: str | None = None,
+    progress: bool = False,
+) -> TrainingResult:
+    """Train a router on logged outcomes and write its bundle to the folder `out`.
+
+    logs: files, folders, globs or DataFrames in the format of data/README.md. tiers: a tiers.toml.
+    tracking_uri: of MLflow; None takes a sqlite database beside the bundle, "none" tracks nothing.
+    progress: bars on stderr.
+
+    Beside the bundle stand `<out>-training.parquet` (what `evaluate` fits its baselines on; no prompt
+    text) and, where rows were broken, `<out>-quarantine.parquet`.
+
+    Raises LogError, TierError, ConfigError, EncoderError, ParityError; `out` is then left as it was.
+    """
+    out, config = Path(out), config or TrainingConfig()
+    check_target(out)
+    tiers_read, tiers_text = read_tiers(tiers), Path(tiers).read_text(encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    uri = default_tracking_uri(out) if tracking_uri is None else tracking_uri
+    with tracked_run(uri, out.name) as tracker, tqdm(desc="train", unit="step", disable=not progress) as bar:
+
+        def done(step: str) -> None:
+            bar.set_postfix_str(step)
+            bar.update()
+            logger.info("%s", step)
+
+        return _run(logs, tiers_read, tiers_text, out, config, tracker, done, progress)
+
+
+def _run(
+    logs: LogSource | Sequence[LogSource],
+    tiers: tuple[Tier, ...],
+    tiers_text: str,
+    out: Path,
+    config: TrainingConfig,
+    tracker: Tracker,
+    done: Callable[[str], None],
+    progress: bool,
+) -> TrainingResult:
+    quarantine = out.with_name(f"{out.name}-quarantine.parquet")
+    log = ingest(logs, tiers, quarantine=quarantine, drop_unparsed=config.drop_unparsed)
+    done("ingest")
+    costs = attempt_costs(log, tiers)
+    labels = label_distribution(label_cheapest_correct(log.correct, costs.cost_usd), log.tiers, log.segments)
+    in_test = test_mask(log.groups, config.test_share, config.seed)
+    in_training = ~in_test & np.isfinite(log.correct).any(axis=1)
+    if not in_training.any() or not in_test.any():
+        raise LogError(f"{log.n_prompts} prompts cannot be split into training and test; expected some hundreds")
+
+    cache = config.cache or out.parent / ".cache"
+    encoder, reused = make_encoder(config, log.rows(in_training), cache)
+    done("encoder")
+    embeddings = embed(encoder, log.prompts, log.prompt_ids, cache, progress=progress)
+    done("embed")
+
+    known, vectors = log.rows(in_training), embeddings.vectors[in_training]
+    estimator = SuccessEstimator(config.target, config.seed, config.n_threads).fit(
+        vectors, known.correct, cost_usd=costs.cost_usd[in_training], groups=known.groups, on_step=done
+    )
+    lengths = LengthModel.fit(vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed)
+    done("lengths")
+    dial = calibrate_dial(estimator.out_of_fold_, known.correct, config.confidence)
+    done("dial")
+
+    model = TierModel(estimator.parts_, estimator.weights_, estimator.calibration_, lengths)
+    graph = model.whole(encoder)
+    held_out = log.rows(in_test)
+    parity = check_parity(model, encoder, graph, held_out.prompts, embeddings.vectors[in_test], config.seed)
+    done("parity")
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        tiers=log.tiers,
+        best_tier=log.tiers[best_tier(known.correct)],
+        success=tuple(np.nanmean(known.correct, axis=0).tolist()),
+        output_tokens=tuple(costs.mean_output_tokens.tolist()),
+        encoder=encoder_info(encoder, log, embeddings),
+        default_quality=config.default_quality,
+        confidence=config.confidence,
+        dial=dial,
+        training={
+            "data_digest": log.digest,
+            "n_prompts": log.n_prompts,
+            "n_trained_on": known.n_prompts,
+            "first_timestamp": log.first_timestamp and log.first_timestamp.isoformat(),
+            "last_timestamp": log.last_timestamp and log.last_timestamp.isoformat(),
+            "target": estimator.target_,
+            "n_trees": model.n_trees,
+            "seed": config.seed,
+            "test_share": config.test_share,
+            "estimated_cost_share": costs.estimated_share,
+        },
+        versions=versions(),
+        mlflow_run_id=tracker.run_id,
+        files={},
+    )
+    draft = draft_bundle(out, encoder, graph, tiers_text, manifest)
+    try:
+        part = TrainingPart(known.groups, vectors, known.correct, costs.cost_usd[in_training])
+        evaluation = evaluate_table(
+            Bundle.load(draft.folder),
+            held_out,
+            part,
+            vectors=embeddings.vectors[in_test],
+            seed=config.seed,
+            on_step=done,
+        )
+        figures = report_figures(evaluation)
+        write_report(draft.folder, manifest, evaluation, log, labels, figures)
+        part.save(TrainingPart.path_of(out))
+        manifest = draft.publish()
+    except BaseException:
+        shutil.rmtree(draft.folder, ignore_errors=True)
+        raise
+    _track(tracker, config, manifest, log, labels, costs, evaluation, estimator.selection_)
+    tracker.log_figures(figures)
+    tracker.log_bundle(out)
+    done("done")
+    return TrainingResult(
+        bundle=out,
+        manifest=manifest,
+        log=log,
+        label_distribution=labels,
+        evaluation=evaluation,
+        parity=parity,
+        selection=estimator.selection_,
+        n_embedded=embeddings.n_computed,
+        encoder_reused=reused,
+    )
+
+
+def make_encoder(config: TrainingConfig, log: OutcomeTable, cache: Path) -> tuple[Encoder, bool]:
+    """The encoder that the settings name, and whether an earlier run had learned it."""
+    if config.encoder == "static":
+        return EncoderShelf(cache / "encoders").static(log.prompts, log.prompt_ids, StaticRecipe(), config.seed)
+    from training.transformer import export_transformer  # torch, only where asked for
+
+    tokenizer, graph = export_transformer(config.encoder, MAX_TRANSFORMER_TOKENS)
+    return with_token_kinds(config.encoder, tokenizer, graph, MAX_TRANSFORMER_TOKENS), False
+
+
+def best_tier(correct: np.ndarray) -> int:
+    """The tier with the highest accuracy, on the prompts that every tier answered where there are any."""
+    full = np.isfinite(correct).all(axis=1)
+    return int(np.nanmean(correct[full] if full.any() else correct, axis=0).argmax())
+
+
+def encoder_info(encoder: Encoder, log: OutcomeTable, embeddings: Embeddings) -> EncoderInfo:
+    """What the runtime must know of the encoder; token ratios are those of the log."""
+    n_chars = np.array([len(prompt) for prompt in log.prompts])
+    uncut = (embeddings.n_tokens < encoder.max_tokens) & (embeddings.n_tokens > 0)
+    billed = np.isfinite(log.input_tokens).any(axis=1) & uncut
+    ratio = 1.0
+    if billed.any():
+        ratio = float(np.nanmean(log.input_tokens[billed], axis=1).sum() / embeddings.n_tokens[billed].sum())
+    return EncoderInfo(
+        name=encoder.name,
+        digest=encoder.digest,
+        max_chars=encoder.max_chars,
+        max_tokens=encoder.max_tokens,
+        tokens_per_char=float(embeddings.n_tokens[uncut].sum() / max(1, n_chars[uncut].sum())) if uncut.any() else 0.25,
+        billed_tokens_per_token=ratio,
+    )
+
+
+def _track(
+    tracker: Tracker,
+    config: TrainingConfig,
+    manifest: Manifest,
+    log: OutcomeTable,
+    labels: dict[str, dict[str, float]],
+    costs: AttemptCosts,
+    evaluation: Evaluation,
+    selection: dict[str, float],
+) -> None:
+    """Settings, facts of the data, and what was measured."""
+    facts = {**asdict(config), **manifest.training, "bundle_id": manifest.bundle_id, "tiers": ", ".join(log.tiers)}
+    tracker.log_params(facts)
+    metrics = {f"{name}": figure.value for name, figure in evaluation.router.figures.items()}
+    metrics |= {f"baseline.{name}.aiq": result.figures["aiq"].value for name, result in evaluation.baselines.items()}
+    metrics |= {f"label.{name}": share for name, share in labels["all"].items()}
+    metrics |= {f"ece.{tier}": figures[0].value for tier, figures in evaluation.calibration.items()}
+    metrics |= {f"out_of_fold_aiq.{target}": aiq for target, aiq in selection.items()}
+    metrics |= {"rows.quarantined": sum(log.summary.quarantined.values()), "rows.used": log.summary.n_used}
+    metrics["estimated_cost_share"] = costs.estimated_share
+    tracker.log_metrics(metrics)

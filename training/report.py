@@ -1,0 +1,277 @@
+"""The report of a bundle: pictures, report.html, report.json, and the model card README.md."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from router.bundle import Manifest
+from training.evaluate import Evaluation
+from training.ingest import OutcomeTable
+from training.metrics import Interval, hull
+
+_ROUTER, _BASELINES, _TIERS, _ORACLE = "#0b6e4f", "#8a8f98", "#1f2933", "#c8963e"
+_BASELINE_STYLES = {"knn": "--", "kmeans": ":", "linear": "-."}
+_MIX_COLORS = "viridis"
+
+
+# ---- pictures --------------------------------------------------------------------------------------
+
+
+def report_figures(evaluation: Evaluation) -> dict[str, Figure]:
+    """All pictures of the report, by name."""
+    return {
+        "cost_quality": cost_quality_figure(evaluation),
+        "calibration": calibration_figure(evaluation),
+        "tier_mix": tier_mix_figure(evaluation),
+    }
+
+
+def cost_quality_figure(evaluation: Evaluation) -> Figure:
+    """Accuracy against cost: the router's curve above the baselines', single tiers and oracle as points."""
+    figure, axes = _figure(7.2, 4.6)
+    singles = np.array([[cost.value, accuracy.value] for accuracy, cost in evaluation.single.values()])
+    for name, style in _BASELINE_STYLES.items():
+        points = np.array(evaluation.baselines[name].curve)
+        axes.plot(*_with_singles(points, singles), style, color=_BASELINES, lw=1.3, label=name)
+    axes.plot(*_with_singles(np.empty((0, 2)), singles), color=_TIERS, lw=0.9, alpha=0.5, label="mix of single tiers")
+    axes.plot(*_with_singles(np.array(evaluation.router.curve), singles), color=_ROUTER, lw=2.6, label="router")
+    axes.scatter(singles[:, 0], singles[:, 1], color=_TIERS, zorder=5, s=28)
+    for tier, (cost, accuracy) in zip(evaluation.single, singles, strict=True):
+        axes.annotate(tier, (cost, accuracy), xytext=(6, -11), textcoords="offset points", fontsize=8.5, color=_TIERS)
+    (oracle_cost, oracle_accuracy) = evaluation.baselines["oracle"].curve[0]
+    axes.scatter(
+        [oracle_cost], [oracle_accuracy], marker="*", s=130, color=_ORACLE, zorder=5, label="oracle (one lucky run)"
+    )
+    if singles[:, 0].min() > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("${x:g}")
+        axes.xaxis.set_minor_formatter("")
+    axes.set_xlabel("cost, USD per 1,000 requests")
+    axes.set_ylabel("accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    saving = 1 - evaluation.router.figures["cost_at_98"].value
+    axes.set_title(f"98 % of the best tier's accuracy at {saving:.0%} less cost", loc="left", fontsize=11)
+    axes.legend(fontsize=8.5, frameon=False, loc="lower right")
+    return figure
+
+
+def calibration_figure(evaluation: Evaluation) -> Figure:
+    """Reliability diagram per tier: predicted success against the share that was correct."""
+    n = len(evaluation.tiers)
+    columns = min(n, 5)
+    lines = -(-n // columns)
+    figure = Figure(figsize=(2.5 * columns + 0.6, 2.6 * lines + 0.5), dpi=144, layout="constrained")
+    for index, tier in enumerate(evaluation.tiers):
+        axes = figure.add_subplot(lines, columns, index + 1)
+        predicted, correct, count = np.array(evaluation.reliability[tier]).T
+        axes.plot([0, 1], [0, 1], color=_BASELINES, lw=1)
+        error = 1.96 * np.sqrt(np.maximum(correct * (1 - correct), 0.01) / count)
+        axes.errorbar(predicted, correct, yerr=error, fmt="o", ms=3.5, lw=1, color=_ROUTER)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        ece = evaluation.calibration[tier][0].value
+        axes.set_title(f"{tier}\nECE {ece:.3f}", fontsize=9)
+        axes.tick_params(labelsize=8)
+        if index % columns == 0:
+            axes.set_ylabel("share correct", fontsize=8.5)
+        axes.set_xlabel("predicted success", fontsize=8.5)
+    return figure
+
+
+def tier_mix_figure(evaluation: Evaluation) -> Figure:
+    """Share of requests per tier against the quality asked for."""
+    figure, axes = _figure(7.2, 3.2)
+    qualities = [f"{point.quality:.2f}" for point in evaluation.dial]
+    colors = mpl.colormaps[_MIX_COLORS](np.linspace(0.12, 0.9, len(evaluation.tiers)))
+    order = np.argsort([evaluation.single[tier][1].value for tier in evaluation.tiers])
+    bottom = np.zeros(len(qualities))
+    for color, k in zip(colors[::-1], order, strict=True):
+        axes.bar(qualities, evaluation.shares[:, k], bottom=bottom, color=color, width=0.82, label=evaluation.tiers[k])
+        bottom += evaluation.shares[:, k]
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylabel("share of requests")
+    axes.set_xlabel("quality asked for (share of the best tier's accuracy to keep)")
+    axes.set_title("Where requests go; cheapest tier at the bottom", loc="left", fontsize=11)
+    axes.legend(fontsize=8.5, frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple[Figure, mpl.axes.Axes]:
+    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _with_singles(points: np.ndarray, singles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The hull of (cost, accuracy) points, those of single tiers among them."""
+    every = np.concatenate([points.reshape(-1, 2), singles])
+    return hull(every[:, 0], every[:, 1])
+
+
+# ---- files -----------------------------------------------------------------------------------------
+
+
+def write_report(
+    folder: Path,
+    manifest: Manifest,
+    evaluation: Evaluation,
+    log: OutcomeTable,
+    labels: Mapping[str, Mapping[str, float]],
+    figures: Mapping[str, Figure],
+) -> None:
+    """Write report.json, report.html and README.md into a bundle's folder."""
+    document = {**evaluation.to_json(), "label_distribution": labels, "training": manifest.training}
+    (folder / "report.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    tables = report_tables(evaluation, labels)
+    (folder / "report.html").write_text(_html(manifest, evaluation, log, tables, figures), encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(manifest, evaluation, log, tables), encoding="utf-8")
+
+
+def report_tables(
+    evaluation: Evaluation, labels: Mapping[str, Mapping[str, float]] | None
+) -> dict[str, tuple[Sequence[str], list[Sequence[str]]]]:
+    """Every table of the report: title to (header, rows)."""
+    policies = {"router": evaluation.router, **evaluation.baselines}
+    names = [name for name in ("aiq", "perf_gain", "cost_save", "cost_at_98", "cost_at_95", "apgr", "cpt50", "cpt80")
+             if name in evaluation.router.figures]  # fmt: skip
+    tables: dict[str, tuple[Sequence[str], list[Sequence[str]]]] = {
+        "Router and baselines": (
+            ["policy", *names],
+            [[name, *(_cell(result.figures.get(figure)) for figure in names)] for name, result in policies.items()],
+        ),
+        "Single tiers": (
+            ["tier", "accuracy", "USD per 1,000 requests", "ECE", "Brier", "predicted / measured cost"],
+            [
+                [tier, _cell(accuracy), _cell(cost), _cell(evaluation.calibration[tier][0]), _cell(evaluation.calibration[tier][1]),
+                 f"{evaluation.cost_ratio.get(tier, float('nan')):.2f}"]
+                for tier, (accuracy, cost) in evaluation.single.items()
+            ],
+        ),
+        "Quality dial": (
+            ["quality", "slack", "promised", "accuracy kept", "accuracy", "USD per 1,000 requests"],
+            [
+                [f"{point.quality:.2f}", f"{point.slack:.3f}", "yes" if point.promised else "no",
+                 _cell(point.kept), _cell(point.accuracy), _cell(point.usd_per_1k)]
+                for point in evaluation.dial
+            ],
+        ),
+    }  # fmt: skip
+    if evaluation.segments:
+        tables["Segments (AIQ)"] = (
+            ["segment", "prompts", "router", "knn", "kmeans", "linear", "mix of single tiers"],
+            [
+                [name, f"{entry['n_prompts']:,}", f"{entry['router']['aiq']['value']:.3f}"]
+                + [
+                    f"{entry['baselines'][rival]['aiq']['value']:.3f}"
+                    for rival in ("knn", "kmeans", "linear", "random")
+                ]
+                for name, entry in evaluation.segments.items()
+            ],
+        )
+    if labels is not None:
+        tables["Cheapest-correct label"] = (
+            ["segment", *labels["all"]],
+            [[segment, *(f"{share:.1%}" for share in shares.values())] for segment, shares in labels.items()],
+        )
+    return tables
+
+
+def _cell(figure: Interval | None) -> str:
+    if figure is None:
+        return ""
+    digits = 3 if abs(figure.value) < 10 else 2
+    return f"{figure.value:.{digits}f} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
+
+
+def _facts(manifest: Manifest, evaluation: Evaluation, log: OutcomeTable) -> list[str]:
+    """What the figures rest on, a sentence each."""
+    training = manifest.training
+    facts = [
+        f"Log: {log.summary}.",
+        f"Trained on {training['n_trained_on']:,} prompts; judged on {evaluation.n_prompts:,} others that every tier "
+        f"answered, split by question; target {training['target']}; {training['n_trees']} trees; encoder {manifest.encoder.name}.",
+        f"AIQ is the mean accuracy on the hull of policy and single tiers, over the cost from the cheapest tier's to "
+        f"{evaluation.best_tier}'s ({evaluation.single[evaluation.best_tier][1].value:.4g} USD per 1,000 requests). "
+        "cost_at_98 is the cost relative to always asking the best tier at 98 % of its accuracy. "
+        "In brackets: 95 % bootstrap interval over prompts.",
+        f"The dial's promise: with {manifest.confidence:.0%} confidence, the accuracy kept relative to always asking "
+        f"{manifest.best_tier} is at least the quality asked for, in whatever order prices rank the tiers, as long as "
+        "requests are exchangeable with the log's prompts.",
+    ]
+    if evaluation.estimated_cost_share > 0:
+        facts.append(
+            f"The log lacks the cost of {evaluation.estimated_cost_share:.0%} of the judged attempts; "
+            "those are estimated from mean answer lengths, so read costs as ratios."
+        )
+    return facts
+
+
+def _html(
+    manifest: Manifest,
+    evaluation: Evaluation,
+    log: OutcomeTable,
+    tables: Mapping[str, tuple[Sequence[str], list[Sequence[str]]]],
+    figures: Mapping[str, Figure],
+) -> str:
+    captions = {
+        "cost_quality": "Cost and quality on prompts that training never saw.",
+        "calibration": "Predicted success against what happened; on the line is right.",
+        "tier_mix": "What the quality dial does.",
+    }
+    pictures = "".join(
+        f'<figure><img alt="{captions[name]}" src="data:image/png;base64,{_png(figure)}"><figcaption>{captions[name]}</figcaption></figure>'
+        for name, figure in figures.items()
+    )
+    facts = "".join(f"<p>{html.escape(fact)}</p>" for fact in _facts(manifest, evaluation, log))
+    sections = "".join(f"<h2>{html.escape(title)}</h2>{_html_table(*table)}" for title, table in tables.items())
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Router report</title><style>'
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1f2933}"
+        "h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:2rem}img{max-width:100%}figure{margin:1.5rem 0}"
+        "figcaption{color:#606873;font-size:.9rem}.scroll{overflow-x:auto}"
+        "table{border-collapse:collapse;font-size:.82rem}td,th{padding:.25rem .7rem .25rem 0;text-align:left;white-space:nowrap}"
+        "th{border-bottom:1px solid #9aa1ab}td{border-bottom:1px solid #e4e7eb;font-variant-numeric:tabular-nums}"
+        f"</style><h1>{html.escape(evaluation.verdict)}</h1>{pictures}{facts}{sections}</html>\n"
+    )
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _html_table(header: Sequence[str], rows: list[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return f'<div class="scroll"><table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
+
+
+def _model_card(
+    manifest: Manifest,
+    evaluation: Evaluation,
+    log: OutcomeTable,
+    tables: Mapping[str, tuple[Sequence[str], list[Sequence[str]]]],
+) -> str:
+    def table(header: Sequence[str], rows: list[Sequence[str]]) -> str:
+        lines = [header, ["---"] * len(header), *rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+    sections = "\n\n".join(f"## {title}\n\n{table(*content)}" for title, content in tables.items())
+    facts = "\n\n".join(_facts(manifest, evaluation, log))
+    use = (
+        "```python\nfrom router import Router\n\n"
+        'router = Router.load("this folder")\nrouter.route("your prompt", quality=0.98).tier\n```'
+    )
+    return f"# Router over {', '.join(manifest.tiers)}\n\n{evaluation.verdict}\n\n{use}\n\n{facts}\n\n{sections}\n"

@@ -1,0 +1,79 @@
+"""Learned encoders, kept so that a log which has grown a little need not be embedded anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import onnx
+
+from training.encoders import Encoder, StaticRecipe, learn_static
+
+MIN_OVERLAP = 0.8
+_SKETCH_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class EncoderShelf:
+    """Static encoders of one cache folder.
+
+    One is taken again where the prompts it was learned from and the present ones overlap by at least
+    MIN_OVERLAP (Jaccard similarity, estimated from bottom-k sketches, Broder 1997); the result then
+    depends on the cache as well as on the log, and the bundle's manifest names the encoder's digest.
+    """
+
+    folder: Path
+
+    def static(
+        self, prompts: Sequence[str], prompt_ids: np.ndarray, recipe: StaticRecipe, seed: int
+    ) -> tuple[Encoder, bool]:
+        """An encoder for these prompts, and whether it was on the shelf."""
+        key = hashlib.sha256(json.dumps([asdict(recipe), seed]).encode()).hexdigest()[:16]
+        sketch = bottom_k(prompt_ids)
+        for entry in sorted(self.folder.glob(f"{key}-*")):
+            kept = self._read(entry)
+            if kept is not None and overlap(kept[1], sketch) >= MIN_OVERLAP:
+                return kept[0], True
+        encoder = learn_static(prompts, recipe, seed)
+        self._write(self.folder / f"{key}-{encoder.digest[:16]}", encoder, sketch)
+        return encoder, False
+
+    def _write(self, entry: Path, encoder: Encoder, sketch: np.ndarray) -> None:
+        """One folder an encoder, complete as soon as it has its name."""
+        if entry.exists():
+            return
+        unfinished = self.folder / f".{uuid4().hex}.tmp"
+        unfinished.mkdir(parents=True)
+        (unfinished / "tokenizer.json").write_text(encoder.tokenizer_json, encoding="utf-8")
+        (unfinished / "encoder.onnx").write_bytes(encoder.graph.SerializeToString(deterministic=True))
+        facts = {"name": encoder.name, "max_chars": encoder.max_chars, "max_tokens": encoder.max_tokens}
+        (unfinished / "facts.json").write_text(json.dumps({**facts, "sketch": sketch.tolist()}))
+        unfinished.rename(entry)
+
+    def _read(self, entry: Path) -> tuple[Encoder, np.ndarray] | None:
+        """None where the entry is not readable: it is then learned again."""
+        try:
+            facts = json.loads((entry / "facts.json").read_text())
+            sketch = np.array(facts.pop("sketch"), dtype=np.str_)
+            tokenizer = (entry / "tokenizer.json").read_text(encoding="utf-8")
+            graph = onnx.load_model_from_string((entry / "encoder.onnx").read_bytes())
+            return Encoder(tokenizer_json=tokenizer, graph=graph, **facts), sketch
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def bottom_k(prompt_ids: np.ndarray) -> np.ndarray:
+    """The smallest ids; as ids are digests, a random sample that two logs draw alike."""
+    return np.unique(prompt_ids)[:_SKETCH_SIZE]
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
+    """Estimated Jaccard similarity of the sets behind two sketches."""
+    union = np.union1d(first, second)[:_SKETCH_SIZE]
+    both = np.intersect1d(first, second)
+    return float(np.isin(union, both).mean()) if len(union) else 0.0

@@ -1,0 +1,27 @@
+"""Splits by group, so that no question stands on two sides."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+def group_positions(groups: np.ndarray, seed: int) -> np.ndarray:
+    """A number in [0, 1) per row, the same for all rows of a group.
+
+    It depends on the group's name and the seed alone: a prompt keeps its side as the log grows.
+    """
+    names, inverse = np.unique(groups, return_inverse=True)
+    digests = [hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8] for name in names]
+    return np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])[inverse]
+
+
+def test_mask(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """True for about `share` of the groups: the rows that no part of training sees."""
+    return group_positions(groups, seed) < share
+
+
+def fold_numbers(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
+    """Fold 0 .. n_folds - 1 of each row, for cross-fitting."""
+    return (group_positions(groups, seed + 1) * n_folds).astype(int)

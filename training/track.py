@@ -1,0 +1,115 @@
+"""Where a run is written down: MLflow, or nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from matplotlib.figure import Figure
+
+NO_TRACKING = "none"
+EXPERIMENT = "token-broker"
+
+
+class Tracker(Protocol):
+    """What a training run tells about itself."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's identity, None where nothing is tracked."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Settings and facts of the run."""
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Figures."""
+
+    def log_figures(self, figures: Mapping[str, Figure]) -> None:
+        """Plots, by name."""
+
+    def log_bundle(self, folder: Path) -> None:
+        """The bundle's folder."""
+
+
+class NoTracker:
+    """Tells nobody."""
+
+    run_id = None
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def log_figures(self, figures: Mapping[str, Figure]) -> None:
+        """Nothing."""
+
+    def log_bundle(self, folder: Path) -> None:
+        """Nothing."""
+
+
+class MlflowTracker:
+    """Tells MLflow, in the run that is active."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Settings and facts of the run."""
+        import mlflow
+
+        mlflow.log_params({name: str(value)[:500] for name, value in params.items()})
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Figures."""
+        import mlflow
+
+        mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
+
+    def log_figures(self, figures: Mapping[str, Figure]) -> None:
+        """Plots as `plots/<name>.png`."""
+        import mlflow
+
+        for name, figure in figures.items():
+            mlflow.log_figure(figure, f"plots/{name}.png")
+
+    def log_bundle(self, folder: Path) -> None:
+        """The bundle as artifact folder `bundle`."""
+        import mlflow
+
+        mlflow.log_artifacts(str(folder), "bundle")
+
+
+@contextmanager
+def tracked_run(tracking_uri: str, name: str) -> Iterator[Tracker]:
+    """A run at an MLflow tracking URI (file, sqlite or server); "none" tracks nothing."""
+    if tracking_uri == NO_TRACKING:
+        yield NoTracker()
+        return
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+            mlflow.create_experiment(EXPERIMENT, artifact_location=_artifact_location(tracking_uri))
+        mlflow.set_experiment(EXPERIMENT)
+        with mlflow.start_run(run_name=name) as run:
+            yield MlflowTracker(run.info.run_id)
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def default_tracking_uri(out: Path) -> str:
+    """A sqlite database beside the bundles."""
+    return f"sqlite:///{out.parent.resolve() / 'mlflow.db'}"
+
+
+def _artifact_location(tracking_uri: str) -> str | None:
+    """Artifacts of a local database stand beside it; a server decides for itself."""
+    if not tracking_uri.startswith("sqlite:///"):
+        return None
+    return str(Path(tracking_uri.removeprefix("sqlite:///")).parent / "mlartifacts")
