@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,13 @@ class Manifest:
     mlflow_run_id: str | None
     files: Mapping[str, str]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical content: JSON, keys sorted, no white space, without the digest itself."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    @property
+    @cached_property
     def bundle_id(self) -> str:
         """The first 16 hexadecimal digits of the digest."""
         return self.digest[:16]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from router.bundle import Manifest
 from router.errors import DialError
@@ -26,13 +27,25 @@ class Policy:
     regions: frozenset[str] | None = None
 
 
-class Dials(NamedTuple):
-    """quality is None where it has no say; promised tells whether the bundle stands by it."""
+@dataclass(frozen=True, slots=True)
+class Dials:
+    """What a request's dials come to.
+
+    quality: None where it has no say. promised: whether the bundle stands by it.
+    worth_input, slack_input: the two numbers as the graph takes them, float32 (1,).
+    """
 
     quality: float | None
     slack: float
     worth_usd: float
+    critical: bool
     promised: bool
+    worth_input: np.ndarray = field(init=False, repr=False, compare=False)
+    slack_input: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "worth_input", np.array([self.worth_usd], np.float32))
+        object.__setattr__(self, "slack_input", np.array([self.slack], np.float32))
 
 
 def resolve_dials(
@@ -49,13 +62,13 @@ def resolve_dials(
     if worth_usd is not None and not 0 <= worth_usd < math.inf:
         raise DialError(f"worth_usd is {worth_usd!r}; expected what a correct answer is worth, at least 0 USD")
     if critical:
-        return Dials(None, 0.0, 0.0, promised=False)
+        return Dials(None, 0.0, 0.0, critical=True, promised=False)
     if quality is None and worth_usd is not None:
-        return Dials(None, 1.0, worth_usd, promised=False)
+        return Dials(None, 1.0, worth_usd, critical=False, promised=False)
     if quality is None:
         quality = manifest.default_quality if policy.default_quality is None else policy.default_quality
     point = manifest.dial_point(quality)
-    return Dials(quality, point.slack, worth_usd or 0.0, point.promised)
+    return Dials(quality, point.slack, worth_usd or 0.0, critical=False, promised=point.promised)
 
 
 def offer_filter(regions: Collection[str] | None, capabilities: Collection[str]) -> Callable[[Offer], bool] | None:

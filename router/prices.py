@@ -3,21 +3,52 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+
+import numpy as np
 
 from router.errors import PriceError, TierError
 from router.tiers import Offer, Tier, parse_tiers
 
 
-class Quote(NamedTuple):
-    """Prices of one request, one entry per tier; `offers` is None where no offer is eligible."""
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The cheapest eligible offer of each tier, and its prices as the graph takes them.
 
-    usd_per_mtok_input: list[float]
-    usd_per_mtok_output: list[float]
-    offers: list[Offer | None]
+    offers: None where a tier has no eligible offer.
+    usd_per_mtok_input, usd_per_mtok_output: float32 (1, n_tiers), 0 where there is no offer.
+    open, open_critical: which tiers have an offer, and which of them may answer critical requests.
+    eligible, eligible_critical: the same as bool (1, n_tiers).
+    """
+
+    offers: tuple[Offer | None, ...]
+    usd_per_mtok_input: np.ndarray
+    usd_per_mtok_output: np.ndarray
+    open: tuple[bool, ...]
+    open_critical: tuple[bool, ...]
+    eligible: np.ndarray
+    eligible_critical: np.ndarray
+
+    @classmethod
+    def of(cls, tiers: Sequence[Tier], offers: tuple[Offer | None, ...]) -> Quote:
+        """The quote for one offer, or none, of each tier."""
+        has_offer = tuple(offer is not None for offer in offers)
+        any_reserved = any(tier.critical for tier in tiers)
+        may_answer = tuple(
+            is_open and (tier.critical or not any_reserved) for tier, is_open in zip(tiers, has_offer, strict=True)
+        )
+        return cls(
+            offers,
+            np.array([[offer.usd_per_mtok_input if offer else 0.0 for offer in offers]], np.float32),
+            np.array([[offer.usd_per_mtok_output if offer else 0.0 for offer in offers]], np.float32),
+            has_offer,
+            may_answer,
+            np.array([has_offer]),
+            np.array([may_answer]),
+        )
 
 
 @dataclass(frozen=True)
@@ -30,6 +61,7 @@ class PriceTable:
     tiers: tuple[Tier, ...]
     id: str
     text: str = field(repr=False)
+    _quotes: dict[tuple[int, ...], Quote] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def parse(cls, text: str, source: str = "tiers.toml") -> PriceTable:
@@ -64,19 +96,21 @@ class PriceTable:
         too, and weighs an offer's two prices against each other.
         accepts: further conditions on an offer (region, capability).
         """
-        usd_input: list[float] = []
-        usd_output: list[float] = []
-        offers: list[Offer | None] = []
+        chosen = []
         for tier, n_output in zip(self.tiers, output_tokens, strict=True):
-            best: Offer | None = None
-            best_usd = 0.0
-            for offer in tier.offers:
+            best, best_usd = -1, math.inf
+            for index, offer in enumerate(tier.offers):
                 if context_tokens + n_output > offer.context_window or (accepts is not None and not accepts(offer)):
                     continue
                 usd = context_tokens * offer.usd_per_mtok_input + n_output * offer.usd_per_mtok_output
-                if best is None or usd < best_usd:
-                    best, best_usd = offer, usd
-            offers.append(best)
-            usd_input.append(0.0 if best is None else best.usd_per_mtok_input)
-            usd_output.append(0.0 if best is None else best.usd_per_mtok_output)
-        return Quote(usd_input, usd_output, offers)
+                if usd < best_usd:
+                    best, best_usd = index, usd
+            chosen.append(best)
+        key = tuple(chosen)
+        quote = self._quotes.get(key)
+        if quote is None:
+            offers = tuple(
+                None if index < 0 else tier.offers[index] for tier, index in zip(self.tiers, key, strict=True)
+            )
+            quote = self._quotes[key] = Quote.of(self.tiers, offers)
+        return quote

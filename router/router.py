@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from tokenizers import Encoding
@@ -21,6 +21,7 @@ from router.tiers import Offer
 _BATCH_SIZE = 64
 _OUTPUTS = ["success", "output_tokens", "cost_usd", "tier"]
 _DEFAULT_POLICY = Policy()
+_MAX_KNOWN_DIALS = 1000
 
 
 class Router:
@@ -33,8 +34,7 @@ class Router:
 
     def __init__(self, bundle: Bundle, policy: Policy = _DEFAULT_POLICY) -> None:
         self._policy = policy
-        # Bundle and prices are swapped as one, so that no decision mixes two of them.
-        self._state = (_checked(bundle, policy), bundle.prices)
+        self._state = _State(_checked(bundle, policy), bundle.prices)
 
     @classmethod
     def load(cls, path: str | Path, policy: Policy = _DEFAULT_POLICY, *, n_threads: int = 1) -> Router:
@@ -47,22 +47,22 @@ class Router:
     @property
     def bundle(self) -> Bundle:
         """The bundle in use."""
-        return self._state[0]
+        return self._state.bundle
 
     @property
     def prices(self) -> PriceTable:
         """The price table in use."""
-        return self._state[1]
+        return self._state.prices
 
     def reload(self, path: str | Path) -> None:
         """Take another bundle, with its own price table; raises BundleError and keeps the present one."""
         bundle = _checked(Bundle.load(path, n_threads=self.bundle.n_threads), self._policy)
-        self._state = (bundle, bundle.prices)
+        self._state = _State(bundle, bundle.prices)
 
     def update_prices(self, path: str | Path) -> None:
         """Take the prices of a file in the format of tiers.toml; raises PriceError and keeps the present ones."""
-        bundle, _ = self._state
-        self._state = (bundle, PriceTable.read(path, bundle.manifest.tiers))
+        bundle = self.bundle
+        self._state = _State(bundle, PriceTable.read(path, bundle.manifest.tiers))
 
     def route(
         self,
@@ -96,11 +96,8 @@ class Router:
         try:
             text = prompt_text(prompt, messages)
         except PromptError as error:
-            return call.fallback(f"the prompt cannot be read: {error}", request_id)
-        tokens = call.tokens([text])[0]
-        if context_tokens is not None:
-            tokens = _Tokens(tokens.ids, float(context_tokens))
-        return call.decisions([tokens], [request_id])[0]
+            return call.unread(error, request_id)
+        return call.one(text, context_tokens, request_id)
 
     def route_batch(
         self,
@@ -114,21 +111,15 @@ class Router:
     ) -> list[Decision]:
         """Decide for many prompts with the same dials: the same decisions as one by one, faster."""
         call = self._call(quality, worth_usd, critical, regions, capabilities)
-        decisions: list[Decision | None] = [None] * len(prompts)
+        decisions: dict[int, Decision] = {}
         texts: dict[int, str] = {}
         for row, prompt in enumerate(prompts):
             try:
                 texts[row] = prompt_text(prompt, None)
             except PromptError as error:
-                decisions[row] = call.fallback(f"the prompt cannot be read: {error}", None)
-        tokens = dict(zip(texts, call.tokens(list(texts.values())), strict=True))
-        by_length = sorted(tokens, key=lambda row: len(tokens[row].ids))
-        for start in range(0, len(by_length), _BATCH_SIZE):
-            rows = by_length[start : start + _BATCH_SIZE]
-            batch = call.decisions([tokens[row] for row in rows], [None] * len(rows))
-            for row, decision in zip(rows, batch, strict=True):
-                decisions[row] = decision
-        return [decision for decision in decisions if decision is not None]
+                decisions[row] = call.unread(error, None)
+        decisions.update(zip(texts, call.many(list(texts.values())), strict=True))
+        return [decisions[row] for row in range(len(prompts))]
 
     def _call(
         self,
@@ -138,25 +129,26 @@ class Router:
         regions: Collection[str] | None,
         capabilities: Collection[str],
     ) -> _Call:
-        bundle, prices = self._state
-        return _Call(
-            bundle,
-            prices,
-            resolve_dials(bundle.manifest, self._policy, quality, worth_usd, critical=critical),
-            offer_filter(self._policy.regions if regions is None else regions, capabilities),
-            critical,
-            self._policy.fallback_tier or bundle.manifest.best_tier,
-        )
+        state = self._state
+        dials = state.known_dials.get((quality, worth_usd, critical))
+        if dials is None:
+            dials = resolve_dials(state.bundle.manifest, self._policy, quality, worth_usd, critical=critical)
+            if len(state.known_dials) < _MAX_KNOWN_DIALS:
+                state.known_dials[quality, worth_usd, critical] = dials
+        accepts = offer_filter(self._policy.regions if regions is None else regions, capabilities)
+        return _Call(state.bundle, state.prices, dials, accepts, self._policy.fallback_tier)
 
 
-class _Tokens(NamedTuple):
-    """A prompt as the graph takes it."""
+@dataclass(frozen=True)
+class _State:
+    """Bundle and prices, swapped as one, so that no decision mixes two of them."""
 
-    ids: Sequence[int]
-    context_tokens: float
+    bundle: Bundle
+    prices: PriceTable
+    known_dials: dict[tuple[float | None, float | None, bool], Dials] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Call:
     """All that is the same for every prompt of one call."""
 
@@ -164,128 +156,148 @@ class _Call:
     prices: PriceTable
     dials: Dials
     accepts: Callable[[Offer], bool] | None
-    critical: bool
-    fallback_tier: str
+    fallback_tier: str | None
 
-    def tokens(self, texts: Sequence[str]) -> list[_Tokens]:
-        """Tokenise; nothing that is a text can make this fail."""
+    def one(self, text: str, context_tokens: float | None, request_id: str | None) -> Decision:
+        """The decision for one prompt."""
         encoder = self.bundle.manifest.encoder
-        cut = [text[: encoder.max_chars] for text in texts]
-        return [
-            _Tokens(encoding.ids, encoder.context_tokens(len(text), len(encoding.ids)))
-            for text, encoding in zip(texts, _encode(self.bundle, cut), strict=True)
-        ]
+        ids = self.encodings([text[: encoder.max_chars]])[0].ids
+        if context_tokens is None:
+            context_tokens = encoder.context_tokens(len(text), len(ids))
+        quote = self.quote(context_tokens)
+        dials = self.dials
+        answer = self.run(
+            np.array([ids], np.int64),
+            np.ones((1, len(ids)), np.int64),
+            np.array([context_tokens], np.float32),
+            quote.usd_per_mtok_input,
+            quote.usd_per_mtok_output,
+            quote.eligible_critical if dials.critical else quote.eligible,
+            dials.worth_input,
+            dials.slack_input,
+        )
+        (success,), (output_tokens,), (cost_usd,), (tier,) = answer
+        return self.decision(context_tokens, quote, request_id, success, output_tokens, cost_usd, tier)
 
-    def decisions(self, batch: Sequence[_Tokens], request_ids: Sequence[str | None]) -> list[Decision]:
-        """One run of the graph, and what it answered in words."""
-        quotes = [self.quote(tokens.context_tokens) for tokens in batch]
-        answers = self.run(batch, quotes)
-        return [
-            self.decision(tokens, quote, request_id, *answer)
-            for tokens, quote, request_id, answer in zip(
-                batch, quotes, request_ids, zip(*answers, strict=True), strict=True
+    def many(self, texts: Sequence[str]) -> list[Decision]:
+        """The decisions for many prompts; those of like length go through the graph together."""
+        encoder, dials = self.bundle.manifest.encoder, self.dials
+        ids = [encoding.ids for encoding in self.encodings([text[: encoder.max_chars] for text in texts])]
+        context = [encoder.context_tokens(len(text), len(row)) for text, row in zip(texts, ids, strict=True)]
+        quotes = [self.quote(tokens) for tokens in context]
+        order = sorted(range(len(texts)), key=lambda row: len(ids[row]))
+        decisions: dict[int, Decision] = {}
+        for start in range(0, len(order), _BATCH_SIZE):
+            rows = order[start : start + _BATCH_SIZE]
+            input_ids = np.zeros((len(rows), len(ids[rows[-1]])), np.int64)
+            attention_mask = np.zeros_like(input_ids)
+            for line, row in enumerate(rows):
+                input_ids[line, : len(ids[row])] = ids[row]
+                attention_mask[line, : len(ids[row])] = 1
+            batch = [quotes[row] for row in rows]
+            answers = self.run(
+                input_ids,
+                attention_mask,
+                np.array([context[row] for row in rows], np.float32),
+                np.concatenate([quote.usd_per_mtok_input for quote in batch]),
+                np.concatenate([quote.usd_per_mtok_output for quote in batch]),
+                np.concatenate([quote.eligible_critical if dials.critical else quote.eligible for quote in batch]),
+                np.repeat(dials.worth_input, len(rows)),
+                np.repeat(dials.slack_input, len(rows)),
             )
-        ]
+            for row, *answer in zip(rows, *answers, strict=True):
+                decisions[row] = self.decision(context[row], quotes[row], None, *answer)
+        return [decisions[row] for row in range(len(texts))]
+
+    def unread(self, error: PromptError, request_id: str | None) -> Decision:
+        """The decision where a prompt is no prompt."""
+        return self.decision(0.0, self.quote(0.0), request_id, [], [], [], -1, f"the prompt cannot be read: {error}")
+
+    def encodings(self, texts: list[str]) -> Sequence[Encoding]:
+        """Encode texts; lone surrogates, which no tokenizer takes, are replaced first."""
+        try:  # the batch call even for one text: it does without offsets, which is faster
+            return self.bundle.tokenizer.encode_batch_fast(texts)
+        except (UnicodeEncodeError, TypeError):
+            return self.bundle.tokenizer.encode_batch_fast([valid_unicode(text) for text in texts])
 
     def quote(self, context_tokens: float) -> Quote:
         """The cheapest eligible offers now."""
         return self.prices.quote(context_tokens, self.bundle.manifest.output_tokens, self.accepts)
 
-    def run(self, batch: Sequence[_Tokens], quotes: Sequence[Quote]) -> tuple[list, ...]:
+    def run(
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        context_tokens: np.ndarray,
+        usd_per_mtok_input: np.ndarray,
+        usd_per_mtok_output: np.ndarray,
+        eligible: np.ndarray,
+        worth_usd: np.ndarray,
+        slack: np.ndarray,
+    ) -> list[list[Any]]:
         """success, output_tokens, cost_usd (each n lists of n_tiers) and tier (n) from the graph."""
-        n, length = len(batch), max(len(tokens.ids) for tokens in batch)
-        input_ids = np.zeros((n, length), np.int64)
-        attention_mask = np.zeros((n, length), np.int64)
-        for row, tokens in enumerate(batch):
-            input_ids[row, : len(tokens.ids)] = tokens.ids
-            attention_mask[row, : len(tokens.ids)] = 1
         feeds = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "context_tokens": np.array([tokens.context_tokens for tokens in batch], np.float32),
-            "usd_per_mtok_input": np.array([quote.usd_per_mtok_input for quote in quotes], np.float32),
-            "usd_per_mtok_output": np.array([quote.usd_per_mtok_output for quote in quotes], np.float32),
-            "eligible": np.array([self.eligible(quote) for quote in quotes], np.bool_),
-            "worth_usd": np.full(n, self.dials.worth_usd, np.float32),
-            "slack": np.full(n, self.dials.slack, np.float32),
+            "context_tokens": context_tokens,
+            "usd_per_mtok_input": usd_per_mtok_input,
+            "usd_per_mtok_output": usd_per_mtok_output,
+            "eligible": eligible,
+            "worth_usd": worth_usd,
+            "slack": slack,
         }
-        return tuple(answer.tolist() for answer in self.bundle.session.run(_OUTPUTS, feeds))
-
-    def eligible(self, quote: Quote) -> list[bool]:
-        """Which tiers may answer: those with an offer and, of a critical request, those reserved for it."""
-        if not self.critical or not any(tier.critical for tier in self.prices.tiers):
-            return [offer is not None for offer in quote.offers]
-        return [
-            offer is not None and tier.critical for offer, tier in zip(quote.offers, self.prices.tiers, strict=True)
-        ]
+        return [answer.tolist() for answer in self.bundle.session.run(_OUTPUTS, feeds)]
 
     def decision(
         self,
-        tokens: _Tokens,
+        context_tokens: float,
         quote: Quote,
         request_id: str | None,
         success: list[float],
         output_tokens: list[float],
         cost_usd: list[float],
         tier: int,
+        trouble: str | None = None,
     ) -> Decision:
-        """What the graph answered for one prompt, with its reason."""
-        names = self.bundle.manifest.tiers
+        """What the graph answered for one prompt, and why; tier -1 is a fallback."""
+        manifest, dials = self.bundle.manifest, self.dials
+        names = manifest.tiers
         is_fallback = tier < 0
-        name = self.fallback_tier if is_fallback else names[tier]
+        if is_fallback:
+            tier = names.index(self.fallback_tier or manifest.best_tier)
+            trouble = trouble or f"no tier is eligible for {context_tokens:.0f} input tokens"
+            reason = f"fallback to {names[tier]}: {trouble}"
+        else:
+            reason = self.reason(quote, success, tier)
         return Decision(
-            tier=name,
-            offer=quote.offers[names.index(name) if is_fallback else tier],
-            success=dict(zip(names, success, strict=True)),
-            output_tokens=dict(zip(names, output_tokens, strict=True)),
-            cost_usd=dict(zip(names, cost_usd, strict=True)),
-            reason=(
-                f"fallback to {name}: no tier has an offer that is eligible for {tokens.context_tokens:.0f} input tokens"
-                if is_fallback
-                else self.reason(self.eligible(quote), success, tier)
-            ),
-            context_tokens=tokens.context_tokens,
-            quality=self.dials.quality,
-            worth_usd=self.dials.worth_usd,
-            slack=self.dials.slack,
-            promised=self.dials.promised and not is_fallback,
-            fallback=is_fallback,
-            bundle_id=self.bundle.manifest.bundle_id,
-            price_table_id=self.prices.id,
-            request_id=request_id,
-            propensity=1.0,
+            names[tier],
+            quote.offers[tier],
+            dict(zip(names, success, strict=False)),
+            dict(zip(names, output_tokens, strict=False)),
+            dict(zip(names, cost_usd, strict=False)),
+            reason,
+            context_tokens,
+            dials.quality,
+            dials.worth_usd,
+            dials.slack,
+            dials.promised and not is_fallback,
+            is_fallback,
+            manifest.bundle_id,
+            self.prices.id,
+            request_id,
+            1.0,
         )
 
-    def fallback(self, why: str, request_id: str | None) -> Decision:
-        """The decision where a prompt never reached the graph."""
-        manifest = self.bundle.manifest
-        return Decision(
-            tier=self.fallback_tier,
-            offer=self.quote(0.0).offers[manifest.tiers.index(self.fallback_tier)],
-            success={},
-            output_tokens={},
-            cost_usd={},
-            reason=f"fallback to {self.fallback_tier}: {why}",
-            context_tokens=0.0,
-            quality=self.dials.quality,
-            worth_usd=self.dials.worth_usd,
-            slack=self.dials.slack,
-            promised=False,
-            fallback=True,
-            bundle_id=manifest.bundle_id,
-            price_table_id=self.prices.id,
-            request_id=request_id,
-            propensity=1.0,
-        )
-
-    def reason(self, eligible: Sequence[bool], success: Sequence[float], tier: int) -> str:
+    def reason(self, quote: Quote, success: Sequence[float], tier: int) -> str:
         """Why the graph chose this tier, in a sentence."""
         dials, names = self.dials, self.bundle.manifest.tiers
-        highest = max(p for p, can_answer in zip(success, eligible, strict=True) if can_answer)
-        n_admissible = sum(
-            can_answer and p >= highest - dials.slack for p, can_answer in zip(success, eligible, strict=True)
-        )
-        if self.critical:
+        is_open = quote.open_critical if dials.critical else quote.open
+        candidates = success if all(is_open) else [p for p, can in zip(success, is_open, strict=True) if can]
+        bar = max(candidates) - dials.slack
+        n_admissible = 0
+        for p in candidates:
+            n_admissible += p >= bar
+        if dials.critical:
             why = "critical request: highest success among the tiers that may answer it"
         elif dials.slack == 0:
             why = "highest success"
@@ -297,21 +309,9 @@ class _Call:
             why = f"cheapest of {n_admissible} tiers within {dials.slack:.3f} of the highest success"
         if dials.quality is not None and not dials.promised:
             why += f"; the training log carries no promise of quality {dials.quality:g}"
-        if not all(eligible):
-            out = ", ".join(name for name, can_answer in zip(names, eligible, strict=True) if not can_answer)
-            why += f"; not eligible: {out}"
+        if len(candidates) < len(names):
+            why += f"; not eligible: {', '.join(name for name, can in zip(names, is_open, strict=True) if not can)}"
         return f"{names[tier]}: {why}"
-
-
-def _encode(bundle: Bundle, texts: Sequence[str]) -> Sequence[Encoding]:
-    """Encode texts; lone surrogates, which no tokenizer takes, are replaced first."""
-    try:
-        if len(texts) == 1:
-            return [bundle.tokenizer.encode(texts[0])]
-        return bundle.tokenizer.encode_batch_fast(list(texts))
-    except (UnicodeEncodeError, TypeError):
-        valid = [valid_unicode(text) for text in texts]
-        return bundle.tokenizer.encode_batch_fast(valid)
 
 
 def _checked(bundle: Bundle, policy: Policy) -> Bundle:

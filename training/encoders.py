@@ -100,7 +100,6 @@ def learn_static(prompts: Sequence[str], recipe: StaticRecipe = StaticRecipe(), 
 def with_token_kinds(name: str, tokenizer: Tokenizer, graph: onnx.ModelProto, max_tokens: int) -> Encoder:
     """An encoder from a transformer's graph (`embedding` float32 (n, n_dims)), token kinds added to its vectors."""
     texts = [_readable(tokenizer, token) for token in range(tokenizer.get_vocab_size())]
-    table = numpy_helper.from_array(token_kinds(texts), "token_kinds")
     model = onnx.ModelProto()
     model.CopyFrom(graph)
     for node in model.graph.node:
@@ -111,8 +110,8 @@ def with_token_kinds(name: str, tokenizer: Tokenizer, graph: onnx.ModelProto, ma
         for index, source in enumerate(node.input):
             if source == "embedding":
                 node.input[index] = "vectors"
-    model.graph.initializer.append(table)
-    model.graph.node.extend(_pooling("token_kinds", "kinds"))
+    model.graph.initializer.extend(_pooling_tables("token_kinds", [token_kinds(texts)]))
+    model.graph.node.extend(_pooling("token_kinds", []))
     model.graph.node.append(helper.make_node("Concat", ["vectors", "kinds", "log_length"], ["embedding"], axis=1))
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", "n_dims"]))
@@ -199,26 +198,34 @@ def _main_directions(part: np.ndarray, counts: scipy.sparse.csr_matrix, n_dims: 
 
 
 def _static_graph(parts: Sequence[np.ndarray], kinds: np.ndarray) -> onnx.ModelProto:
-    """Gather, masked mean, each part to length one; kinds and log length as they are."""
-    table = np.concatenate([*parts, kinds], axis=1).astype(np.float32)
-    widths = np.array([part.shape[1] for part in (*parts, kinds)], dtype=np.int64)
-    names = [f"mean_{index}" for index in range(len(widths))]
-    nodes = _pooling("token_vectors", "mean")
-    nodes.append(helper.make_node("Split", ["mean", "widths"], names, axis=1))
-    normalised = []
-    for name in names[:-1]:
+    """Gather, masked sum, each part to length one; kinds per token and log length beside them."""
+    names = [f"part_{index}" for index in range(len(parts))]
+    nodes = _pooling("token_vectors", names)
+    for name in names:
         nodes.append(helper.make_node("LpNormalization", [name], [f"{name}_unit"], axis=1, p=2))
-        normalised.append(f"{name}_unit")
-    nodes.append(helper.make_node("Concat", [*normalised, names[-1], "log_length"], ["embedding"], axis=1))
-    initializers = [numpy_helper.from_array(table, "token_vectors"), numpy_helper.from_array(widths, "widths")]
+    units = [f"{name}_unit" for name in names]
+    nodes.append(helper.make_node("Concat", [*units, "kinds", "log_length"], ["embedding"], axis=1))
+    initializers = _pooling_tables("token_vectors", [*parts, kinds])
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "length"]) for name in ENCODER_INPUTS]
     output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", "n_dims"])
     graph = helper.make_graph(nodes, "encoder", inputs, [output], initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
-def _pooling(table: str, mean: str) -> list[onnx.NodeProto]:
-    """Nodes from ids and mask to `mean` of the table's rows over a prompt's tokens, and `log_length` (n, 1)."""
+def _pooling_tables(table: str, blocks: Sequence[np.ndarray]) -> list[onnx.TensorProto]:
+    """What `_pooling` reads: the blocks and a column of ones side by side, and the width of each."""
+    ones = np.ones((len(blocks[0]), 1))
+    widths = np.array([block.shape[1] for block in (*blocks, ones)], dtype=np.int64)
+    values = np.concatenate([*blocks, ones], axis=1).astype(np.float32)
+    return [numpy_helper.from_array(values, table), numpy_helper.from_array(widths, f"{table}_widths")]
+
+
+def _pooling(table: str, parts: Sequence[str]) -> list[onnx.NodeProto]:
+    """Nodes from ids and mask to sums of the table's rows over a prompt's tokens, block by block.
+
+    parts: names for the sums of all blocks but the last two, which are the token kinds (`kinds`, per
+    token) and the count of tokens (`log_length`, its logarithm, (n, 1)).
+    """
 
     def constant(name: str, value: np.ndarray) -> onnx.NodeProto:
         return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
@@ -231,8 +238,8 @@ def _pooling(table: str, mean: str) -> list[onnx.NodeProto]:
         helper.make_node("Unsqueeze", ["mask", "pool_axis"], ["mask_row"]),  # (n, 1, length)
         helper.make_node("MatMul", ["mask_row", "token_rows"], ["pooled_row"]),  # (n, 1, n_dims)
         helper.make_node("Squeeze", ["pooled_row", "pool_axis"], ["pooled"]),
-        helper.make_node("ReduceSum", ["mask", "pool_axis"], ["n_tokens"], keepdims=1),  # (n, 1)
+        helper.make_node("Split", ["pooled", f"{table}_widths"], [*parts, "kinds_sum", "n_tokens"], axis=1),
         helper.make_node("Max", ["n_tokens", "pool_one"], ["n_tokens_or_one"]),
-        helper.make_node("Div", ["pooled", "n_tokens_or_one"], [mean]),
+        helper.make_node("Div", ["kinds_sum", "n_tokens_or_one"], ["kinds"]),
         helper.make_node("Log", ["n_tokens_or_one"], ["log_length"]),
     ]

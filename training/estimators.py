@@ -52,8 +52,8 @@ class Estimator(Protocol):
     def predict(self, embedding: np.ndarray) -> np.ndarray:
         """P(correct), (n_prompts, n_tiers)."""
 
-    def add_to(self, graph: Graph, embedding: str, raw_scores: str) -> str:
-        """Write it into a graph, given its columns of the raw scores; returns the name of P(correct)."""
+    def add_to(self, graph: Graph, embedding: str, raw_scores: str, weight: float) -> str:
+        """Write it into a graph, given its columns of the raw scores; returns the name of weight x P(correct)."""
 
 
 # ---- kernel ----------------------------------------------------------------------------------------
@@ -87,19 +87,20 @@ class Kernel:
         """What distances are taken on, (n_prompts, n_dims)."""
         return kernel_inputs(embedding, self.mean, self.scale)
 
-    def add_to(self, graph: Graph, embedding: str, raw_scores: str) -> str:
-        """exp(-gamma (|x|^2 - 2 x.c + |c|^2)) @ weights + bias."""
-        n_text = len(self.landmarks[0]) - N_SURFACE
-        text = graph.columns(embedding, 0, n_text)
-        surface = graph.columns(embedding, n_text, n_text + N_SURFACE)
-        standard = graph.affine(surface, np.diag(SURFACE_WEIGHT / self.scale), -SURFACE_WEIGHT * self.mean / self.scale)
-        limit = SURFACE_WEIGHT * SURFACE_CLIP
-        clipped = graph.add("Clip", standard, graph.constant(-limit), graph.constant(limit))
-        x = graph.add("Concat", text, clipped, axis=1)
-        squared = graph.add("ReduceSumSquare", x, axes=[1], keepdims=1)
-        cross = graph.affine(x, 2 * self.gamma * self.landmarks.T, -self.gamma * (self.landmarks**2).sum(axis=1))
-        exponent = graph.add("Sub", cross, graph.add("Mul", squared, graph.constant(self.gamma)))
-        return graph.affine(graph.add("Exp", exponent), self.weights, self.bias)
+    def add_to(self, graph: Graph, embedding: str, raw_scores: str, weight: float) -> str:
+        """exp(2 x.c - |x|^2 - |c|^2) @ weights + bias, with x and c already scaled by sqrt(gamma)."""
+        n_text = self.landmarks.shape[1] - N_SURFACE
+        width = np.sqrt(self.gamma)
+        scale = width * np.concatenate([np.ones(n_text), SURFACE_WEIGHT / self.scale])
+        shift = width * np.concatenate([np.zeros(n_text), -SURFACE_WEIGHT * self.mean / self.scale])
+        limit = np.full(n_text + N_SURFACE, np.finfo(np.float32).max)
+        limit[n_text:] = width * SURFACE_WEIGHT * SURFACE_CLIP
+        standard = graph.add("Add", graph.add("Mul", embedding, graph.constant(scale)), graph.constant(shift))
+        x = graph.add("Max", graph.add("Min", standard, graph.constant(limit)), graph.constant(-limit))
+        landmarks = width * self.landmarks
+        cross = graph.affine(x, 2 * landmarks.T, -(landmarks**2).sum(axis=1))
+        exponent = graph.add("Sub", cross, graph.add("ReduceSumSquare", x, axes=[1], keepdims=1))
+        return graph.affine(graph.add("Exp", exponent), weight * self.weights, weight * self.bias)
 
 
 SURFACE_WEIGHT = 0.25
@@ -215,9 +216,9 @@ class ContrastTrees:
         """P(correct), not confined to 0..1."""
         return self.forest.raw_scores(embedding) @ self.contrasts.T + self.offset
 
-    def add_to(self, graph: Graph, embedding: str, raw_scores: str) -> str:
+    def add_to(self, graph: Graph, embedding: str, raw_scores: str, weight: float) -> str:
         """raw_scores @ contrasts' + offset."""
-        return graph.affine(raw_scores, self.contrasts.T, self.offset)
+        return graph.affine(raw_scores, weight * self.contrasts.T, weight * self.offset)
 
 
 def shared_and_differences(n_tiers: int) -> np.ndarray:
@@ -242,11 +243,12 @@ class CheapestCorrect:
         """P(correct)."""
         return sigmoid(log_probabilities(self.forest.raw_scores(embedding)) @ self.weights + self.bias)
 
-    def add_to(self, graph: Graph, embedding: str, raw_scores: str) -> str:
-        """sigmoid(log(max(softmax(raw_scores), floor)) @ weights + bias)."""
-        probabilities = graph.add("Softmax", raw_scores, axis=1)
-        floored = graph.add("Max", probabilities, graph.constant(LOWEST_CLASS_PROBABILITY))
-        return graph.add("Sigmoid", graph.affine(graph.add("Log", floored), self.weights, self.bias))
+    def add_to(self, graph: Graph, embedding: str, raw_scores: str, weight: float) -> str:
+        """sigmoid(max(logsoftmax(raw_scores), log(floor)) @ weights + bias)."""
+        floor = graph.constant(np.log(LOWEST_CLASS_PROBABILITY))
+        floored = graph.add("Max", graph.add("LogSoftmax", raw_scores, axis=1), floor)
+        success = graph.add("Sigmoid", graph.affine(floored, self.weights, self.bias))
+        return graph.add("Mul", success, graph.constant(weight))
 
 
 def fit_label_classifier(

@@ -49,11 +49,11 @@ CLASSIFIER_TRUST = 1000
 """Labelled prompts at which the blend gives the classifier half of its final weight, which is one half."""
 
 N_FOLDS = 5
-N_LANDMARKS = 500
+N_LANDMARKS = 300
 MAX_KERNEL_PROMPTS = 100_000
 CONTRAST_ROUNDS = 60
-LABEL_ROUNDS = 30
-LENGTH_ROUNDS = 30
+LABEL_ROUNDS = 20
+LENGTH_ROUNDS = 16
 MIN_PROMPTS = 60
 LABEL_STRENGTH = 0.1
 _MIN_SELECTION_PROMPTS = 100
@@ -367,7 +367,7 @@ class LengthModel:
         cls, embedding: np.ndarray, output_tokens: np.ndarray, fallback: np.ndarray, groups: np.ndarray, seed: int
     ) -> LengthModel:
         """output_tokens: (n_prompts, n_tiers), NaN where not logged; fallback: constant per tier, (n_tiers,)."""
-        settings = {**lightgbm_settings(len(embedding), seed), "learning_rate": 0.1, "objective": "regression"}
+        settings = {**lightgbm_settings(len(embedding), seed), "learning_rate": 0.2, "objective": "regression"}
         boosters, tiers, scale = [], [], fallback.astype(float).copy()
         for tier in range(output_tokens.shape[1]):
             rows = np.flatnonzero(output_tokens[:, tier] > 0)
@@ -394,11 +394,12 @@ class LengthModel:
         return expected
 
     def add_to(self, graph: Graph, embedding: str, raw_scores: str) -> str:
-        """exp(raw_scores placed by tier) x scale."""
+        """exp(raw_scores placed by tier + log(scale))."""
+        logarithm = np.log(self.scale)
         if self.tiers:
-            placement = np.zeros((len(self.tiers), len(self.scale)))
-            placement[np.arange(len(self.tiers)), self.tiers] = 1
-            logarithm = graph.affine(raw_scores, placement, np.zeros(len(self.scale)))
+            placement = np.eye(len(self.scale))[list(self.tiers)]
+            expected = graph.affine(raw_scores, placement, logarithm)
         else:
-            logarithm = graph.add("Mul", graph.columns(embedding, 0, 1), graph.constant(0.0))
-        return graph.add("Mul", graph.add("Exp", logarithm), graph.constant(self.scale), output="output_tokens")
+            nothing = graph.add("Mul", graph.columns(embedding, 0, 1), graph.constant(0.0))
+            expected = graph.add("Add", nothing, graph.constant(logarithm))
+        return graph.add("Exp", expected, output="output_tokens")

@@ -17,6 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from training.encoders import ENCODER_INPUTS, IR_VERSION, OPSET, Encoder
 
 ML_OPSET = 3
+
+IMPOSSIBLE_SUCCESS = -2.0
+"""Stands for a tier that is not eligible: below any success, by more than the largest slack of 1."""
+
 DECISION_INPUTS = {
     "context_tokens": (TensorProto.FLOAT, ["n"]),
     "usd_per_mtok_input": (TensorProto.FLOAT, ["n", "n_tiers"]),
@@ -56,6 +60,14 @@ class Graph:
         """value[:, start:stop]."""
         limits = [self.constant([limit], np.int64) for limit in (start, stop, 1)]
         return self.add("Slice", value, *limits)
+
+    def split(self, value: str, widths: Sequence[int]) -> list[str]:
+        """Names of consecutive column blocks; "" for a block of width 0."""
+        names = [self._name("block") if width else "" for width in widths]
+        sizes = self.constant([width for width in widths if width], np.int64)
+        outputs = [name for name in names if name]
+        self.nodes.append(helper.make_node("Split", [value, sizes], outputs, axis=1))
+        return names
 
     def column(self, value: str) -> str:
         """(n,) to (n, 1)."""
@@ -157,22 +169,21 @@ def add_decision(graph: Graph, success: str, output_tokens: str) -> None:
     Among eligible tiers, those with success >= highest - slack are admissible; of these the largest
     worth_usd x success - cost_usd wins; of equals the highest success, then the first tier.
     """
-    lowest = graph.constant(np.finfo(np.float32).min)
+    impossible = graph.constant(IMPOSSIBLE_SUCCESS)
     input_usd = graph.add("Mul", graph.column("context_tokens"), "usd_per_mtok_input")
     output_usd = graph.add("Mul", output_tokens, "usd_per_mtok_output")
-    total = graph.add("Add", input_usd, output_usd)
-    cost = graph.add("Mul", total, graph.constant(1e-6), output="cost_usd")
-    open_success = graph.add("Where", "eligible", success, graph.constant(-2.0))
+    usd_per_million = graph.add("Add", input_usd, output_usd)
+    cost = graph.add("Mul", usd_per_million, graph.constant(1e-6), output="cost_usd")
+    open_success = graph.add("Where", "eligible", success, impossible)
     highest = graph.add("ReduceMax", open_success, axes=[1], keepdims=1)
     bar = graph.add("Sub", highest, graph.column("slack"))
-    admissible = graph.add("And", graph.add("GreaterOrEqual", success, bar), "eligible")
+    admissible = graph.add("GreaterOrEqual", open_success, bar)
     value = graph.add("Sub", graph.add("Mul", graph.column("worth_usd"), success), cost)
-    utility = graph.add("Where", admissible, value, lowest)
+    utility = graph.add("Where", admissible, value, graph.constant(np.finfo(np.float32).min))
     largest = graph.add("ReduceMax", utility, axes=[1], keepdims=1)
-    is_best = graph.add("And", graph.add("GreaterOrEqual", utility, largest), admissible)
-    chosen = graph.add("ArgMax", graph.add("Where", is_best, success, graph.constant(-2.0)), axis=1, keepdims=0)
-    any_eligible = graph.add("ReduceMax", graph.add("Cast", "eligible", to=TensorProto.FLOAT), axes=[1], keepdims=0)
-    answerable = graph.add("Greater", any_eligible, graph.constant(0.5))
+    is_best = graph.add("GreaterOrEqual", utility, largest)
+    chosen = graph.add("ArgMax", graph.add("Where", is_best, success, impossible), axis=1, keepdims=0)
+    answerable = graph.add("Greater", graph.add("Squeeze", highest, graph.constant([1], np.int64)), impossible)
     graph.add("Where", answerable, chosen, graph.constant(-1, np.int64), output="tier")
 
 
@@ -180,12 +191,12 @@ def decide(
     success: np.ndarray, cost_usd: np.ndarray, eligible: np.ndarray, worth_usd: np.ndarray, slack: np.ndarray
 ) -> np.ndarray:
     """The rule of `add_decision` in numpy, to check the graph against. All float32; returns int (n,)."""
-    open_success = np.where(eligible, success, np.float32(-2))
+    open_success = np.where(eligible, success, np.float32(IMPOSSIBLE_SUCCESS))
     bar = open_success.max(axis=1, keepdims=True) - slack[:, None]
     admissible = eligible & (success >= bar)
     utility = np.where(admissible, worth_usd[:, None] * success - cost_usd, np.finfo(np.float32).min)
     is_best = admissible & (utility >= utility.max(axis=1, keepdims=True))
-    return np.where(eligible.any(axis=1), np.where(is_best, success, np.float32(-2)).argmax(axis=1), -1)
+    return np.where(eligible.any(axis=1), np.where(is_best, success, np.float32(IMPOSSIBLE_SUCCESS)).argmax(axis=1), -1)
 
 
 def encoder_inputs() -> dict[str, tuple[int, list[Any]]]:

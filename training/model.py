@@ -58,15 +58,10 @@ class TierModel:
 
     def _add_to(self, graph: Graph, embedding: str) -> None:
         graph.trees(embedding, concatenated((*self.parts, self.lengths)).boosters, output="raw_scores")
-        names, start = [], 0
-        for part in (*self.parts, self.lengths):
-            stop = start + part.forest.n_outputs
-            columns = graph.columns("raw_scores", start, stop) if stop > start else ""
-            names.append(part.add_to(graph, embedding, columns))
-            start = stop
-        *successes, _ = names
+        *own, of_lengths = graph.split("raw_scores", [part.forest.n_outputs for part in (*self.parts, self.lengths)])
+        self.lengths.add_to(graph, embedding, of_lengths)
         weighted = [
-            graph.add("Mul", success, graph.constant(weight))
-            for success, weight in zip(successes, self.weights, strict=True)
+            part.add_to(graph, embedding, columns, weight)
+            for part, columns, weight in zip(self.parts, own, self.weights, strict=True)
         ]
         self.calibration.add_to(graph, graph.add("Sum", *weighted))
