@@ -117,7 +117,7 @@ def _route(options: argparse.Namespace) -> int:
         router.update_prices(options.prices)
     dials = {"quality": options.quality, "worth_usd": options.worth_usd, "critical": options.critical}
     if options.prompt == "-":
-        return _route_lines(router, sys.stdin, dials)
+        return _route_lines(router, sys.stdin.buffer, dials)
     decision = router.route(options.prompt, **dials)
     say(decision.to_json() if options.json else _decision_text(decision))
     return DONE
@@ -128,7 +128,7 @@ _REQUEST_KEYS = {
 }  # fmt: skip
 
 
-def _route_lines(router: Router, lines: Iterable[str], dials: dict[str, Any]) -> int:
+def _route_lines(router: Router, lines: Iterable[bytes], dials: dict[str, Any]) -> int:
     """A decision per line of JSONL; a line that is no request gets an error in its place and exit code 2."""
     code = DONE
     for number, line in enumerate(lines, 1):
@@ -139,7 +139,7 @@ def _route_lines(router: Router, lines: Iterable[str], dials: dict[str, Any]) ->
             if not isinstance(request, dict) or not set(request) <= _REQUEST_KEYS:
                 raise ValueError(f"expected a JSON object with keys of {', '.join(sorted(_REQUEST_KEYS))}")
             say(router.route(**{**dials, **request}).to_json())
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             say(json.dumps({"error": f"line {number}: {error}"}, ensure_ascii=False))
             code = BAD_INPUT
     return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from numbers import Real
 
 import numpy as np
 
@@ -57,9 +58,9 @@ def resolve_dials(
     worth_usd alone: every eligible tier is admissible, money decides freely.
     Raises DialError where quality is not in (0, 1] or worth_usd is negative or not finite.
     """
-    if quality is not None and not 0 < quality <= 1:
+    if quality is not None and not (isinstance(quality, Real) and 0 < quality <= 1):
         raise DialError(f"quality is {quality!r}; expected a share above 0 and at most 1")
-    if worth_usd is not None and not 0 <= worth_usd < math.inf:
+    if worth_usd is not None and not (isinstance(worth_usd, Real) and 0 <= worth_usd < math.inf):
         raise DialError(f"worth_usd is {worth_usd!r}; expected what a correct answer is worth, at least 0 USD")
     if critical:
         return Dials(None, 0.0, 0.0, critical=True, promised=False)

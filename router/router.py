@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,8 +91,8 @@ class Router:
         Never raises on any prompt: where the router cannot decide, the fallback tier answers and
         `reason` says why. Raises DialError where quality, worth_usd or context_tokens is out of range.
         """
-        if context_tokens is not None and context_tokens < 0:
-            raise DialError(f"context_tokens is {context_tokens!r}; expected at least 0")
+        if context_tokens is not None and not 0 <= context_tokens < math.inf:
+            raise DialError(f"context_tokens is {context_tokens!r}; expected a number of at least 0")
         call = self._call(quality, worth_usd, critical, regions, capabilities)
         try:
             text = prompt_text(prompt, messages)

@@ -1,0 +1,30 @@
+"""The whole line with a transformer encoder: needs torch, which `make test-encoders` installs."""
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed: make test-encoders installs it")
+pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed: make test-encoders installs it")
+
+from router import Router
+from router.golden import check_golden
+from training import TrainingConfig, train
+
+
+def test_minilm_trains_exports_and_routes(sample_log, sample_tiers, tmp_path):
+    log = pd.read_parquet(sample_log)
+    few = log[log["prompt"].isin(sorted(log["prompt"].unique())[:400])]
+    config = TrainingConfig(encoder="minilm", cache=tmp_path / "cache")
+    result = train(few, sample_tiers, tmp_path / "minilm", config, tracking_uri="none")
+    assert result.manifest.encoder.name == "minilm"
+    assert result.n_embedded == 400
+    assert result.parity.success < 1e-4
+    assert check_golden(result.bundle).passed
+    router = Router.load(result.bundle)
+    prompts = ["Hello!", "", "word " * 2000]
+    batch = router.route_batch(prompts)
+    for prompt, decision in zip(prompts, batch, strict=True):
+        assert decision.success == pytest.approx(router.route(prompt).success, abs=1e-5)
+
+    again = train(few, sample_tiers, tmp_path / "minilm", config, tracking_uri="none")
+    assert again.n_embedded == 0, "the second run finds every embedding in the cache"
