@@ -184,5 +184,5 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         outcome = "all as expected" if check.passed else f"{len(check.other_tier)} went to another tier"
         say(f"{options.bundle}: bundle {bundle_id}, every digest holds; {check.n_prompts} golden prompts, {outcome} "
-            f"(largest difference of success {check.largest_difference:.1e})")  # fmt: skip
+            f"(largest difference {check.largest_difference:.1e})")  # fmt: skip
     return DONE if check.passed else FAILED

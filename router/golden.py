@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from router.bundle import GOLDEN_FILE
 from router.errors import BundleError
 from router.router import Router
@@ -15,7 +17,10 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class GoldenCheck:
-    """n_prompts checked; the largest difference of any success; which prompts went to another tier."""
+    """n_prompts checked, and which of them went to another tier.
+
+    largest_difference: of any success, or relative of any output_tokens or cost_usd; NaN where one is.
+    """
 
     n_prompts: int
     largest_difference: float
@@ -23,7 +28,7 @@ class GoldenCheck:
 
     @property
     def passed(self) -> bool:
-        """Every tier the same, every success within TOLERANCE."""
+        """Every tier the same, every estimate within TOLERANCE."""
         return self.n_prompts > 0 and not self.other_tier and self.largest_difference <= TOLERANCE
 
 
@@ -33,15 +38,17 @@ def check_golden(path: str | Path) -> GoldenCheck:
     Raises BundleError where it is not a complete, unaltered bundle.
     """
     router = Router.load(path)
-    largest, other_tier = 0.0, []
+    differences, other_tier = [0.0], []
     try:
         entries = [json.loads(line) for line in (Path(path) / GOLDEN_FILE).read_text(encoding="utf-8").splitlines()]
         for entry in entries:
             decision = router.route(entry["prompt"])
-            found, expected = decision.success.values(), entry["success"]
-            largest = max([largest, *(abs(p - q) for p, q in zip(found, expected, strict=True))])
+            for name in ("success", "output_tokens", "cost_usd"):
+                for found, expected in zip(getattr(decision, name).values(), entry[name], strict=True):
+                    scale = 1.0 if name == "success" else max(abs(expected), 1e-12)
+                    differences.append(abs(found - expected) / scale)
             if decision.tier != entry["tier"]:
                 other_tier.append(entry["prompt"][:60])
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path}: {GOLDEN_FILE} is not as expected ({error})") from error
-    return GoldenCheck(len(entries), largest, tuple(other_tier))
+    return GoldenCheck(len(entries), float(np.max(differences)), tuple(other_tier))

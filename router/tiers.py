@@ -156,7 +156,7 @@ def _number(
     entry: Mapping[str, Any], key: str, place: str, *, above: float | None = None, most: float = math.inf
 ) -> float:
     """A finite number, at least 0 or else strictly above `above`, and no larger than `most`."""
-    value = entry.get(key)
+    value: Any = entry.get(key)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not (value >= 0 if above is None else value > above) or value > most:
         least = "of at least 0" if above is None else f"above {above:g}"

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed: make test-encoders installs it")
-pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed: make test-encoders installs it")
+pytest.importorskip("sentence_transformers", reason="not installed: make test-encoders installs it")
 
 from router import Router
 from router.golden import check_golden

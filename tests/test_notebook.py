@@ -17,8 +17,8 @@ def test_the_notebook_runs_and_shows_curve_and_calibration(tmp_path):
     for name in ("sample-log.parquet", "tiers.toml"):
         shutil.copy(ROOT / "data" / name, tmp_path / "data" / name)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
+    folder = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=folder).execute()
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
     ]

@@ -42,7 +42,7 @@ def kmeans(train: np.ndarray, correct: np.ndarray, test: np.ndarray, seed: int =
             for cluster in range(n_clusters)
         ]
     )
-    return rates[clusters.predict(_text_part(test))]
+    return np.asarray(rates[clusters.predict(_text_part(test))])
 
 
 def linear(train: np.ndarray, correct: np.ndarray, test: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -80,11 +80,13 @@ def _text_part(embedding: np.ndarray) -> np.ndarray:
 
 def _prior(correct: np.ndarray) -> np.ndarray:
     """Mean accuracy of each tier, (n_tiers,)."""
-    return np.nansum(correct, axis=0) / np.maximum(np.isfinite(correct).sum(axis=0), 1)
+    return np.asarray(np.nansum(correct, axis=0) / np.maximum(np.isfinite(correct).sum(axis=0), 1))
 
 
 def _shrunken_mean(correct: np.ndarray, weight: np.ndarray, prior: np.ndarray, axis: int) -> np.ndarray:
     """Weighted mean of what was observed, with PRIOR_WEIGHT observations of the prior added."""
     weight = weight * np.isfinite(correct)
     total = weight.sum(axis=axis)
-    return ((weight * np.nan_to_num(correct)).sum(axis=axis) + PRIOR_WEIGHT * prior) / (total + PRIOR_WEIGHT)
+    return np.asarray(
+        ((weight * np.nan_to_num(correct)).sum(axis=axis) + PRIOR_WEIGHT * prior) / (total + PRIOR_WEIGHT)
+    )

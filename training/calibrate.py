@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 from scipy.optimize import minimize
@@ -59,8 +58,9 @@ def fit_calibration(success: np.ndarray, correct: np.ndarray) -> Calibration:
             return value, np.array([error @ x, error.sum()]) + PRIOR_PROMPTS * away
 
         if seen.any():
-            slope[tier], intercept[tier] = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
-    return Calibration(np.maximum(slope, 0.0), intercept)
+            rising = [(0.0, None), (None, None)]
+            slope[tier], intercept[tier] = minimize(loss, np.array([1.0, 0.0]), jac=True, bounds=rising).x
+    return Calibration(slope, intercept)
 
 
 def _confined_logit(success: np.ndarray) -> np.ndarray:
@@ -71,34 +71,36 @@ def _confined_logit(success: np.ndarray) -> np.ndarray:
 
 
 def calibrate_dial(success: np.ndarray, correct: np.ndarray, confidence: float) -> tuple[DialPoint, ...]:
-    """For each quality the largest slack that keeps it, with confidence, whatever the prices.
+    """For each quality the largest slack that keeps it, with confidence, in whatever order prices rank the tiers.
 
     success: calibrated, for prompts that were not trained on, (n_prompts, n_tiers).
     correct: 0..1, same shape; only prompts that every tier answered count.
 
     Fixed-sequence testing (Angelopoulos et al. 2021, "Learn then test") from slack 0 upwards: a slack
     holds where the lower confidence bound of `accuracy kept - quality x best tier's accuracy` is at
-    least 0, and testing stops at the first that does not hold. The bound is a normal one, on paired
-    differences. It must hold for the tier of the lowest estimate among the admissible ones and for every
-    order in which prices can rank the tiers; as all must pass, none needs a correction (intersection-
-    union test). A quality that not even slack 0 keeps is not promised.
+    least 0, and testing stops at the first that does not hold. It must hold for the tier of the lowest
+    estimate among the admissible ones and for every order in which prices can rank the tiers; as all must
+    pass, none needs a correction (intersection-union test). A quality that not even slack 0 keeps is not
+    promised. Each quality is tested for itself, at the full confidence.
     """
     full = np.isfinite(correct).all(axis=1)
     success, correct = success[full], correct[full]
-    if not len(correct):
-        return tuple(DialPoint(quality, 0.0, 0.0, promised=False) for quality in DIAL_QUALITIES)
-    best = correct[:, correct.mean(axis=0).argmax()]
-    picked = {slack: _worst_choices(success, correct, float(slack)) for slack in SLACKS}
-    points = []
-    for quality in DIAL_QUALITIES:
-        bounds = [(float(slack), _lower_bound(picked[slack] - quality * best[:, None], confidence)) for slack in SLACKS]
-        holding = [
-            slack for slack, _ in bounds[: next((i for i, (_, bound) in enumerate(bounds) if bound < 0), len(bounds))]
-        ]
-        slack = holding[-1] if holding else 0.0
-        kept = quality + dict(bounds)[slack] / max(best.mean(), 1e-9)
-        points.append(DialPoint(quality, slack, float(kept), promised=bool(holding)))
-    return _monotone(points)
+    points = {quality: DialPoint(quality, 0.0, 0.0, promised=False) for quality in DIAL_QUALITIES}
+    if len(correct):
+        best = correct[:, correct.mean(axis=0).argmax()]
+        holding = list(DIAL_QUALITIES)
+        for slack in SLACKS.tolist():
+            admitted = _Admitted.at(slack, success, correct, best)
+            for quality in tuple(holding):
+                bound = admitted.lower_bound(quality, confidence)
+                kept = max(0.0, quality + bound / max(float(best.mean()), 1e-9))
+                if bound >= 0:
+                    points[quality] = DialPoint(quality, slack, kept, promised=True)
+                    continue
+                holding.remove(quality)
+                if not points[quality].promised:
+                    points[quality] = DialPoint(quality, 0.0, kept, promised=False)
+    return _monotone(list(points.values()))
 
 
 def _monotone(points: Sequence[DialPoint]) -> tuple[DialPoint, ...]:
@@ -110,32 +112,70 @@ def _monotone(points: Sequence[DialPoint]) -> tuple[DialPoint, ...]:
     return tuple(result)
 
 
-def _lower_bound(differences: np.ndarray, confidence: float) -> float:
-    """The smallest, over columns, of the one-sided lower confidence bounds of the means."""
-    error = differences.std(axis=0, ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else np.inf
-    return float((differences.mean(axis=0) - norm.ppf(confidence) * error).min())
+LOSS = np.array([0.0, 1.0, 0.0, 0.0, 1.0])
+"""The sums of one prompt on which the choice is wrong and the best tier right."""
 
 
-MAX_ORDERED_TIERS = 5
+@dataclass(frozen=True)
+class _Admitted:
+    """What the tiers admissible at one slack got right, as sums over prompts that give moments at any quality.
 
-
-def _worst_choices(success: np.ndarray, correct: np.ndarray, slack: float) -> np.ndarray:
-    """Outcome of the admissible tier that each price order takes, and of the one with the lowest estimate.
-
-    Returns (n_prompts, 1 + n_orders). Up to MAX_ORDERED_TIERS tiers all orders are tried; beyond, for
-    each tier the order that prefers it and then the tiers by rising accuracy.
+    The five sums are of y, b, y^2, y b, b^2: y the outcome of the tier chosen, b that of the best tier.
+    lowest: where the admissible tier of the lowest estimate is chosen, (5,).
+    placed: of the prompts that tier k decides when prices rank it next after the tiers of set S (a bit
+        mask), being admissible where none of S is, (5, n_sets, n_tiers).
     """
-    n_tiers = success.shape[1]
-    admissible = success >= success.max(axis=1, keepdims=True) - slack
-    lowest = np.where(admissible, success, np.inf).argmin(axis=1)
-    rows = np.arange(len(success))
-    if n_tiers <= MAX_ORDERED_TIERS:
-        orders = list(permutations(range(n_tiers)))
-    else:
-        by_accuracy = tuple(np.argsort(correct.mean(axis=0)).tolist())
-        orders = [(tier, *(other for other in by_accuracy if other != tier)) for tier in range(n_tiers)]
-    outcomes = [correct[rows, lowest]]
-    for order in orders:
-        first = admissible[:, order].argmax(axis=1)
-        outcomes.append(correct[rows, np.array(order)[first]])
-    return np.stack(outcomes, axis=1)
+
+    n_prompts: int
+    lowest: np.ndarray
+    placed: np.ndarray
+
+    @classmethod
+    def at(cls, slack: float, success: np.ndarray, correct: np.ndarray, best: np.ndarray) -> _Admitted:
+        n_prompts, n_tiers = correct.shape
+        admissible = success >= success.max(axis=1, keepdims=True) - slack
+        lowest = np.where(admissible, success, np.inf).argmin(axis=1)
+        b = np.broadcast_to(best[:, None], correct.shape)
+        terms = np.stack([correct, b, correct**2, correct * b, b**2])
+        sets = admissible @ (1 << np.arange(n_tiers))
+        within = np.empty((len(terms), 2**n_tiers, n_tiers))  # where the admissible set is, then lies within, a set
+        for index, tier in np.ndindex(len(terms), n_tiers):
+            within[index, :, tier] = np.bincount(sets, terms[index, :, tier] * admissible[:, tier], 2**n_tiers)
+        for tier in range(n_tiers):
+            halves = within.reshape(len(terms), -1, 2, 1 << tier, n_tiers)
+            halves[:, :, 1] += halves[:, :, 0]
+        lowest_sums = terms[:, np.arange(n_prompts), lowest].sum(axis=1)
+        return cls(n_prompts, lowest_sums, placed=within[:, ::-1])  # reversed: none of S is all within its complement
+
+    def lower_bound(self, quality: float, confidence: float) -> float:
+        """Lower confidence bound of the mean of `y - quality x b`, for the lowest estimate and every order.
+
+        A normal bound, with one LOSS counted in, without which it would be far too sure of itself where
+        few losses were seen. It is a convex function of mean and mean square, so its tangent plane at the
+        choice of the lowest estimate lies below it for every order, and the least value of that plane, a
+        sum over prompts, is found without trying all orders.
+        """
+        n = self.n_prompts + 1
+        mean_of, square_of = np.array([1, -quality, 0, 0, 0]), np.array([0, 0, 1, -2 * quality, quality**2])
+        lowest = self.lowest + LOSS
+        mean, square = float(mean_of @ lowest) / n, float(square_of @ lowest) / n
+        deviation = np.sqrt(max(square - mean**2, 1e-12))
+        width = norm.ppf(confidence) / np.sqrt(self.n_prompts)
+        plane = (1 + width * mean / deviation) * mean_of - width / (2 * deviation) * square_of
+        worst = _least_over_orders(np.tensordot(plane, self.placed, 1))
+        return float(mean - width * deviation + min(0.0, worst - plane @ self.lowest) / n)
+
+
+def _least_over_orders(gain: np.ndarray) -> float:
+    """The least sum over all orders of the tiers, where tier k after the set S adds gain[S, k]; (n_sets, n_tiers)."""
+    n_sets, n_tiers = gain.shape
+    sets = np.arange(n_sets)
+    sizes = np.bitwise_count(sets)
+    least = np.where(sets == 0, 0.0, np.inf)
+    for size in range(n_tiers):
+        layer = sets[sizes == size]
+        for tier in range(n_tiers):
+            before = layer[(layer >> tier) & 1 == 0]
+            after = before | (1 << tier)
+            least[after] = np.minimum(least[after], least[before] + gain[before, tier])
+    return float(least[-1])

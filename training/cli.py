@@ -13,8 +13,8 @@ from tqdm import tqdm
 from router.cli import DONE, Command, say
 from router.router import Router
 from training.config import TrainingConfig
-from training.evaluate import Evaluation
 from training.evaluate import evaluate as run_evaluation
+from training.evaluation import Evaluation
 from training.fit import Target
 from training.pipeline import TrainingResult
 from training.pipeline import train as run_training
@@ -24,7 +24,7 @@ DEMO_BUNDLE = Path("models/demo")
 DEMO_PROMPTS = (
     "Good morning! How are you today?",
     "Write a SQL query that returns the three newest orders of each customer.",
-    "\u8bf7\u7528\u4e00\u53e5\u8bdd\u4ecb\u7ecd\u4e00\u4e0b\u8fd9\u5bb6\u516c\u53f8\u7684\u9000\u8d27\u653f\u7b56\u3002",
+    "请用一句话介绍一下这家公司的退货政策。",
     "Five friends sit in a row. Anna is not next to Ben, Carla is left of Dan, and Eva sits at an end. "
     "Prove who sits in the middle, step by step.",
 )
@@ -39,6 +39,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--default-quality", type=float, default=0.98, help="of a request without dials")
     parser.add_argument("--drop-unparsed", action="store_true", help="treat truncated generations as unobserved")
+    parser.add_argument("--note", default="", help="stands in report and manifest, for example what the log is")
     parser.add_argument(
         "--cache", type=Path, help="folder of embeddings and encoders; default: .cache beside the bundle"
     )
@@ -53,6 +54,7 @@ def _train(options: argparse.Namespace) -> int:
         seed=options.seed,
         default_quality=options.default_quality,
         drop_unparsed=options.drop_unparsed,
+        note=options.note,
         cache=options.cache,
     )
     result = run_training(
@@ -100,10 +102,10 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    with tqdm(desc="evaluate", unit="step") as bar:
+    with tqdm(desc="evaluate", unit="step", delay=1) as bar:
 
         def done(step: str) -> None:
-            bar.set_postfix_str(step)
+            bar.set_postfix_str(step, refresh=False)
             bar.update()
 
         evaluation = run_evaluation(options.bundle, options.logs, on_step=done)
@@ -144,7 +146,10 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 def _demo(options: argparse.Namespace) -> int:
     log, tiers = _sample()
     say(f"Training on the SIMULATED sample log {log.name}: it shows the line, and says nothing about real models.\n")
-    result = run_training(log, tiers, options.out, progress=True)
+    note = (
+        "Trained and judged on SIMULATED outcomes: no model was asked anything, and nothing here is about a real one."
+    )
+    result = run_training(log, tiers, options.out, TrainingConfig(note=note), progress=True)
     sys.stderr.flush()
     evaluation = result.evaluation
     kept = next(point for point in evaluation.dial if point.quality == result.manifest.default_quality)
@@ -152,7 +157,8 @@ def _demo(options: argparse.Namespace) -> int:
     say(evaluation.verdict)
     say(
         f"At quality {kept.quality:.2f} it kept {kept.kept.value:.1%} of {evaluation.best_tier}'s accuracy "
-        f"at {kept.usd_per_1k.value / best_cost:.0%} of its cost, on {evaluation.n_prompts:,} simulated prompts it had not seen.\n"
+        f"at {kept.usd_per_1k.value / best_cost:.0%} of its cost, "
+        f"on {evaluation.n_prompts:,} simulated prompts it had not seen.\n"
     )
     router = Router.load(options.out)
     for prompt in DEMO_PROMPTS:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from router.tiers import Tier
-from training.ingest import OutcomeTable
+from training.outcomes import OutcomeTable
 
 UNLOGGED_OUTPUT_TOKENS = 256.0
 """Length of an answer of a tier whose output tokens the log never has."""

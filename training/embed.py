@@ -109,12 +109,12 @@ class _Store:
         known: dict[str, tuple[np.ndarray, int]] = {}
         for path in sorted(self.folder.glob("*.parquet")):
             try:
-                shard = pq.read_table(path)
-            except (pa.ArrowException, OSError):
+                shard = pq.read_table(path, page_checksum_verification=True)
+                vectors = shard["vector"].combine_chunks().flatten().to_numpy().reshape(shard.num_rows, -1)
+                ids = shard["prompt_id"].to_pylist()
+                n_tokens = shard["n_tokens"].to_pylist()
+            except (pa.ArrowException, OSError, KeyError, ValueError):
                 continue
-            vectors = shard["vector"].combine_chunks().flatten().to_numpy().reshape(shard.num_rows, -1)
-            ids = shard["prompt_id"].to_pylist()
-            n_tokens = shard["n_tokens"].to_pylist()
             known.update({ids[row]: (vectors[row], n_tokens[row]) for row in range(len(ids)) if ids[row] in wanted})
         return known
 
@@ -129,5 +129,5 @@ class _Store:
             }
         )
         unfinished = self.folder / f".{uuid4().hex}.tmp"
-        pq.write_table(table, unfinished, compression="zstd")
+        pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True)
         unfinished.rename(self.folder / f"{uuid4().hex}.parquet")

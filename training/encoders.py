@@ -186,7 +186,7 @@ def _lsa(counts: scipy.sparse.csr_matrix, idf: np.ndarray, n_dims: int, seed: in
     weighted = scipy.sparse.diags(1 / np.maximum(norms, 1e-9)) @ weighted
     n_dims = min(n_dims, min(weighted.shape) - 1)
     _, _, right = randomized_svd(weighted.astype(np.float32).tocsr(), n_dims, n_iter=3, random_state=seed)
-    return idf[:, None] * right.T
+    return np.asarray(idf[:, None] * right.T)
 
 
 def _main_directions(part: np.ndarray, counts: scipy.sparse.csr_matrix, n_dims: int) -> np.ndarray:
@@ -194,7 +194,7 @@ def _main_directions(part: np.ndarray, counts: scipy.sparse.csr_matrix, n_dims: 
     pooled = counts @ part
     pooled /= np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-9)
     _, directions = np.linalg.eigh(np.cov(pooled, rowvar=False))
-    return part @ directions[:, ::-1][:, :n_dims]
+    return np.asarray(part @ directions[:, ::-1][:, :n_dims])
 
 
 def _static_graph(parts: Sequence[np.ndarray], kinds: np.ndarray) -> onnx.ModelProto:

@@ -5,7 +5,7 @@ Every part maps embeddings, float32 (n_prompts, n_dims), to P(tier answers corre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +30,11 @@ class Forest:
         """Float64 (n_prompts, sum of the boosters' outputs)."""
         scores = [booster.predict(embedding, raw_score=True) for booster in self.boosters]
         return np.concatenate([np.asarray(score).reshape(len(embedding), -1) for score in scores], axis=1)
+
+    @classmethod
+    def joined(cls, forests: Iterable[Forest]) -> Forest:
+        """The boosters of several forests as one."""
+        return cls(tuple(booster for forest in forests for booster in forest.boosters))
 
     @property
     def n_outputs(self) -> int:
@@ -81,7 +86,7 @@ class Kernel:
 
     def predict(self, embedding: np.ndarray) -> np.ndarray:
         """P(correct), not confined to 0..1."""
-        return similarities(self.inputs(embedding), self.landmarks, self.gamma) @ self.weights + self.bias
+        return np.asarray(similarities(self.inputs(embedding), self.landmarks, self.gamma) @ self.weights + self.bias)
 
     def inputs(self, embedding: np.ndarray) -> np.ndarray:
         """What distances are taken on, (n_prompts, n_dims)."""
@@ -116,7 +121,7 @@ def kernel_inputs(embedding: np.ndarray, mean: np.ndarray, scale: np.ndarray) ->
 def similarities(x: np.ndarray, landmarks: np.ndarray, gamma: float) -> np.ndarray:
     """exp(-gamma |x - c|^2), (n_prompts, n_landmarks)."""
     squared = (x**2).sum(axis=1)[:, None] - 2 * x @ landmarks.T + (landmarks**2).sum(axis=1)
-    return np.exp(-gamma * np.maximum(squared, 0))
+    return np.asarray(np.exp(-gamma * np.maximum(squared, 0)))
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ class KernelBasis:
     def features(self, embedding: np.ndarray) -> np.ndarray:
         """Whitened similarities, (n_prompts, n_landmarks)."""
         x = kernel_inputs(embedding, self.mean, self.scale).astype(np.float64)
-        return similarities(x, self.landmarks, self.gamma) @ self.whitening
+        return np.asarray(similarities(x, self.landmarks, self.gamma) @ self.whitening)
 
     def regress(self, features: np.ndarray, correct: np.ndarray) -> Kernel:
         """Ridge regression on the features; correct complete, (n_prompts, n_tiers)."""
@@ -214,7 +219,7 @@ class ContrastTrees:
 
     def predict(self, embedding: np.ndarray) -> np.ndarray:
         """P(correct), not confined to 0..1."""
-        return self.forest.raw_scores(embedding) @ self.contrasts.T + self.offset
+        return np.asarray(self.forest.raw_scores(embedding) @ self.contrasts.T + self.offset)
 
     def add_to(self, graph: Graph, embedding: str, raw_scores: str, weight: float) -> str:
         """raw_scores @ contrasts' + offset."""
@@ -262,7 +267,7 @@ def fit_label_classifier(
 def log_probabilities(raw_scores: np.ndarray) -> np.ndarray:
     """Logarithms of the class probabilities, floored."""
     scores = np.exp(raw_scores - raw_scores.max(axis=1, keepdims=True))
-    return np.log(np.maximum(scores / scores.sum(axis=1, keepdims=True), LOWEST_CLASS_PROBABILITY))
+    return np.asarray(np.log(np.maximum(scores / scores.sum(axis=1, keepdims=True), LOWEST_CLASS_PROBABILITY)))
 
 
 def logistic_per_tier(features: np.ndarray, correct: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
@@ -291,14 +296,9 @@ def boost(embedding: np.ndarray, target: np.ndarray, parameters: dict[str, objec
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x))."""
-    return 1 / (1 + np.exp(-x))
+    return np.asarray(1 / (1 + np.exp(-x)))
 
 
 def logit(p: np.ndarray) -> np.ndarray:
     """log(p / (1 - p))."""
-    return np.log(p / (1 - p))
-
-
-def concatenated(estimators: Sequence[Estimator]) -> Forest:
-    """The boosters of several parts as one forest."""
-    return Forest(tuple(booster for estimator in estimators for booster in estimator.forest.boosters))
+    return np.asarray(np.log(p / (1 - p)))

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx.utils
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from router.bundle import GRAPH_FILE, Bundle
+from router.bundle import Bundle
 from training import baselines
 from training.costs import attempt_costs
-from training.embed import encoder_session, padded
 from training.errors import LogError
-from training.graph import DECISION_INPUTS
-from training.ingest import LogSource, OutcomeTable, ingest
+from training.evaluation import DialResult, Evaluation, PolicyResult
+from training.ingest import ingest
+from training.logfiles import LogSource
 from training.metrics import (
-    FIGURES,
     Interval,
     Outcomes,
     Policy,
     calibration_error,
+    calibration_error_by_chance,
     choices_by_worth,
     curve,
     interval,
@@ -35,238 +29,14 @@ from training.metrics import (
     resamples,
     worth_grid,
 )
+from training.outcomes import OutcomeTable
+from training.shipped import Shipped, embed_with
+from training.training_part import TrainingPart
 
 MAX_BASELINE_PROMPTS = 50_000
 MIN_SEGMENT_PROMPTS = 50
 _SEGMENT_RESAMPLES = 200
 _AT_RANDOM = {"apgr": 0.5, "cpt50": 0.5, "cpt80": 0.8}
-_BATCH_SIZE = 64
-
-
-# ---- what the baselines need -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TrainingPart:
-    """The prompts a bundle was trained on, without their text: what baselines are fitted on, and what must not be judged.
-
-    embedding: float32 (n_prompts, n_dims); correct: (n_prompts, n_tiers), NaN unobserved.
-    mean_cost_usd: (n_tiers,). best: the tier with the highest accuracy.
-    """
-
-    groups: np.ndarray
-    embedding: np.ndarray
-    correct: np.ndarray
-    cost_usd: np.ndarray
-
-    @property
-    def mean_cost_usd(self) -> np.ndarray:
-        """Mean cost of an attempt per tier, (n_tiers,)."""
-        return self.cost_usd.mean(axis=0)
-
-    def save(self, path: Path) -> None:
-        """One Parquet file."""
-        columns = {"group": pa.array(self.groups.tolist())}
-        for name in ("embedding", "correct", "cost_usd"):
-            values = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
-            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-        unfinished = path.with_name(f".{path.name}.tmp")
-        pq.write_table(pa.table(columns), unfinished, compression="zstd")
-        unfinished.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> TrainingPart:
-        """Raises LogError where the file is missing or of another form."""
-        try:
-            table = pq.read_table(path)
-            arrays = {
-                name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-                for name in ("embedding", "correct", "cost_usd")
-            }
-            return cls(groups=np.array(table["group"].to_pylist(), dtype=np.str_), **arrays)
-        except (OSError, KeyError, pa.ArrowException) as error:
-            raise LogError(
-                f"{path}: cannot read the training part that stands beside a bundle ({error}); "
-                "evaluate needs it to leave trained-on prompts out; train again, or copy it with the bundle"
-            ) from error
-
-    @staticmethod
-    def path_of(bundle: str | Path) -> Path:
-        """Where the training part of a bundle stands."""
-        folder = Path(bundle)
-        return folder.with_name(folder.name + "-training.parquet")
-
-
-# ---- results ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PolicyResult:
-    """One policy's figures and the points of its curve."""
-
-    figures: dict[str, Interval]
-    curve: Sequence[tuple[float, float]]
-    aiq: np.ndarray = field(repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """M of the evaluation's JSON; figures that do not apply are null."""
-        named = {name: self.figures[name].to_json() if name in self.figures else None for name in FIGURES}
-        return {**named, "curve": [list(point) for point in self.curve]}
-
-
-@dataclass(frozen=True)
-class DialResult:
-    """What one quality of the dial kept and cost."""
-
-    quality: float
-    slack: float
-    promised: bool
-    accuracy: Interval
-    usd_per_1k: Interval
-    kept: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        """One entry of "dial"."""
-        figures = {name: getattr(self, name).to_json() for name in ("accuracy", "usd_per_1k", "kept")}
-        return {"quality": self.quality, "slack": self.slack, "promised": self.promised, **figures}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All that `broker evaluate` says.
-
-    single: (accuracy, usd_per_1k) per tier. calibration: (ece, brier) per tier.
-    reliability: per tier, (mean predicted, share correct, n) per bin.
-    lead: AIQ of the router minus that of the best baseline, paired.
-    shares: share of requests per tier at each quality of the dial, (n_qualities, n_tiers).
-    """
-
-    bundle_id: str
-    tiers: tuple[str, ...]
-    best_tier: str
-    n_prompts: int
-    n_trained_on: int
-    n_incomplete: int
-    estimated_cost_share: float
-    single: Mapping[str, tuple[Interval, Interval]]
-    router: PolicyResult
-    baselines: Mapping[str, PolicyResult]
-    best_baseline: str
-    lead: Interval
-    calibration: Mapping[str, tuple[Interval, Interval]]
-    reliability: Mapping[str, Sequence[tuple[float, float, int]]]
-    dial: Sequence[DialResult]
-    shares: np.ndarray
-    segments: Mapping[str, Mapping[str, Any]]
-    length_log_error: Mapping[str, tuple[float, float]]
-    cost_ratio: Mapping[str, float]
-
-    @cached_property
-    def verdict(self) -> str:
-        """Whether the router beats the best baseline, in a sentence."""
-        figures = (
-            f"AIQ {self.router.figures['aiq'].value:.4f} against {self.baselines[self.best_baseline].figures['aiq'].value:.4f} "
-            f"of {self.best_baseline}, difference {self.lead.value:+.4f} ({self.lead.low:+.4f} to {self.lead.high:+.4f})"
-        )
-        if self.lead.low > 0:
-            return f"The router beats the best baseline: {figures}."
-        if self.lead.value > 0:
-            return f"The router is ahead of the best baseline, but within noise: {figures}."
-        if self.lead.high >= 0:
-            return f"The router does NOT beat the best baseline (the difference is within noise): {figures}."
-        return f"The router does NOT beat the best baseline: {figures}."
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON of `broker evaluate --json`."""
-
-        def pair(values: tuple[Interval, Interval], names: tuple[str, str]) -> dict[str, Any]:
-            return {name: value.to_json() for name, value in zip(names, values, strict=True)}
-
-        worst = max(self.calibration.values(), key=lambda tier: tier[0].value)
-        return {
-            "verdict": self.verdict,
-            "bundle_id": self.bundle_id,
-            "n_prompts": self.n_prompts,
-            "n_trained_on": self.n_trained_on,
-            "n_incomplete": self.n_incomplete,
-            "estimated_cost_share": self.estimated_cost_share,
-            "tiers": list(self.tiers),
-            "best_tier": self.best_tier,
-            "single": {tier: pair(values, ("accuracy", "usd_per_1k")) for tier, values in self.single.items()},
-            "router": self.router.to_json(),
-            "baselines": {name: result.to_json() for name, result in self.baselines.items()},
-            "best_baseline": self.best_baseline,
-            "lead_aiq": self.lead.to_json(),
-            "calibration": {
-                **pair(worst, ("ece", "brier")),
-                "per_tier": {tier: pair(values, ("ece", "brier")) for tier, values in self.calibration.items()},
-            },
-            "dial": [point.to_json() for point in self.dial],
-            "segments": {name: dict(entry) for name, entry in self.segments.items()},
-            "output_tokens": {
-                tier: {"log_error": model, "log_error_of_mean": mean}
-                for tier, (model, mean) in self.length_log_error.items()
-            },
-            "cost_predicted_over_measured": dict(self.cost_ratio),
-        }
-
-
-# ---- the graph that ships --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """A bundle's graph, cut where estimates become decisions, so that many dials can be tried on one estimate."""
-
-    bundle: Bundle
-
-    @cached_property
-    def _decision_part(self) -> Any:
-        model = onnx.load(self.bundle.path / GRAPH_FILE)
-        return encoder_session(
-            onnx.utils.Extractor(model).extract_model(
-                ["success", "output_tokens", *DECISION_INPUTS], ["cost_usd", "tier"]
-            )
-        )
-
-    def estimates(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """success, output_tokens, cost_usd (n_prompts, n_tiers), context_tokens (n_prompts,), and the prices used."""
-        encoder = self.bundle.manifest.encoder
-        encodings = self.bundle.tokenizer.encode_batch_fast([prompt[: encoder.max_chars] for prompt in prompts])
-        ids = [encoding.ids for encoding in encodings]
-        context = np.array(
-            [encoder.context_tokens(len(prompt), len(row)) for prompt, row in zip(prompts, ids, strict=True)],
-            np.float32,
-        )
-        quotes = [self.bundle.prices.quote(tokens, self.bundle.manifest.output_tokens) for tokens in context.tolist()]
-        request = {
-            "context_tokens": context,
-            "usd_per_mtok_input": np.concatenate([quote.usd_per_mtok_input for quote in quotes]),
-            "usd_per_mtok_output": np.concatenate([quote.usd_per_mtok_output for quote in quotes]),
-            "eligible": np.concatenate([quote.eligible for quote in quotes]),
-            "worth_usd": np.zeros(len(ids), np.float32),
-            "slack": np.zeros(len(ids), np.float32),
-        }
-        names = ["success", "output_tokens", "cost_usd"]
-        found = {name: np.empty((len(ids), len(self.bundle.manifest.tiers)), np.float32) for name in names}
-        order = np.argsort([len(row) for row in ids], kind="stable")
-        for start in range(0, len(order), _BATCH_SIZE):
-            rows = order[start : start + _BATCH_SIZE]
-            feeds = {**padded([ids[row] for row in rows]), **{name: value[rows] for name, value in request.items()}}
-            for name, value in zip(names, self.bundle.session.run(names, feeds), strict=True):
-                found[name][rows] = value
-        return {**request, **found}
-
-    def choices(self, estimates: Mapping[str, np.ndarray], worth_usd: float, slack: float) -> np.ndarray:
-        """The tier chosen for every prompt at one setting of the dials, int (n_prompts,)."""
-        n = len(estimates["context_tokens"])
-        feeds = {name: estimates[name] for name in ("success", "output_tokens", *DECISION_INPUTS)}
-        feeds |= {"worth_usd": np.full(n, worth_usd, np.float32), "slack": np.full(n, slack, np.float32)}
-        (tier,) = self._decision_part.run(["tier"], feeds)
-        return np.asarray(tier)
-
-
-# ---- evaluate --------------------------------------------------------------------------------------
 
 
 def evaluate(
@@ -283,7 +53,7 @@ def evaluate(
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     table = ingest(logs, loaded.prices.tiers)
     on_step("ingest")
-    training = TrainingPart.load(TrainingPart.path_of(loaded.path))
+    training = TrainingPart.load(TrainingPart.path_of(loaded.path), loaded.manifest.bundle_id)
     return evaluate_table(loaded, table, training, seed=seed, on_step=on_step)
 
 
@@ -325,7 +95,7 @@ def evaluate_table(
     on_step("baselines")
     router = _result(router_policy, outcomes, weights)
     compared = {name: _result(policy, outcomes, weights) for name, policy in policies.items()}
-    if router_policy.gain is not None:  # a random order recovers of the gap what it spends on calls
+    if "apgr" in router.figures:  # a random order recovers of the gap what it spends on calls
         compared["random"].figures.update({name: Interval(share, share, share) for name, share in _AT_RANDOM.items()})
     on_step("bootstrap")
     rivals = [name for name in compared if name != "oracle"]
@@ -354,6 +124,9 @@ def evaluate_table(
                 _mean((estimates["success"][:, k] - part.correct[:, k]) ** 2, weights),
             )
             for k, tier in enumerate(manifest.tiers)
+        },
+        ece_by_chance={
+            tier: calibration_error_by_chance(estimates["success"][:, k], seed) for k, tier in enumerate(manifest.tiers)
         },
         reliability={
             tier: reliability(estimates["success"][:, k], part.correct[:, k]) for k, tier in enumerate(manifest.tiers)
@@ -415,17 +188,6 @@ def _baseline_policies(
         success = fit(training.embedding[rows], training.correct[rows], vectors)
         policies[fit.__name__] = Policy(choices_by_worth(success, mean_cost, worths), _gain(success, outcomes.best))
     return policies
-
-
-def embed_with(bundle: Bundle, prompts: Sequence[str]) -> np.ndarray:
-    """Embeddings by the encoder inside a bundle's graph, float32 (n_prompts, n_dims)."""
-    model = onnx.utils.Extractor(onnx.load(bundle.path / GRAPH_FILE)).extract_model(
-        ["input_ids", "attention_mask"], ["embedding"]
-    )
-    session = encoder_session(model)
-    cut = [prompt[: bundle.manifest.encoder.max_chars] for prompt in prompts]
-    ids = [encoding.ids for encoding in bundle.tokenizer.encode_batch_fast(cut)]
-    return np.concatenate([session.run(None, padded([row]))[0] for row in ids])
 
 
 def _dial(

@@ -29,7 +29,7 @@ from router.router import Router
 from training.embed import encoder_session, padded
 from training.encoders import Encoder
 from training.errors import ConfigError, ParityError
-from training.graph import decide, round_down
+from training.graph import decide, float32_threshold
 from training.model import TierModel
 
 TOLERANCE_SUCCESS = 1e-4
@@ -48,12 +48,12 @@ GOLDEN_PROMPTS = (
     "A train leaves at 9:40 and travels 210 km at 84 km/h. When does it arrive? Answer with the time only.",
     "Extract every date as JSON: 'Signed on 3 May 2021, valid until 2024-05-03, renewed 04/05/24.'",
     "Translate into German: The committee postponed the decision once more.",
-    "\u8bf7\u7528\u4e00\u53e5\u8bdd\u89e3\u91ca\u4ec0\u4e48\u662f\u91cf\u5b50\u7ea0\u7f20\u3002",
-    "\u4e00\u4e2a\u6c34\u6c60\u6709\u4e24\u4e2a\u8fdb\u6c34\u7ba1\uff0c\u5355\u72ec\u6ce8\u6ee1\u5206\u522b\u9700\u89816\u5c0f\u65f6\u548c4\u5c0f\u65f6\uff0c\u4e00\u8d77\u5f00\u9700\u8981\u591a\u4e45\uff1f",
-    "\u00bfCu\u00e1l es la diferencia entre un virus y una bacteria?",
-    "\u6771\u4eac\u304b\u3089\u4eac\u90fd\u307e\u3067\u65b0\u5e79\u7dda\u3067\u4f55\u6642\u9593\u304b\u304b\u308a\u307e\u3059\u304b\uff1f",
-    "\u041e\u0431\u044a\u044f\u0441\u043d\u0438 \u0442\u0435\u043e\u0440\u0435\u043c\u0443 \u041f\u0438\u0444\u0430\u0433\u043e\u0440\u0430 \u043f\u0440\u043e\u0441\u0442\u044b\u043c\u0438 \u0441\u043b\u043e\u0432\u0430\u043c\u0438.",
-    "\U0001f680\U0001f9ea What do these emoji suggest? \u2764\ufe0f\u200d\U0001f525",
+    "请用一句话解释什么是量子纠缠。",
+    "一个水池有两个进水管，单独注满分别需要6小时和4小时，一起开需要多久？",
+    "¿Cuál es la diferencia entre un virus y una bacteria?",
+    "東京から京都まで新幹線で何時間かかりますか？",
+    "Объясни теорему Пифагора простыми словами.",
+    "🚀🧪 What do these emoji suggest? ❤️‍🔥",
     "Three boxes are labelled apples, oranges and mixed; every label is wrong. You may draw one fruit from one box. "
     "Which box do you draw from, and how do you then label all three?",
     "Review this contract clause for risks to the tenant: 'The landlord may enter at any time without notice.'",
@@ -88,19 +88,19 @@ def check_parity(
     raw_difference = float(np.abs(raw_scores - model.raw_scores(on_thresholds)).max())
 
     expected = model.success(embedding), model.lengths.predict(embedding)
-    difference_success = difference_tokens = 0.0
+    differences = np.zeros((len(prompts), 2))
     session = encoder_session(graph)
     rng = np.random.default_rng(seed)
     n_tiers = expected[0].shape[1]
     for row, ids in enumerate(encoder.token_ids(prompts)):
         feeds = {**padded([ids]), **_random_request(rng, n_tiers)}
         success, output_tokens, cost_usd, tier = session.run(["success", "output_tokens", "cost_usd", "tier"], feeds)
-        difference_success = max(difference_success, float(np.abs(success - expected[0][row]).max()))
-        difference_tokens = max(difference_tokens, float(np.abs(output_tokens / expected[1][row] - 1).max()))
+        differences[row] = np.abs(success - expected[0][row]).max(), np.abs(output_tokens / expected[1][row] - 1).max()
         decided = decide(success, cost_usd, feeds["eligible"], feeds["worth_usd"], feeds["slack"])
         if decided[0] != tier[0]:
             raise ParityError(f"prompt {row}: the graph chose tier {tier[0]}, the rule says {decided[0]}; not exported")
         _check_decision(int(tier[0]), expected[0][row], expected[1][row], feeds)
+    difference_success, difference_tokens = differences.max(axis=0).tolist()  # NaN where any is
     found = {
         "success": (difference_success, TOLERANCE_SUCCESS),
         "output tokens": (difference_tokens, TOLERANCE_TOKENS),
@@ -122,8 +122,8 @@ def _random_request(rng: np.random.Generator, n_tiers: int) -> dict[str, np.ndar
         "usd_per_mtok_input": np.exp(rng.uniform(-4, 4, (1, n_tiers))).astype(np.float32),
         "usd_per_mtok_output": np.exp(rng.uniform(-3, 5, (1, n_tiers))).astype(np.float32),
         "eligible": eligible,
-        "worth_usd": np.float32([rng.choice([0, 0, 1e-4, 1e-3, 1e-2, 1.0])]),
-        "slack": np.float32([rng.choice([0, 0.01, 0.05, 0.2, 1.0])]),
+        "worth_usd": rng.choice(np.array([0, 0, 1e-4, 1e-3, 1e-2, 1.0], np.float32), 1),
+        "slack": rng.choice(np.array([0, 0.01, 0.05, 0.2, 1.0], np.float32), 1),
     }
 
 
@@ -151,15 +151,13 @@ def _check_decision(tier: int, success: np.ndarray, output_tokens: np.ndarray, f
 def threshold_rows(model: TierModel, embedding: np.ndarray, seed: int, n_rows: int = 2000) -> np.ndarray:
     """Embeddings in which a feature sits exactly on a split threshold, or one float32 beside it."""
     rng = np.random.default_rng(seed)
-    splits = [
-        (int(feature), threshold)
-        for booster in (*(b for part in model.parts for b in part.forest.boosters), *model.lengths.forest.boosters)
-        for feature, threshold in _splits(booster)
-    ]
+    splits = [split for booster in model.forest.boosters for split in _splits(booster)]
     rows = embedding[rng.integers(0, len(embedding), n_rows)].copy()
+    if not splits:  # nothing could be learned, as from outcomes that are all the same
+        return rows
     for row, pick in zip(rows, rng.integers(0, len(splits), n_rows), strict=True):
         feature, threshold = splits[pick]
-        at = round_down(threshold)
+        at = float32_threshold(threshold)
         row[feature] = rng.choice([np.nextafter(at, np.float32(-np.inf)), at, np.nextafter(at, np.float32(np.inf))])
     return rows
 
@@ -216,14 +214,18 @@ def draft_bundle(
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
     folder.mkdir()
-    (folder / GRAPH_FILE).write_bytes(graph.SerializeToString(deterministic=True))
-    (folder / TOKENIZER_FILE).write_text(encoder.tokenizer_json, encoding="utf-8")
-    (folder / TIERS_FILE).write_text(tiers_text, encoding="utf-8")
-    (folder / GOLDEN_FILE).write_text("", encoding="utf-8")
-    draft = _loadable(folder, manifest)
-    lines = [json.dumps(entry, ensure_ascii=False) for entry in golden_entries(Router.load(folder))]
-    (folder / GOLDEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return BundleDraft(folder, target, _loadable(folder, draft))
+    try:
+        (folder / GRAPH_FILE).write_bytes(graph.SerializeToString(deterministic=True))
+        (folder / TOKENIZER_FILE).write_text(encoder.tokenizer_json, encoding="utf-8")
+        (folder / TIERS_FILE).write_text(tiers_text, encoding="utf-8")
+        (folder / GOLDEN_FILE).write_text("", encoding="utf-8")
+        draft = _loadable(folder, manifest)
+        lines = [json.dumps(entry, ensure_ascii=False) for entry in golden_entries(Router.load(folder))]
+        (folder / GOLDEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return BundleDraft(folder, target, _loadable(folder, draft))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _loadable(folder: Path, manifest: Manifest) -> Manifest:

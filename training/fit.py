@@ -60,13 +60,14 @@ _MIN_SELECTION_PROMPTS = 100
 _SELECTION_RESAMPLES = 100
 
 
-class SuccessEstimator(BaseEstimator):
+class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """P(each tier answers a prompt correctly), from embeddings, calibrated out of fold.
 
     target: "success" averages a kernel regression with LightGBM on contrasts between tiers;
         "cheapest-correct" is the LightGBM classifier on that label, calibrated to success per tier;
-        "blend" averages the kernel with that classifier, which counts the more the more prompts have a label; "auto" takes the blend unless the
-        out-of-fold decisions of another are better by more than a standard error of their AIQ.
+        "blend" averages the kernel with that classifier, which counts the more the more prompts have a
+        label; "auto" takes the blend unless the out-of-fold decisions of another are better by more
+        than a standard error of their AIQ, or hardly any prompt has a label.
     n_threads: folds and parts fitted at the same time; 0 takes as many as there are cores. The result
         does not depend on it.
 
@@ -129,13 +130,14 @@ class SuccessEstimator(BaseEstimator):
         task = _Task.prepare(embedding, correct, cost, groups, self.seed, self.n_threads or os.cpu_count() or 1)
         on_step("landmarks")
 
-        wanted = tuple(PARTS) if self.target == "auto" else (self.target,)
+        n_labelled = int((task.label != UNKNOWN).sum())
+        wanted = _usable_targets(self.target, n_labelled)
         cross_fits = {}
         for part, cross_fit in _CROSS_FITS.items():
             if any(part in PARTS[target] for target in wanted):
                 cross_fits[part] = cross_fit(task)
                 on_step(f"{part}, out of fold")
-        weights = {target: part_weights(target, int((task.label != UNKNOWN).sum())) for target in wanted}
+        weights = {target: part_weights(target, n_labelled) for target in wanted}
         averages = {
             target: np.average(
                 [cross_fits[part].out_of_fold for part in PARTS[target]], axis=0, weights=weights[target]
@@ -159,6 +161,18 @@ class SuccessEstimator(BaseEstimator):
         embedding = np.ascontiguousarray(X, dtype=np.float32)
         predictions = [part.predict(embedding) for part in self.parts_]
         return self.calibration_.apply(np.average(predictions, axis=0, weights=self.weights_))
+
+
+def _usable_targets(target: str, n_labelled: int) -> tuple[str, ...]:
+    """What a target stands for; raises LogError where the classifier is asked for and has too few labels."""
+    if n_labelled >= MIN_PROMPTS:
+        return tuple(PARTS) if target == "auto" else (target,)
+    if target in ("auto", "success"):
+        return ("success",)
+    raise LogError(
+        f"the cheapest correct tier is known of {n_labelled} training prompts, too few for target {target!r}; "
+        f"expected at least {MIN_PROMPTS}, or target 'success'"
+    )
 
 
 def part_weights(target: str, n_labelled: int) -> tuple[float, ...]:
@@ -216,10 +230,9 @@ def lightgbm_settings(n_prompts: int, seed: int) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class _Task:
-    """What every part is fitted on. correct is complete: gaps are filled. label may be UNKNOWN."""
+    """What every part is fitted on. observed has NaN where it is not; label may be UNKNOWN."""
 
     embedding: np.ndarray
-    correct: np.ndarray
     observed: np.ndarray
     label: np.ndarray
     folds: np.ndarray
@@ -236,7 +249,6 @@ class _Task:
         features = basis.features(embedding)
         return cls(
             embedding=embedding,
-            correct=_filled(correct, features),
             observed=correct,
             label=label_cheapest_correct(correct, cost),
             folds=_usable_folds(groups, seed),
@@ -245,6 +257,10 @@ class _Task:
             settings=lightgbm_settings(len(embedding), seed),
             n_threads=n_threads,
         )
+
+    def correct(self, rows: np.ndarray) -> np.ndarray:
+        """Outcomes of some prompts (a mask), complete: each gap is filled from these prompts alone."""
+        return _filled(self.observed[rows], self.features[rows])
 
 
 @dataclass(frozen=True)
@@ -256,22 +272,22 @@ class _CrossFit:
 
 
 def _kernel(task: _Task) -> _CrossFit:
-    rows = np.random.default_rng(0).permutation(len(task.correct))[:MAX_KERNEL_PROMPTS]
-    sampled = np.zeros(len(task.correct), dtype=bool)
+    rows = np.random.default_rng(0).permutation(len(task.folds))[:MAX_KERNEL_PROMPTS]
+    sampled = np.zeros(len(task.folds), dtype=bool)
     sampled[rows] = True
 
     def fit(train: np.ndarray) -> Kernel:
         train = train & sampled
-        return task.basis.regress(task.features[train], task.correct[train])
+        return task.basis.regress(task.features[train], task.correct(train))
 
-    return _CrossFit(_out_of_fold(task, fit), lambda: fit(np.ones(len(task.correct), dtype=bool)))
+    return _CrossFit(_out_of_fold(task, fit), lambda: fit(np.ones(len(task.folds), dtype=bool)))
 
 
 def _contrast_trees(task: _Task) -> _CrossFit:
     def fit(train: np.ndarray) -> ContrastTrees:
-        return ContrastTrees.fit(task.embedding[train], task.correct[train], CONTRAST_ROUNDS, task.settings)
+        return ContrastTrees.fit(task.embedding[train], task.correct(train), CONTRAST_ROUNDS, task.settings)
 
-    return _CrossFit(_out_of_fold(task, fit), lambda: fit(np.ones(len(task.correct), dtype=bool)))
+    return _CrossFit(_out_of_fold(task, fit), lambda: fit(np.ones(len(task.folds), dtype=bool)))
 
 
 def _cheapest_correct(task: _Task) -> _CrossFit:
@@ -285,12 +301,17 @@ def _cheapest_correct(task: _Task) -> _CrossFit:
             task.embedding[rows], classes[rows], max(2, len(present)), LABEL_ROUNDS, task.settings
         )
 
-    features = log_probabilities(_by_fold(task, lambda train, x: fit(train).raw_scores(x)))
-    weights, bias = logistic_per_tier(features, task.observed, LABEL_STRENGTH)
-    return _CrossFit(
-        sigmoid(features @ weights + bias),
-        lambda: CheapestCorrect(fit(np.ones(len(classes), dtype=bool)), weights, bias),
-    )
+    features = log_probabilities(_by_fold(task, lambda train, rows: fit(train).raw_scores(task.embedding[rows])))
+
+    def success(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        weights, bias = logistic_per_tier(features[train], task.observed[train], LABEL_STRENGTH)
+        return sigmoid(features[rows] @ weights + bias)
+
+    def finish() -> CheapestCorrect:
+        weights, bias = logistic_per_tier(features, task.observed, LABEL_STRENGTH)
+        return CheapestCorrect(fit(np.ones(len(classes), dtype=bool)), weights, bias)
+
+    return _CrossFit(_by_fold(task, success), finish)
 
 
 _CROSS_FITS = {"kernel": _kernel, "contrast_trees": _contrast_trees, "cheapest_correct": _cheapest_correct}
@@ -298,13 +319,13 @@ _CROSS_FITS = {"kernel": _kernel, "contrast_trees": _contrast_trees, "cheapest_c
 
 def _out_of_fold(task: _Task, fit: Callable[[np.ndarray], Estimator]) -> np.ndarray:
     """Predictions for each prompt by the part fitted on the other folds."""
-    return _by_fold(task, lambda train, x: fit(train).predict(x))
+    return _by_fold(task, lambda train, rows: fit(train).predict(task.embedding[rows]))
 
 
 def _by_fold(task: _Task, fit_predict: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """fit_predict(mask of the other folds, embeddings of the fold) of every fold, in the order of the prompts."""
+    """fit_predict(mask of the other folds, mask of the fold) of every fold, in the order of the prompts."""
     held_out = [task.folds == fold for fold in np.unique(task.folds)]
-    predictions = _side_by_side(task, lambda rows: fit_predict(~rows, task.embedding[rows]), held_out)
+    predictions = _side_by_side(task, lambda rows: fit_predict(~rows, rows), held_out)
     result = np.empty((len(task.folds), predictions[0].shape[1]))
     for rows, prediction in zip(held_out, predictions, strict=True):
         result[rows] = prediction

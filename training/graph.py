@@ -5,7 +5,7 @@ Only standard operators of `ai.onnx` and `ai.onnx.ml` are used, so any ONNX Runt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,9 @@ ML_OPSET = 3
 
 IMPOSSIBLE_SUCCESS = -2.0
 """Stands for a tier that is not eligible: below any success, by more than the largest slack of 1."""
+
+LIGHTGBM_ZERO = np.float32(1e-35)
+"""Splits beside zero stand at plus or minus this."""
 
 DECISION_INPUTS = {
     "context_tokens": (TensorProto.FLOAT, ["n"]),
@@ -74,7 +77,7 @@ class Graph:
         return self.add("Unsqueeze", value, self.constant([1], np.int64))
 
     def model(
-        self, inputs: dict[str, tuple[int, list[Any]]], outputs: dict[str, tuple[int, list[Any]]]
+        self, inputs: Mapping[str, tuple[int, list[Any]]], outputs: Mapping[str, tuple[int, list[Any]]]
     ) -> onnx.ModelProto:
         """The finished model; raises onnx.checker.ValidationError where it is not a valid one."""
         graph = helper.make_graph(
@@ -108,7 +111,7 @@ def ensemble_attributes(boosters: Sequence[lightgbm.Booster]) -> dict[str, Any]:
     """Attributes of one TreeEnsembleRegressor for all boosters; target = booster, or booster and class.
 
     LightGBM compares a float64 threshold with the feature, ONNX Runtime a float32 one: every threshold
-    is rounded down to float32, which leaves each comparison with a float32 feature as it was.
+    becomes the largest float32 that goes left at it, which leaves each comparison as it was.
     """
     nodes: dict[str, list[Any]] = {
         f"nodes_{key}": []
@@ -142,7 +145,7 @@ def _append_tree(
             "nodeids": number,
             "featureids": 0 if is_leaf else node["split_feature"],
             "modes": "LEAF" if is_leaf else "BRANCH_LEQ",
-            "values": 0.0 if is_leaf else float(round_down(node["threshold"])),
+            "values": 0.0 if is_leaf else float(float32_threshold(node["threshold"])),
             "truenodeids": left,
             "falsenodeids": right,
         }
@@ -157,10 +160,11 @@ def _append_tree(
         number += 1
 
 
-def round_down(value: float) -> np.float32:
-    """The largest float32 that is not above a float64."""
-    nearest = np.float32(value)
-    return np.nextafter(nearest, np.float32(-np.inf)) if float(nearest) > value else nearest
+def float32_threshold(threshold: float) -> np.float32:
+    """The largest float32 that goes left at a split of LightGBM, which takes all within LIGHTGBM_ZERO for 0."""
+    nearest = np.float32(threshold)
+    is_above = float(nearest) > threshold or -LIGHTGBM_ZERO <= nearest < 0
+    return np.nextafter(nearest, np.float32(-np.inf)) if is_above else nearest
 
 
 def add_decision(graph: Graph, success: str, output_tokens: str) -> None:

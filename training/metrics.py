@@ -22,11 +22,16 @@ import numpy as np
 N_BOOTSTRAP = 1000
 N_BINS = 10
 _MAX_CELLS = 50_000_000
+_NO_GAP = 1e-6  # accuracies that differ by less are equal: sums are float32
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % bootstrap interval over prompts."""
+    """A figure with its 95 % bootstrap interval over prompts.
+
+    The interval always holds the value: figures that noise can only raise (ECE, a hull) come out higher
+    in most resamples than in the sample itself.
+    """
 
     value: float
     low: float
@@ -74,13 +79,17 @@ def resamples(n_prompts: int, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) -> 
 
 
 def interval(values: np.ndarray) -> Interval:
-    """From one value per resample, the sample itself first."""
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return Interval(float(values[0]), float(low), float(high))
+    """From one value per resample, the sample itself first; NaN where a resample does not define it."""
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    value = float(values[0])
+    return Interval(value, min(value, float(low)), max(value, float(high)))
 
 
 def policy_figures(policy: Policy, outcomes: Outcomes, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Every figure of FIGURES that applies, per resample, (n_resamples,); APGR and CPT need two tiers."""
+    """Every figure of FIGURES that applies, per resample, (n_resamples,).
+
+    APGR and CPT need two tiers, one of them better than the other.
+    """
     rows = np.arange(len(outcomes.correct))[:, None]
     accuracy = weights @ outcomes.correct[rows, policy.choices].astype(np.float32)
     cost = weights @ outcomes.cost_usd[rows, policy.choices].astype(np.float32)
@@ -91,7 +100,9 @@ def policy_figures(policy: Policy, outcomes: Outcomes, weights: np.ndarray) -> d
         for resample in zip(accuracy, cost, tier_accuracy, tier_cost, strict=True)
     ]
     named = dict(zip(FIGURES[:5], np.array(figures).T, strict=True))
-    return named if policy.gain is None else named | _gap_figures(policy.gain, outcomes, weights)
+    if policy.gain is None or np.ptp(tier_accuracy[0]) <= _NO_GAP:
+        return named
+    return named | _gap_figures(policy.gain, outcomes, weights)
 
 
 def curve(policy: Policy, outcomes: Outcomes) -> list[tuple[float, float]]:
@@ -128,12 +139,8 @@ def _hull_figures(
         reached = ys[-1] >= target
         return float(np.interp(target, ys, xs)) / best_cost if reached and best_cost > 0 else 1.0
 
-    cheapest = float(tier_cost.min())
-    if best_cost > cheapest:
-        aiq = float(np.interp(np.linspace(cheapest, best_cost, 401), xs, ys).mean())
-    else:
-        aiq = best_accuracy
-    reaches = cost[accuracy >= best_accuracy - 1e-9]
+    aiq = float(np.interp(np.linspace(float(tier_cost.min()), best_cost, 401), xs, ys).mean())
+    reaches = cost[accuracy >= best_accuracy - _NO_GAP]
     least = min(float(reaches.min()) if len(reaches) else best_cost, best_cost)
     return (
         aiq,
@@ -145,33 +152,47 @@ def _hull_figures(
 
 
 def _gap_figures(gain: np.ndarray, outcomes: Outcomes, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """APGR and CPT: the better tier is asked first where the predicted gain is largest."""
+    """APGR and CPT: the better tier is asked first where the predicted gain is largest.
+
+    Prompts of equal gain are asked in random order: a straight line on the curve of recovered gap.
+    """
     order = np.argsort(-gain, kind="stable")
     better = outcomes.best
     measured = (outcomes.correct[:, better] - outcomes.correct[:, 1 - better])[order]
-    weight = weights[:, order]
-    zero = np.zeros((len(weights), 1))
-    calls = np.concatenate([zero, np.cumsum(weight, axis=1)], axis=1)
-    recovered = np.concatenate([zero, np.cumsum(weight * measured, axis=1)], axis=1)
-    gap = recovered[:, -1:]
-    share = recovered / np.where(np.abs(gap) < 1e-12, np.nan, gap)
-    return {
-        "apgr": np.trapezoid(share, calls, axis=1),
-        "cpt50": _calls_at(share, calls, 0.5),
-        "cpt80": _calls_at(share, calls, 0.8),
-    }
+    ends = np.flatnonzero(np.append(np.diff(gain[order]) != 0, True))
+    figures = [_recovery(resample[order].astype(np.float64), measured, ends) for resample in weights]
+    return dict(zip(FIGURES[5:], np.array(figures).T, strict=True))
 
 
-def _calls_at(share: np.ndarray, calls: np.ndarray, target: float) -> np.ndarray:
+def _recovery(weight: np.ndarray, measured: np.ndarray, ends: np.ndarray) -> tuple[float, float, float]:
+    """APGR, CPT(50 %), CPT(80 %) of one resample; ends: where runs of equal gain end, in order."""
+    calls = np.concatenate([[0.0], np.cumsum(weight)[ends]])
+    recovered = np.concatenate([[0.0], np.cumsum(weight * measured)[ends]])
+    if abs(recovered[-1]) <= _NO_GAP:
+        return np.nan, np.nan, np.nan
+    share = recovered / recovered[-1]
+    return float(np.trapezoid(share, calls)), _calls_at(share, calls, 0.5), _calls_at(share, calls, 0.8)
+
+
+def _calls_at(share: np.ndarray, calls: np.ndarray, target: float) -> float:
     """The least share of calls at which `target` of the gap is recovered."""
-    return calls[np.arange(len(calls)), (share >= target).argmax(axis=1)]
+    end = int((share >= target).argmax())  # never 0: no call recovers nothing
+    return float(np.interp(target, share[end - 1 : end + 1], calls[end - 1 : end + 1]))
 
 
 def calibration_error(success: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """ECE of one tier per resample, (n_resamples,). success, correct: (n_prompts,)."""
     bins = np.minimum((success * N_BINS).astype(int), N_BINS - 1)
     in_bin = np.eye(N_BINS, dtype=np.float32)[bins]  # (n_prompts, N_BINS)
-    return np.abs(weights @ (in_bin * (success - correct)[:, None].astype(np.float32))).sum(axis=1)
+    return np.asarray(np.abs(weights @ (in_bin * (success - correct)[:, None].astype(np.float32))).sum(axis=1))
+
+
+def calibration_error_by_chance(success: np.ndarray, seed: int = 0) -> float:
+    """The ECE to expect of estimates that are exactly right, on so many prompts: the mean of 100 simulated draws."""
+    rng = np.random.default_rng(seed)
+    one = np.full((1, len(success)), 1 / len(success), dtype=np.float32)
+    draws = (calibration_error(success, (rng.random(len(success)) < success).astype(float), one) for _ in range(100))
+    return float(np.mean([draw[0] for draw in draws]))
 
 
 def reliability(success: np.ndarray, correct: np.ndarray) -> list[tuple[float, float, int]]:

@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from training.calibrate import Calibration
 from training.encoders import Encoder
-from training.estimators import Estimator, concatenated
+from training.estimators import Estimator, Forest
 from training.fit import LengthModel
 from training.graph import DECISION_INPUTS, Graph, add_decision, encoder_inputs
 
@@ -34,19 +34,22 @@ class TierModel:
 
     def raw_scores(self, embedding: np.ndarray) -> np.ndarray:
         """Raw scores of all trees, as the graph's tree ensemble gives them."""
-        return concatenated((*self.parts, self.lengths)).raw_scores(embedding)
+        return self.forest.raw_scores(embedding)
 
     @property
-    def n_trees(self) -> int:
-        """Trees in the graph."""
-        return concatenated((*self.parts, self.lengths)).n_trees
+    def forest(self) -> Forest:
+        """All boosters, in the order of the graph's tree ensemble."""
+        return Forest.joined([*(part.forest for part in self.parts), self.lengths.forest])
 
     def head(self, n_dims: int) -> onnx.ModelProto:
         """The graph from `embedding`, float32 (n, n_dims), to `success`, `output_tokens` and `raw_scores`."""
         graph = Graph()
         self._add_to(graph, "embedding")
-        kinds = {name: (TensorProto.FLOAT, ["n", None]) for name in ("success", "output_tokens", "raw_scores")}
-        return graph.model({"embedding": (TensorProto.FLOAT, ["n", n_dims])}, kinds)
+        outputs = ("success", "output_tokens", "raw_scores")
+        return graph.model(
+            {"embedding": (TensorProto.FLOAT, ["n", n_dims])},
+            {name: (TensorProto.FLOAT, ["n", None]) for name in outputs},
+        )
 
     def whole(self, encoder: Encoder) -> onnx.ModelProto:
         """The graph that ships: from tokens, prices and dials to the decision."""
@@ -57,8 +60,9 @@ class TierModel:
         return graph.model({**encoder_inputs(), **DECISION_INPUTS}, {**per_tier, "tier": (TensorProto.INT64, ["n"])})
 
     def _add_to(self, graph: Graph, embedding: str) -> None:
-        graph.trees(embedding, concatenated((*self.parts, self.lengths)).boosters, output="raw_scores")
-        *own, of_lengths = graph.split("raw_scores", [part.forest.n_outputs for part in (*self.parts, self.lengths)])
+        graph.trees(embedding, self.forest.boosters, output="raw_scores")
+        widths = [part.forest.n_outputs for part in self.parts]
+        *own, of_lengths = graph.split("raw_scores", [*widths, self.lengths.forest.n_outputs])
         self.lengths.add_to(graph, embedding, of_lengths)
         weighted = [
             part.add_to(graph, embedding, columns, weight)

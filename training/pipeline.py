@@ -16,19 +16,23 @@ from router.tiers import Tier, read_tiers
 from training.calibrate import calibrate_dial
 from training.config import TrainingConfig
 from training.costs import AttemptCosts, attempt_costs
-from training.embed import Embeddings, embed
+from training.embed import embed
 from training.encoders import Encoder, StaticRecipe, with_token_kinds
 from training.errors import LogError
-from training.evaluate import Evaluation, TrainingPart, evaluate_table
+from training.evaluate import evaluate_table
+from training.evaluation import Evaluation
 from training.export import Parity, check_parity, check_target, draft_bundle, versions
 from training.fit import LengthModel, SuccessEstimator
-from training.ingest import LogSource, OutcomeTable, ingest
+from training.ingest import ingest
 from training.label import label_cheapest_correct, label_distribution
+from training.logfiles import LogSource
 from training.model import TierModel
+from training.outcomes import OutcomeTable
 from training.report import report_figures, write_report
 from training.shelf import EncoderShelf
 from training.split import test_mask
 from training.track import Tracker, default_tracking_uri, tracked_run
+from training.training_part import TrainingPart
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +83,10 @@ def train(
     tiers_read, tiers_text = read_tiers(tiers), Path(tiers).read_text(encoding="utf-8")
     out.parent.mkdir(parents=True, exist_ok=True)
     uri = default_tracking_uri(out) if tracking_uri is None else tracking_uri
-    with tracked_run(uri, out.name) as tracker, tqdm(desc="train", unit="step", disable=not progress) as bar:
+    with tracked_run(uri, out.name) as tracker, tqdm(desc="train", unit="step", delay=1, disable=not progress) as bar:
 
         def done(step: str) -> None:
-            bar.set_postfix_str(step)
+            bar.set_postfix_str(step, refresh=False)
             bar.update()
             logger.info("%s", step)
 
@@ -102,12 +106,11 @@ def _run(
     quarantine = out.with_name(f"{out.name}-quarantine.parquet")
     log = ingest(logs, tiers, quarantine=quarantine, drop_unparsed=config.drop_unparsed)
     done("ingest")
-    costs = attempt_costs(log, tiers)
-    labels = label_distribution(label_cheapest_correct(log.correct, costs.cost_usd), log.tiers, log.segments)
+    label = label_cheapest_correct(log.correct, attempt_costs(log, tiers).cost_usd)
+    labels = label_distribution(label, log.tiers, log.segments)
     in_test = test_mask(log.groups, config.test_share, config.seed)
     in_training = ~in_test & np.isfinite(log.correct).any(axis=1)
-    if not in_training.any() or not in_test.any():
-        raise LogError(f"{log.n_prompts} prompts cannot be split into training and test; expected some hundreds")
+    _check_split(log, in_training, in_test)
 
     cache = config.cache or out.parent / ".cache"
     encoder, reused = make_encoder(config, log.rows(in_training), cache)
@@ -116,8 +119,9 @@ def _run(
     done("embed")
 
     known, vectors = log.rows(in_training), embeddings.vectors[in_training]
+    costs = attempt_costs(known, tiers)
     estimator = SuccessEstimator(config.target, config.seed, config.n_threads).fit(
-        vectors, known.correct, cost_usd=costs.cost_usd[in_training], groups=known.groups, on_step=done
+        vectors, known.correct, cost_usd=costs.cost_usd, groups=known.groups, on_step=done
     )
     lengths = LengthModel.fit(vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed)
     done("lengths")
@@ -135,7 +139,7 @@ def _run(
         best_tier=log.tiers[best_tier(known.correct)],
         success=tuple(np.nanmean(known.correct, axis=0).tolist()),
         output_tokens=tuple(costs.mean_output_tokens.tolist()),
-        encoder=encoder_info(encoder, log, embeddings),
+        encoder=encoder_info(encoder, known, embeddings.n_tokens[in_training]),
         default_quality=config.default_quality,
         confidence=config.confidence,
         dial=dial,
@@ -146,9 +150,10 @@ def _run(
             "first_timestamp": log.first_timestamp and log.first_timestamp.isoformat(),
             "last_timestamp": log.last_timestamp and log.last_timestamp.isoformat(),
             "target": estimator.target_,
-            "n_trees": model.n_trees,
+            "n_trees": model.forest.n_trees,
             "seed": config.seed,
             "test_share": config.test_share,
+            "note": config.note,
             "estimated_cost_share": costs.estimated_share,
         },
         versions=versions(),
@@ -157,7 +162,7 @@ def _run(
     )
     draft = draft_bundle(out, encoder, graph, tiers_text, manifest)
     try:
-        part = TrainingPart(known.groups, vectors, known.correct, costs.cost_usd[in_training])
+        part = TrainingPart(known.groups, vectors, known.correct, costs.cost_usd)
         evaluation = evaluate_table(
             Bundle.load(draft.folder),
             held_out,
@@ -168,8 +173,8 @@ def _run(
         )
         figures = report_figures(evaluation)
         write_report(draft.folder, manifest, evaluation, log, labels, figures)
-        part.save(TrainingPart.path_of(out))
         manifest = draft.publish()
+        part.save(TrainingPart.path_of(out), manifest.bundle_id)
     except BaseException:
         shutil.rmtree(draft.folder, ignore_errors=True)
         raise
@@ -190,6 +195,19 @@ def _run(
     )
 
 
+def _check_split(log: OutcomeTable, in_training: np.ndarray, in_test: np.ndarray) -> None:
+    """Raises LogError where there is too little to train or to judge on, before any work is done."""
+    observed = np.isfinite(log.correct)
+    if unseen := [tier for tier, seen in zip(log.tiers, observed[in_training].any(axis=0), strict=True) if not seen]:
+        raise LogError(f"found no training outcome of {', '.join(unseen)}; log some, or leave it out of tiers.toml")
+    n_judged = int(observed[in_test].all(axis=1).sum())
+    if n_judged < 2:
+        raise LogError(
+            f"found {n_judged} prompts that every tier answered in the held-out part ({int(in_test.sum())} of "
+            f"{log.n_prompts} prompts); expected some hundreds, or no router can be judged"
+        )
+
+
 def make_encoder(config: TrainingConfig, log: OutcomeTable, cache: Path) -> tuple[Encoder, bool]:
     """The encoder that the settings name, and whether an earlier run had learned it."""
     if config.encoder == "static":
@@ -206,20 +224,20 @@ def best_tier(correct: np.ndarray) -> int:
     return int(np.nanmean(correct[full] if full.any() else correct, axis=0).argmax())
 
 
-def encoder_info(encoder: Encoder, log: OutcomeTable, embeddings: Embeddings) -> EncoderInfo:
-    """What the runtime must know of the encoder; token ratios are those of the log."""
+def encoder_info(encoder: Encoder, log: OutcomeTable, n_tokens: np.ndarray) -> EncoderInfo:
+    """What the runtime must know of the encoder; token ratios are those of the log; n_tokens: (n_prompts,)."""
     n_chars = np.array([len(prompt) for prompt in log.prompts])
-    uncut = (embeddings.n_tokens < encoder.max_tokens) & (embeddings.n_tokens > 0)
+    uncut = (n_tokens < encoder.max_tokens) & (n_tokens > 0)
     billed = np.isfinite(log.input_tokens).any(axis=1) & uncut
     ratio = 1.0
     if billed.any():
-        ratio = float(np.nanmean(log.input_tokens[billed], axis=1).sum() / embeddings.n_tokens[billed].sum())
+        ratio = float(np.nanmean(log.input_tokens[billed], axis=1).sum() / n_tokens[billed].sum())
     return EncoderInfo(
         name=encoder.name,
         digest=encoder.digest,
         max_chars=encoder.max_chars,
         max_tokens=encoder.max_tokens,
-        tokens_per_char=float(embeddings.n_tokens[uncut].sum() / max(1, n_chars[uncut].sum())) if uncut.any() else 0.25,
+        tokens_per_char=float(n_tokens[uncut].sum() / max(1, n_chars[uncut].sum())) if uncut.any() else 0.25,
         billed_tokens_per_token=ratio,
     )
 
@@ -237,7 +255,7 @@ def _track(
     """Settings, facts of the data, and what was measured."""
     facts = {**asdict(config), **manifest.training, "bundle_id": manifest.bundle_id, "tiers": ", ".join(log.tiers)}
     tracker.log_params(facts)
-    metrics = {f"{name}": figure.value for name, figure in evaluation.router.figures.items()}
+    metrics = {name: figure.value for name, figure in evaluation.router.figures.items()}
     metrics |= {f"baseline.{name}.aiq": result.figures["aiq"].value for name, result in evaluation.baselines.items()}
     metrics |= {f"label.{name}": share for name, share in labels["all"].items()}
     metrics |= {f"ece.{tier}": figures[0].value for tier, figures in evaluation.calibration.items()}

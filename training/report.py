@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from router.bundle import Manifest
-from training.evaluate import Evaluation
-from training.ingest import OutcomeTable
+from training.evaluation import Evaluation
 from training.metrics import Interval, hull
+from training.outcomes import OutcomeTable
 
 _ROUTER, _BASELINES, _TIERS, _ORACLE = "#0b6e4f", "#8a8f98", "#1f2933", "#c8963e"
 _BASELINE_STYLES = {"knn": "--", "kmeans": ":", "linear": "-."}
@@ -40,11 +40,12 @@ def cost_quality_figure(evaluation: Evaluation) -> Figure:
     """Accuracy against cost: the router's curve above the baselines', single tiers and oracle as points."""
     figure, axes = _figure(7.2, 4.6)
     singles = np.array([[cost.value, accuracy.value] for accuracy, cost in evaluation.single.values()])
+    router_curve = _with_singles(np.array(evaluation.router.curve), singles)
+    axes.plot(*router_curve, color=_ROUTER, lw=2.6, label="router", zorder=4)
     for name, style in _BASELINE_STYLES.items():
         points = np.array(evaluation.baselines[name].curve)
         axes.plot(*_with_singles(points, singles), style, color=_BASELINES, lw=1.3, label=name)
     axes.plot(*_with_singles(np.empty((0, 2)), singles), color=_TIERS, lw=0.9, alpha=0.5, label="mix of single tiers")
-    axes.plot(*_with_singles(np.array(evaluation.router.curve), singles), color=_ROUTER, lw=2.6, label="router")
     axes.scatter(singles[:, 0], singles[:, 1], color=_TIERS, zorder=5, s=28)
     for tier, (cost, accuracy) in zip(evaluation.single, singles, strict=True):
         axes.annotate(tier, (cost, accuracy), xytext=(6, -11), textcoords="offset points", fontsize=8.5, color=_TIERS)
@@ -60,7 +61,10 @@ def cost_quality_figure(evaluation: Evaluation) -> Figure:
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     saving = 1 - evaluation.router.figures["cost_at_98"].value
-    axes.set_title(f"98 % of the best tier's accuracy at {saving:.0%} less cost", loc="left", fontsize=11)
+    axes.set_title(
+        f"98 % of {evaluation.best_tier}'s accuracy at {saving * 100:.0f} % less cost", loc="left", fontsize=11
+    )
+    axes.margins(x=0.12)
     axes.legend(fontsize=8.5, frameon=False, loc="lower right")
     return figure
 
@@ -79,7 +83,7 @@ def calibration_figure(evaluation: Evaluation) -> Figure:
         axes.errorbar(predicted, correct, yerr=error, fmt="o", ms=3.5, lw=1, color=_ROUTER)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         ece = evaluation.calibration[tier][0].value
-        axes.set_title(f"{tier}\nECE {ece:.3f}", fontsize=9)
+        axes.set_title(f"{tier}\nECE {ece:.3f}, by chance {evaluation.ece_by_chance[tier]:.3f}", fontsize=8.5)
         axes.tick_params(labelsize=8)
         if index % columns == 0:
             axes.set_ylabel("share correct", fontsize=8.5)
@@ -113,9 +117,15 @@ def _figure(width: float, height: float) -> tuple[Figure, mpl.axes.Axes]:
 
 
 def _with_singles(points: np.ndarray, singles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The hull of (cost, accuracy) points, those of single tiers among them."""
+    """The hull of (cost, accuracy) points, those of single tiers among them, drawn densely.
+
+    A mixture of two points is a straight line in cost, and a curve where the axis of cost is logarithmic.
+    """
     every = np.concatenate([points.reshape(-1, 2), singles])
-    return hull(every[:, 0], every[:, 1])
+    xs, ys = hull(every[:, 0], every[:, 1])
+    grid = np.unique(np.concatenate([xs, np.geomspace(max(xs[0], 1e-9), max(xs[-1], 1e-9), 300)]))
+    grid = grid[(grid >= xs[0]) & (grid <= xs[-1])]
+    return grid, np.interp(grid, xs, ys)
 
 
 # ---- files -----------------------------------------------------------------------------------------
@@ -150,10 +160,10 @@ def report_tables(
             [[name, *(_cell(result.figures.get(figure)) for figure in names)] for name, result in policies.items()],
         ),
         "Single tiers": (
-            ["tier", "accuracy", "USD per 1,000 requests", "ECE", "Brier", "predicted / measured cost"],
+            ["tier", "accuracy", "USD per 1,000 requests", "ECE", "Brier", "ECE by chance", "predicted / measured"],
             [
-                [tier, _cell(accuracy), _cell(cost), _cell(evaluation.calibration[tier][0]), _cell(evaluation.calibration[tier][1]),
-                 f"{evaluation.cost_ratio.get(tier, float('nan')):.2f}"]
+                [tier, _cell(accuracy), _cell(cost), *map(_cell, evaluation.calibration[tier]),
+                 f"{evaluation.ece_by_chance[tier]:.3f}", f"{evaluation.cost_ratio.get(tier, float('nan')):.2f}"]
                 for tier, (accuracy, cost) in evaluation.single.items()
             ],
         ),
@@ -197,9 +207,11 @@ def _facts(manifest: Manifest, evaluation: Evaluation, log: OutcomeTable) -> lis
     """What the figures rest on, a sentence each."""
     training = manifest.training
     facts = [
+        *([training["note"]] if training["note"] else []),
         f"Log: {log.summary}.",
         f"Trained on {training['n_trained_on']:,} prompts; judged on {evaluation.n_prompts:,} others that every tier "
-        f"answered, split by question; target {training['target']}; {training['n_trees']} trees; encoder {manifest.encoder.name}.",
+        f"answered, split by question; target {training['target']}; {training['n_trees']} trees; "
+        f"encoder {manifest.encoder.name}.",
         f"AIQ is the mean accuracy on the hull of policy and single tiers, over the cost from the cheapest tier's to "
         f"{evaluation.best_tier}'s ({evaluation.single[evaluation.best_tier][1].value:.4g} USD per 1,000 requests). "
         "cost_at_98 is the cost relative to always asking the best tier at 98 % of its accuracy. "
@@ -229,7 +241,8 @@ def _html(
         "tier_mix": "What the quality dial does.",
     }
     pictures = "".join(
-        f'<figure><img alt="{captions[name]}" src="data:image/png;base64,{_png(figure)}"><figcaption>{captions[name]}</figcaption></figure>'
+        f'<figure><img alt="{captions[name]}" src="data:image/png;base64,{_png(figure)}">'
+        f"<figcaption>{captions[name]}</figcaption></figure>"
         for name, figure in figures.items()
     )
     facts = "".join(f"<p>{html.escape(fact)}</p>" for fact in _facts(manifest, evaluation, log))
@@ -239,7 +252,8 @@ def _html(
         "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1f2933}"
         "h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:2rem}img{max-width:100%}figure{margin:1.5rem 0}"
         "figcaption{color:#606873;font-size:.9rem}.scroll{overflow-x:auto}"
-        "table{border-collapse:collapse;font-size:.82rem}td,th{padding:.25rem .7rem .25rem 0;text-align:left;white-space:nowrap}"
+        "table{border-collapse:collapse;font-size:.82rem}"
+        "td,th{padding:.25rem .7rem .25rem 0;text-align:left;white-space:nowrap}"
         "th{border-bottom:1px solid #9aa1ab}td{border-bottom:1px solid #e4e7eb;font-variant-numeric:tabular-nums}"
         f"</style><h1>{html.escape(evaluation.verdict)}</h1>{pictures}{facts}{sections}</html>\n"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from training.encoders import Encoder, StaticRecipe, learn_static
 
@@ -44,27 +46,32 @@ class EncoderShelf:
         return encoder, False
 
     def _write(self, entry: Path, encoder: Encoder, sketch: np.ndarray) -> None:
-        """One folder an encoder, complete as soon as it has its name."""
-        if entry.exists():
+        """One folder an encoder, complete as soon as it has its name; one that cannot be read is replaced."""
+        if self._read(entry) is not None:
             return
+        shutil.rmtree(entry, ignore_errors=True)
         unfinished = self.folder / f".{uuid4().hex}.tmp"
         unfinished.mkdir(parents=True)
         (unfinished / "tokenizer.json").write_text(encoder.tokenizer_json, encoding="utf-8")
         (unfinished / "encoder.onnx").write_bytes(encoder.graph.SerializeToString(deterministic=True))
         facts = {"name": encoder.name, "max_chars": encoder.max_chars, "max_tokens": encoder.max_tokens}
         (unfinished / "facts.json").write_text(json.dumps({**facts, "sketch": sketch.tolist()}))
-        unfinished.rename(entry)
+        try:
+            unfinished.rename(entry)
+        except OSError:  # another process has just put it there
+            shutil.rmtree(unfinished)
 
     def _read(self, entry: Path) -> tuple[Encoder, np.ndarray] | None:
-        """None where the entry is not readable: it is then learned again."""
+        """None where the entry is not readable or not what its name says: it is then learned again."""
         try:
             facts = json.loads((entry / "facts.json").read_text())
             sketch = np.array(facts.pop("sketch"), dtype=np.str_)
             tokenizer = (entry / "tokenizer.json").read_text(encoding="utf-8")
             graph = onnx.load_model_from_string((entry / "encoder.onnx").read_bytes())
-            return Encoder(tokenizer_json=tokenizer, graph=graph, **facts), sketch
-        except (OSError, ValueError, KeyError, TypeError):
+            encoder = Encoder(tokenizer_json=tokenizer, graph=graph, **facts)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, DecodeError):
             return None
+        return (encoder, sketch) if entry.name.endswith(f"-{encoder.digest[:16]}") else None
 
 
 def bottom_k(prompt_ids: np.ndarray) -> np.ndarray:

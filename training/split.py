@@ -14,7 +14,8 @@ def group_positions(groups: np.ndarray, seed: int) -> np.ndarray:
     """
     names, inverse = np.unique(groups, return_inverse=True)
     digests = [hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8] for name in names]
-    return np.array([int.from_bytes(digest, "big") / 2**64 for digest in digests])[inverse]
+    positions = [(int.from_bytes(digest, "big") >> 11) / 2**53 for digest in digests]  # 53 bits: never rounded up to 1
+    return np.array(positions)[inverse]
 
 
 def test_mask(groups: np.ndarray, share: float, seed: int) -> np.ndarray:

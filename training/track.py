@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
+from training.errors import ConfigError
+
 NO_TRACKING = "none"
+_FORBIDDEN = re.compile(r"[^\w.\- ]")  # in the name of a metric; tiers may have any name
 EXPERIMENT = "token-broker"
 
 
@@ -67,7 +72,7 @@ class MlflowTracker:
         """Figures."""
         import mlflow
 
-        mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
+        mlflow.log_metrics({_FORBIDDEN.sub("_", name): float(value) for name, value in metrics.items()})
 
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
         """Plots as `plots/<name>.png`."""
@@ -85,7 +90,10 @@ class MlflowTracker:
 
 @contextmanager
 def tracked_run(tracking_uri: str, name: str) -> Iterator[Tracker]:
-    """A run at an MLflow tracking URI (file, sqlite or server); "none" tracks nothing."""
+    """A run at an MLflow tracking URI (sqlite or server); "none" tracks nothing.
+
+    Raises ConfigError where MLflow cannot be reached or refuses.
+    """
     if tracking_uri == NO_TRACKING:
         yield NoTracker()
         return
@@ -97,8 +105,10 @@ def tracked_run(tracking_uri: str, name: str) -> Iterator[Tracker]:
         if mlflow.get_experiment_by_name(EXPERIMENT) is None:
             mlflow.create_experiment(EXPERIMENT, artifact_location=_artifact_location(tracking_uri))
         mlflow.set_experiment(EXPERIMENT)
-        with mlflow.start_run(run_name=name) as run:
+        with redirect_stdout(sys.stderr), mlflow.start_run(run_name=name) as run:  # it prints where the run can be seen
             yield MlflowTracker(run.info.run_id)
+    except mlflow.exceptions.MlflowException as error:
+        raise ConfigError(f"tracking at {tracking_uri} failed: {error}; see --tracking-uri") from error
     finally:
         mlflow.set_tracking_uri(before)
 

@@ -1,0 +1,279 @@
+"""The command `broker`: results on stdout, all else on stderr, exit codes that mean what the contract says."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pandas as pd
+import pytest
+
+from router import Router
+from router.cli import COMMAND_GROUP, main
+
+PROMPT = "What is 17 * 23?"
+
+
+@pytest.fixture(scope="module")
+def sample(request):
+    folder = request.config.rootpath / "data"
+    return folder / "sample-log.parquet", folder / "tiers.toml"
+
+
+@pytest.fixture(scope="module")
+def small_log(sample, tmp_path_factory):
+    """Three hundred prompts as JSONL, with a broken line."""
+    frame = pd.read_parquet(sample[0])
+    some = frame[frame.prompt.isin(sorted(frame.prompt.unique())[::10][:300])]
+    path = tmp_path_factory.mktemp("logs") / "small.jsonl"
+    some.to_json(path, orient="records", lines=True, date_format="iso")
+    path.write_text(path.read_text() + "this is no JSON\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_bundle(small_log, sample, tmp_path_factory):
+    """Trained by the command itself; the document that it printed stands beside the bundle."""
+    out = tmp_path_factory.mktemp("models") / "small"
+    words = ["train", "--logs", small_log, "--tiers", sample[1], "--out", out, "--tracking-uri", "none", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "router", *map(str, words)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train:" in done.stderr
+    out.with_name("printed.json").write_text(done.stdout)
+    return out
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs `broker` in this process: exit code, stdout, stderr."""
+
+    def run(*words):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def stdin(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+def assert_refused(result, code, *words):
+    """The exit code, nothing on stdout, and one readable line on stderr."""
+    found, stdout, stderr = result
+    assert (found, stdout) == (code, "")
+    assert stderr.startswith("broker: ") and stderr.count("\n") == 1
+    assert "Traceback" not in stderr
+    assert all(word in stderr for word in words), stderr
+
+
+# ---- route -----------------------------------------------------------------------------------------
+
+
+def test_route_says_where_and_why(run, bundle):
+    code, stdout, stderr = run("route", "--bundle", bundle, PROMPT)
+    decision = Router.load(bundle).route(PROMPT)
+    assert (code, stderr) == (0, "")
+    assert stdout.startswith(f"{decision.tier}  ->  {decision.offer.model}")
+    assert decision.reason in stdout
+    assert all(tier in stdout for tier in decision.success)
+
+
+@pytest.mark.parametrize("dials", [{}, {"quality": 0.9}, {"worth_usd": 0.01}, {"quality": 0.8, "worth_usd": 0.1}])
+def test_route_prints_the_decision_of_the_python_interface(run, bundle, dials):
+    options = [word for name, value in dials.items() for word in (f"--{name.replace('_', '-')}", value)]
+    code, stdout, _ = run("route", "--bundle", bundle, "--json", *options, PROMPT)
+    assert code == 0
+    assert stdout == Router.load(bundle).route(PROMPT, **dials).to_json() + "\n"
+
+
+def test_route_critical_and_with_other_prices(run, bundle, tmp_path):
+    assert json.loads(run("route", "--bundle", bundle, "--critical", "--json", PROMPT)[1])["tier"] == "frontier"
+    prices = tmp_path / "prices.toml"
+    prices.write_text((bundle / "tiers.toml").read_text().replace("= 5.00", "= 0.01").replace("= 1.25", "= 0.01"))
+    code, stdout, _ = run("route", "--bundle", bundle, "--prices", prices, "--quality", "0.8", "--json", PROMPT)
+    assert (code, json.loads(stdout)["tier"]) == (0, "frontier")
+
+
+def test_route_answers_every_line_of_jsonl_and_marks_the_broken_ones(run, bundle, monkeypatch):
+    lines = [
+        json.dumps({"prompt": PROMPT, "request_id": "a"}).encode(),
+        b"",
+        b"{broken",
+        json.dumps({"messages": [{"role": "user", "content": PROMPT}], "quality": 0.9}).encode(),
+        b'{"prompt": "\xff"}',
+        b'["no object"]',
+        b'{"prompt": "x", "colour": "red"}',
+        b'{"prompt": "x", "quality": 2}',
+        b'{"prompt": "x", "quality": [1]}',
+        b"[" * 100_000,
+        json.dumps({"prompt": PROMPT, "worth_usd": 0.5}).encode(),
+    ]
+    stdin(monkeypatch, b"\n".join(lines) + b"\n")
+    code, stdout, _ = run("route", "--bundle", bundle, "-")
+    answers = [json.loads(line) for line in stdout.splitlines()]
+    assert code == 2
+    assert len(answers) == 10
+    assert ["error" in answer for answer in answers] == [0, 1, 0, 1, 1, 1, 1, 1, 1, 0]
+    assert answers[0]["request_id"] == "a"
+    assert answers[2]["quality"] == 0.9
+    assert answers[1]["error"].startswith("line 3: ")
+
+
+def test_a_whole_stream_of_requests_is_done(run, bundle, monkeypatch):
+    stdin(monkeypatch, b'{"prompt": "a"}\n{"prompt": "\xe4\xbd\xa0\xe5\xa5\xbd"}')
+    code, stdout, stderr = run("route", "--bundle", bundle, "--quality", "0.9", "-")
+    assert (code, stderr) == (0, "")
+    assert [json.loads(line)["quality"] for line in stdout.splitlines()] == [0.9, 0.9]
+
+
+# ---- verify ----------------------------------------------------------------------------------------
+
+
+def test_verify_passes_what_training_wrote_and_fails_what_was_touched(run, bundle, tmp_path):
+    code, stdout, stderr = run("verify", "--bundle", bundle)
+    assert (code, stderr) == (0, "")
+    assert "20 golden prompts, all as expected" in stdout
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    (copy / "tiers.toml").write_text((copy / "tiers.toml").read_text().replace("1.25", "1.26"))
+    assert_refused(run("verify", "--bundle", copy), 1, "tiers.toml", "SHA-256")
+    code, stdout, _ = run("verify", "--bundle", copy, "--json")
+    assert (code, json.loads(stdout)["ok"]) == (1, False)
+    (copy / "manifest.json").unlink()
+    assert_refused(run("verify", "--bundle", copy), 1, "no complete bundle")
+
+
+def test_verify_prints_one_document(run, bundle, trained):
+    code, stdout, _ = run("verify", "--bundle", bundle, "--json")
+    document = json.loads(stdout)
+    assert code == 0
+    assert document["ok"] and document["bundle_id"] == trained.manifest.bundle_id
+    assert document["n_prompts"] == 20 and document["other_tier"] == []
+
+
+# ---- train and evaluate ----------------------------------------------------------------------------
+
+
+def test_train_on_three_hundred_prompts_prints_one_document_and_keeps_to_its_place(small_bundle):
+    document = json.loads(small_bundle.with_name("printed.json").read_text())
+    assert document["bundle_id"] == Router.load(small_bundle).bundle.manifest.bundle_id
+    assert document["n_prompts"] == document["n_embedded"] == 300
+    assert document["rows_quarantined"] == 1
+    assert document["mlflow_run_id"] is None
+    assert sum(document["label_distribution"].values()) == pytest.approx(1)
+    assert {path.name for path in small_bundle.parent.iterdir()} == {
+        "small", "small-training.parquet", "small-quarantine.parquet", ".cache", "printed.json",
+    }  # fmt: skip
+
+
+def test_evaluate_prints_one_json_document_and_nothing_else(run, small_bundle, small_log):
+    code, stdout, _ = run("evaluate", "--bundle", small_bundle, "--logs", small_log, "--json")
+    assert code == 0
+    document = json.loads(stdout)
+    assert document["tiers"] == ["edge", "distilled", "frontier"]
+    assert document["n_trained_on"] + document["n_prompts"] + document["n_incomplete"] == 300
+
+
+def test_evaluate_begins_with_the_verdict(run, small_bundle, small_log):
+    code, stdout, _ = run("evaluate", "--bundle", small_bundle, "--logs", small_log)
+    assert code == 0
+    assert stdout.startswith("The router ")
+    assert "ROUTER AND BASELINES" in stdout
+
+
+# ---- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["fly"], ["route"], ["route", "--bundle", "x"], ["verify", "--colour", "red"]])
+def test_wrong_usage_is_2_and_says_how(run, words):
+    code, stdout, stderr = run(*words)
+    assert (code, stdout) == (2, "")
+    assert "usage: broker" in stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "rest"), [("route", ["hello"]), ("verify", []), ("evaluate", ["--logs", "nowhere.parquet"])]
+)
+def test_a_missing_bundle_is_bad_input(run, tmp_path, command, rest):
+    assert_refused(run(command, "--bundle", tmp_path / "nowhere", *rest), 2, "nowhere")
+
+
+@pytest.mark.parametrize("dial", [["--quality", "2"], ["--quality", "nan"], ["--worth-usd", "-1"]])
+def test_a_dial_out_of_range_is_bad_input(run, bundle, dial):
+    assert_refused(run("route", "--bundle", bundle, *dial, "hello"), 2, "expected")
+
+
+def test_a_price_table_of_other_tiers_is_bad_input(run, bundle, tmp_path):
+    prices = tmp_path / "prices.toml"
+    prices.write_text("[[tiers]]")
+    assert_refused(run("route", "--bundle", bundle, "--prices", prices, "hello"), 2, "price table refused")
+
+
+def train_with(run, tmp_path, logs, tiers, *more):
+    words = ["train", "--logs", logs, "--tiers", tiers, "--out", tmp_path / "out", "--tracking-uri", "none", *more]
+    result = run(*words)
+    assert not (tmp_path / "out").exists()
+    return result
+
+
+def test_broken_tiers_are_bad_input(run, small_log, tmp_path):
+    tiers = tmp_path / "tiers.toml"
+    for text in ("[[tiers]", "", '[[tiers]]\nname = "edge"'):
+        tiers.write_text(text)
+        assert_refused(train_with(run, tmp_path, small_log, tiers), 2, "tiers.toml")
+    assert_refused(train_with(run, tmp_path, small_log, tmp_path / "none.toml"), 2, "none.toml")
+
+
+def test_logs_that_cannot_be_learned_from_are_bad_input(run, sample, small_log, tmp_path):
+    one_tier = tmp_path / "one-tier.jsonl"
+    rows = [json.loads(line) for line in small_log.read_text().splitlines()[:-1]]
+    one_tier.write_text("\n".join(json.dumps(row) for row in rows if "edge" in row["model"]))
+    assert_refused(train_with(run, tmp_path, one_tier, sample[1]), 2, "two tiers")
+    assert_refused(train_with(run, tmp_path, tmp_path / "nowhere.parquet", sample[1]), 2, "nowhere.parquet")
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join(json.dumps(row) for row in rows[:9]))
+    assert_refused(train_with(run, tmp_path, few, sample[1]), 2)
+
+
+def test_a_log_that_was_all_trained_on_is_bad_input(run, small_bundle, small_log, tmp_path):
+    part = pd.read_parquet(small_bundle.with_name("small-training.parquet"))
+    rows = [json.loads(line) for line in small_log.read_text().splitlines()[:-1]]
+    seen = tmp_path / "seen.jsonl"
+    seen.write_text("\n".join(json.dumps(row) for row in rows if row["question_key"] in set(part.group)))
+    assert_refused(run("evaluate", "--bundle", small_bundle, "--logs", seen), 2, "no prompt to judge")
+
+
+def test_a_setting_out_of_range_is_bad_input(run, sample, small_log, tmp_path):
+    assert_refused(train_with(run, tmp_path, small_log, sample[1], "--default-quality", "1.5"), 2, "default_quality")
+    code, _, stderr = run("train", "--logs", small_log, "--tiers", sample[1], "--out", tmp_path, "--target", "best")
+    assert code == 2 and "invalid choice" in stderr
+
+
+# ---- the command itself ----------------------------------------------------------------------------
+
+
+def test_help_names_every_command_without_loading_what_they_need():
+    code = "import sys; from router.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert all(name in shown for name in ("route", "verify", "train", "evaluate", "demo"))
+    assert not {"training", "lightgbm", "pandas", "duckdb", "mlflow"} & set(shown.split())
+
+
+def test_python_m_router_is_broker():
+    done = subprocess.run([sys.executable, "-m", "router", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: broker")
+
+
+def test_commands_of_the_extra_are_entry_points_and_their_absence_says_what_to_install(run, monkeypatch):
+    assert {entry.name for entry in entry_points(group=COMMAND_GROUP)} >= {"train", "evaluate", "demo"}
+    monkeypatch.setattr("router.cli.entry_points", lambda group: [])
+    for name in ("train", "evaluate", "demo"):
+        assert_refused(run(name), 2, f"broker {name}", "pip install")

@@ -1,0 +1,261 @@
+"""SuccessEstimator: scikit-learn's conventions, and logs that are small, wide, gappy or one-sided."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from training import SuccessEstimator
+from training.encoders import N_SURFACE
+from training.errors import ConfigError, LogError
+from training.estimators import KernelBasis, ridge, shared_and_differences
+from training.fit import LengthModel, _by_fold, _Task, part_weights
+
+TARGETS = ("success", "cheapest-correct", "blend")
+
+
+def log_of(n_prompts, n_tiers, seed=0):
+    """Embeddings with a direction for difficulty and one for each tier's own strength, and outcomes drawn from them."""
+    rng = np.random.default_rng(seed)
+    text = rng.normal(size=(n_prompts, 12)) / 4
+    embedding = np.concatenate([text, rng.random((n_prompts, N_SURFACE))], axis=1).astype(np.float32)
+    skill = np.linspace(-0.5, 1.0, n_tiers) + 6 * text[:, :1] + 3 * text[:, 1 + np.arange(n_tiers) % 11]
+    correct = (rng.random((n_prompts, n_tiers)) < 1 / (1 + np.exp(-skill))).astype(float)
+    return embedding, correct
+
+
+def brier(success, correct):
+    return np.nanmean((success - correct) ** 2)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return SuccessEstimator().fit(*log_of(600, 3))
+
+
+# ---- conventions -----------------------------------------------------------------------------------
+
+
+def test_fit_returns_the_estimator_and_learns_only_names_that_end_in_an_underscore():
+    estimator = SuccessEstimator("success", seed=3)
+    given = set(vars(estimator))
+    assert estimator.fit(*log_of(100, 2)) is estimator
+    assert all(name.endswith("_") for name in set(vars(estimator)) - given)
+    assert estimator.get_params() == {"target": "success", "seed": 3, "n_threads": 0}
+
+
+def test_a_clone_has_the_settings_and_nothing_learned(fitted):
+    fresh = clone(fitted)
+    assert fresh.get_params() == fitted.get_params()
+    with pytest.raises(NotFittedError):
+        fresh.predict_proba(log_of(5, 3)[0])
+
+
+def test_predictions_are_probabilities_per_tier(fitted):
+    embedding, _ = log_of(50, 3, seed=1)
+    success = fitted.predict_proba(embedding)
+    assert success.shape == (50, 3)
+    assert np.all((success > 0) & (success < 1))
+    np.testing.assert_allclose(success[:7], fitted.predict_proba(embedding[:7]), rtol=1e-12)
+
+
+def test_out_of_fold_estimates_cover_every_training_prompt(fitted):
+    embedding, correct = log_of(600, 3)
+    assert fitted.out_of_fold_.shape == correct.shape
+    assert np.isfinite(fitted.out_of_fold_).all()
+    in_sample = brier(fitted.predict_proba(embedding), correct)
+    assert in_sample < brier(fitted.out_of_fold_, correct) < brier(correct.mean(axis=0), correct)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_each_target_beats_the_tiers_means_on_new_prompts(target):
+    estimator = SuccessEstimator(target).fit(*log_of(500, 3))
+    assert estimator.target_ == target
+    embedding, correct = log_of(1000, 3, seed=1)
+    assert brier(estimator.predict_proba(embedding), correct) < 0.97 * brier(correct.mean(axis=0), correct)
+
+
+def test_auto_takes_one_of_the_targets_and_says_how_each_did(fitted):
+    assert fitted.target_ in TARGETS
+    assert set(fitted.selection_) == set(TARGETS)
+    assert sum(fitted.weights_) == pytest.approx(1)
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(ConfigError, match="target is 'best'"):
+        SuccessEstimator("best").fit(*log_of(100, 2))
+
+
+def test_too_little_to_learn_from_is_refused():
+    with pytest.raises(LogError, match="at least 60 prompts"):
+        SuccessEstimator().fit(*log_of(59, 2))
+    with pytest.raises(LogError, match="2 tiers"):
+        SuccessEstimator().fit(*log_of(100, 1))
+    embedding, correct = log_of(100, 2)
+    with pytest.raises(LogError, match="group"):
+        SuccessEstimator().fit(embedding, correct, groups=np.full(100, "one"))
+
+
+def test_the_result_depends_on_the_seed_and_not_on_the_number_of_threads():
+    embedding, correct = log_of(300, 3)
+    one, two, other = (
+        SuccessEstimator("blend", seed, n_threads).fit(embedding, correct).predict_proba(embedding)
+        for seed, n_threads in ((0, 1), (0, 2), (1, 2))
+    )
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+# ---- logs of every kind ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_tiers", [2, 12])
+def test_three_hundred_prompts_are_enough_for_few_tiers_and_many(n_tiers):
+    estimator = SuccessEstimator().fit(*log_of(300, n_tiers))
+    embedding, correct = log_of(1000, n_tiers, seed=1)
+    assert brier(estimator.predict_proba(embedding), correct) < brier(correct.mean(axis=0), correct)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_missing_cells_cost_little(target):
+    embedding, correct = log_of(500, 4)
+    correct[np.random.default_rng(2).random(correct.shape) < 0.3] = np.nan
+    estimator = SuccessEstimator(target).fit(embedding, correct)
+    new, truth = log_of(1000, 4, seed=1)
+    assert brier(estimator.predict_proba(new), truth) < brier(np.nanmean(correct, axis=0), truth)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_tiers_that_are_always_right_or_always_wrong_or_never_cheapest(target):
+    embedding, correct = log_of(300, 4)
+    correct[:, 1], correct[:, 2] = 1, 0  # the last tier is then never the cheapest correct one
+    success = SuccessEstimator(target).fit(embedding, correct).predict_proba(embedding)
+    assert success[:, 1].min() > 0.85
+    assert success[:, 2].max() < 0.15
+    assert np.isfinite(success).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_outcomes_that_are_all_the_same(value):
+    embedding, _ = log_of(100, 2)
+    success = SuccessEstimator().fit(embedding, np.full((100, 2), value)).predict_proba(embedding)
+    assert np.abs(success - value).max() < 0.2
+
+
+def test_outcomes_between_zero_and_one():
+    embedding, correct = log_of(400, 3)
+    shares = (correct + log_of(400, 3)[1][::-1]) / 2
+    success = SuccessEstimator().fit(embedding, shares).predict_proba(embedding)
+    np.testing.assert_allclose(success.mean(axis=0), shares.mean(axis=0), atol=0.05)
+
+
+def test_prompts_that_are_all_alike_get_the_tiers_means():
+    embedding, correct = log_of(200, 3)
+    success = SuccessEstimator("success").fit(np.tile(embedding[:1], (200, 1)), correct).predict_proba(embedding[:1])
+    np.testing.assert_allclose(success[0], correct.mean(axis=0), atol=0.1)
+
+
+def test_without_labels_auto_does_without_the_classifier_and_the_classifier_says_so():
+    embedding, correct = log_of(200, 3)
+    correct[:, 0] = np.nan  # the cheapest is never observed: no label is ever certain
+    assert SuccessEstimator().fit(embedding, correct).target_ == "success"
+    with pytest.raises(LogError, match="known of 0 training prompts"):
+        SuccessEstimator("cheapest-correct").fit(embedding, correct)
+
+
+# ---- what no fold may see --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("missing", [0.0, 0.5])
+def test_nothing_is_found_where_nothing_is_to_be_found(target, missing):
+    """On outcomes that are coin flips, out-of-fold estimates know nothing of the outcome they leave out."""
+    embedding, _ = log_of(600, 3)
+    rng = np.random.default_rng(4)
+    correct = (rng.random((600, 3)) < 0.5).astype(float)
+    correct[rng.random(correct.shape) < missing] = np.nan
+    seen = np.isfinite(correct)
+    out_of_fold = SuccessEstimator(target).fit(embedding, correct).out_of_fold_
+    centred = (out_of_fold - out_of_fold.mean(axis=0))[seen], (correct - np.nanmean(correct, axis=0))[seen]
+    assert np.corrcoef(*centred)[0, 1] < 2.5 / np.sqrt(seen.sum())
+
+
+def test_a_group_is_never_on_both_sides_of_a_fold():
+    embedding, correct = log_of(400, 2)
+    groups = np.repeat(np.arange(100), 4).astype(str)
+    task = _Task.prepare(embedding, correct, np.ones_like(correct), groups, seed=0, n_threads=1)
+    sides = []
+
+    def watch(train, rows):
+        assert not set(groups[train]) & set(groups[rows])
+        sides.append(rows)
+        return np.zeros((rows.sum(), 1))
+
+    _by_fold(task, watch)
+    assert len(sides) == 5
+    assert np.all(np.sum(sides, axis=0) == 1)
+
+
+def test_twins_of_one_group_do_not_make_the_estimates_too_sure():
+    """Each prompt is there twice with the same random outcome: by group that is nothing to learn from."""
+    embedding, _ = log_of(200, 2)
+    coins = (np.random.default_rng(5).random((200, 2)) < 0.5).astype(float)
+    twice, twins = np.tile(embedding, (2, 1)), np.tile(coins, (2, 1))
+    grouped = SuccessEstimator("success").fit(twice, twins, groups=np.tile(np.arange(200), 2).astype(str))
+    apart = SuccessEstimator("success").fit(twice, twins)
+    assert brier(grouped.out_of_fold_, twins) > 0.245 > brier(apart.out_of_fold_, twins)
+
+
+# ---- parts -----------------------------------------------------------------------------------------
+
+
+def test_ridge_finds_a_linear_map_and_leaves_noise_alone():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500, 5))
+    y = np.stack([x @ [1, -2, 0, 0, 0.5] + 3, rng.normal(size=500)], axis=1)
+    weights, bias = ridge(x, y)
+    np.testing.assert_allclose(weights[:, 0], [1, -2, 0, 0, 0.5], atol=0.05)
+    assert np.abs(weights[:, 1]).max() < 0.15
+    assert bias[0] == pytest.approx(3, abs=0.05)
+
+
+def test_contrasts_are_orthonormal_and_the_first_is_what_tiers_share():
+    for n_tiers in (2, 3, 12):
+        contrasts = shared_and_differences(n_tiers)
+        np.testing.assert_allclose(contrasts.T @ contrasts, np.eye(n_tiers), atol=1e-12)
+        assert np.ptp(contrasts[:, 0]) < 1e-12
+
+
+def test_the_kernel_says_the_same_of_features_and_of_embeddings():
+    embedding, correct = log_of(200, 3)
+    basis = KernelBasis.fit(embedding, 50, seed=0)
+    kernel = basis.regress(basis.features(embedding), correct)
+    weights, bias = ridge(basis.features(embedding), correct)
+    np.testing.assert_allclose(kernel.predict(embedding), basis.features(embedding) @ weights + bias, atol=1e-4)
+
+
+def test_the_classifiers_weight_grows_with_labels_and_ends_below_a_half():
+    shares = [part_weights("blend", n)[1] for n in (0, 300, 1000, 10**6)]
+    assert shares[0] == 0 and shares == sorted(shares) and shares[-1] < 0.5
+    assert all(sum(part_weights(target, 500)) == pytest.approx(1) for target in TARGETS)
+
+
+def test_expected_length_has_the_right_mean_and_a_tier_without_lengths_its_constant():
+    embedding, _ = log_of(800, 2)
+    rng = np.random.default_rng(0)
+    tokens = np.stack([np.exp(5 + 2 * embedding[:, 0] + rng.normal(size=800)), np.full(800, np.nan)], axis=1)
+    groups = np.arange(800).astype(str)
+    lengths = LengthModel.fit(embedding, tokens, np.array([1.0, 256.0]), groups, seed=0)
+    predicted = lengths.predict(embedding)
+    assert predicted[:, 0].mean() == pytest.approx(tokens[:, 0].mean(), rel=0.1)
+    assert np.corrcoef(predicted[:, 0], np.exp(2 * embedding[:, 0]))[0, 1] > 0.5
+    assert np.all(predicted[:, 1] == 256)
+
+
+# ---- the sample log --------------------------------------------------------------------------------
+
+
+def test_estimates_beat_the_tier_means_on_held_out_prompts_of_the_sample_log(trained):
+    for tier, (_, of_router) in trained.evaluation.calibration.items():
+        accuracy = trained.evaluation.single[tier][0].value
+        assert of_router.value < 0.98 * accuracy * (1 - accuracy), tier

@@ -1,0 +1,208 @@
+"""What `evaluate` says of a bundle, and on what."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from router.bundle import Bundle
+from router.prices import PriceTable
+from training import TrainingConfig, evaluate, train
+from training.calibrate import DIAL_QUALITIES
+from training.errors import LogError
+from training.metrics import FIGURES, Interval
+from training.shipped import Shipped
+from training.split import test_mask as held_out_mask
+from training.training_part import TrainingPart
+
+KEYS_OF_THE_CONTRACT = {"n_prompts", "tiers", "single", "router", "baselines", "calibration", "dial"}
+MORE_KEYS = {
+    "verdict", "bundle_id", "n_trained_on", "n_incomplete", "estimated_cost_share", "best_tier", "best_baseline",
+    "lead_aiq", "segments", "output_tokens", "cost_predicted_over_measured",
+}  # fmt: skip
+BASELINES = {"random", "cheapest", "strongest", "oracle", "knn", "kmeans", "linear"}
+
+
+@pytest.fixture(scope="module")
+def sample(request):
+    folder = request.config.rootpath / "data"
+    return folder / "sample-log.parquet", folder / "tiers.toml"
+
+
+@pytest.fixture(scope="module")
+def log(sample):
+    return pd.read_parquet(sample[0])
+
+
+@pytest.fixture(scope="module")
+def unseen(trained, log):
+    """Rows of a hundred prompts that training did not see."""
+    held_out = trained.log.groups[held_out_mask(trained.log.groups, 0.2, 0)]
+    return log[log.question_key.isin(sorted(set(held_out))[:100])]
+
+
+@pytest.fixture(scope="module")
+def two_tiers(sample, log, tmp_path_factory):
+    """A run on two tiers and few prompts."""
+    folder = tmp_path_factory.mktemp("two")
+    edge, _, frontier = sample[1].read_text().split("[[tiers]]\n")[1:]
+    (folder / "tiers.toml").write_text("".join(f"[[tiers]]\n{tier}" for tier in (edge, frontier)))
+    some = log[log.question_key.isin(sorted(log.question_key.unique())[:300])]
+    return train(some, folder / "tiers.toml", folder / "two", TrainingConfig(target="success"), tracking_uri="none")
+
+
+def assert_figure(figure):
+    assert set(figure) == {"value", "low", "high"}
+    assert figure["low"] <= figure["value"] <= figure["high"]
+
+
+def assert_policy(policy, *, n_tiers):
+    assert set(policy) == {*FIGURES, "curve"}
+    for name in FIGURES[:5]:
+        assert_figure(policy[name])
+    for name in FIGURES[5:]:
+        assert (policy[name] is None) or n_tiers == 2
+    assert policy["curve"] == sorted(policy["curve"])
+    assert all(cost >= 0 and 0 <= accuracy <= 1 for cost, accuracy in policy["curve"])
+
+
+# ---- the document ----------------------------------------------------------------------------------
+
+
+def test_the_document_has_the_keys_of_the_contract_and_known_ones_beside(trained):
+    document = trained.evaluation.to_json()
+    assert set(document) == KEYS_OF_THE_CONTRACT | MORE_KEYS
+    assert document == json.loads(json.dumps(document, allow_nan=False))
+    assert document["tiers"] == ["edge", "distilled", "frontier"]
+    assert set(document["baselines"]) == BASELINES
+    for policy in (document["router"], *document["baselines"].values()):
+        assert_policy(policy, n_tiers=3)
+    assert list(document["single"]) == document["tiers"]
+    for single in document["single"].values():
+        assert set(single) == {"accuracy", "usd_per_1k"}
+        assert_figure(single["accuracy"])
+        assert_figure(single["usd_per_1k"])
+    assert set(document["calibration"]) == {"ece", "brier", "per_tier"}
+    assert_figure(document["calibration"]["ece"])
+    assert_figure(document["calibration"]["brier"])
+    assert [point["quality"] for point in document["dial"]] == list(DIAL_QUALITIES)
+    for point in document["dial"]:
+        assert set(point) == {"quality", "slack", "promised", "accuracy", "usd_per_1k", "kept"}
+        for name in ("accuracy", "usd_per_1k", "kept"):
+            assert_figure(point[name])
+
+
+def test_two_tiers_have_apgr_and_three_have_none(trained, two_tiers):
+    three, two = trained.evaluation.to_json(), two_tiers.evaluation.to_json()
+    for name in ("apgr", "cpt50", "cpt80"):
+        assert three["router"][name] is None
+        assert_figure(two["router"][name])
+    assert two["baselines"]["oracle"]["apgr"]["value"] > two["router"]["apgr"]["value"] > 0.5
+    assert two["baselines"]["random"]["apgr"]["value"] == 0.5
+    for policy in (two["router"], *two["baselines"].values()):
+        assert_policy(policy, n_tiers=2)
+
+
+def test_the_headline_calibration_is_that_of_the_worst_tier(trained):
+    calibration = trained.evaluation.to_json()["calibration"]
+    assert calibration["ece"]["value"] == max(tier["ece"]["value"] for tier in calibration["per_tier"].values())
+
+
+def test_figures_of_single_tiers_and_baselines_are_those_of_the_log(trained):
+    held_out = trained.log.rows(held_out_mask(trained.log.groups, 0.2, 0))
+    complete = np.isfinite(held_out.correct).all(axis=1)
+    evaluation = trained.evaluation
+    assert evaluation.n_prompts == complete.sum()
+    assert evaluation.n_incomplete == (~complete).sum()
+    for k, tier in enumerate(held_out.tiers):
+        accuracy, usd_per_1k = evaluation.single[tier]
+        assert accuracy.value == pytest.approx(held_out.correct[complete, k].mean(), rel=1e-5)
+        assert usd_per_1k.value == pytest.approx(held_out.cost_usd[complete, k].mean() * 1000, rel=1e-5)
+    best = evaluation.single[evaluation.best_tier]
+    assert evaluation.baselines["strongest"].curve == [pytest.approx((best[1].value, best[0].value), rel=1e-5)]
+    by_oracle = (held_out.correct[complete] >= 0.5).any(axis=1).mean()
+    assert evaluation.baselines["oracle"].curve[0][1] == pytest.approx(by_oracle, abs=0.02)
+
+
+def test_every_share_of_the_dial_adds_up_and_what_it_keeps_is_relative_to_the_best_tier(trained):
+    evaluation = trained.evaluation
+    np.testing.assert_allclose(evaluation.shares.sum(axis=1), 1)
+    best = evaluation.single[evaluation.best_tier][0].value
+    for point in evaluation.dial:
+        assert point.kept.value == pytest.approx(point.accuracy.value / best, rel=1e-5)
+    cost = [point.usd_per_1k.value for point in evaluation.dial]
+    assert cost[0] < cost[-1]
+
+
+# ---- on what ---------------------------------------------------------------------------------------
+
+
+def test_prompts_that_were_trained_on_are_never_judged(trained, sample):
+    """On the full log, evaluate says what training said of the part it held out."""
+    again, first = (evaluation.to_json() for evaluation in (evaluate(trained.bundle, sample[0]), trained.evaluation))
+    assert again.pop("n_trained_on") == trained.manifest.training["n_trained_on"]
+    assert first.pop("n_trained_on") == 0
+    for name in KEYS_OF_THE_CONTRACT - {"baselines"}:
+        assert again[name] == first[name], name
+    for name in BASELINES:
+        found, expected = again["baselines"][name]["aiq"], first["baselines"][name]["aiq"]
+        assert found["value"] == pytest.approx(expected["value"], abs=0.002)
+
+
+def test_nothing_left_to_judge_is_an_error_that_says_why(trained, log):
+    part = TrainingPart.load(TrainingPart.path_of(trained.bundle), trained.manifest.bundle_id)
+    seen = log[log.question_key.isin(set(part.groups.tolist()))]
+    with pytest.raises(LogError, match=r"no prompt to judge: .* were trained on"):
+        evaluate(trained.bundle, seen)
+    with pytest.raises(LogError, match="lack an outcome of some tier"):
+        only_two = log[~log.model.str.contains("frontier")]
+        evaluate(trained.bundle, only_two)
+
+
+def test_without_its_training_part_a_bundle_is_not_judged(trained, unseen, tmp_path):
+    bundle = replace(Bundle.load(trained.bundle), path=tmp_path / "elsewhere")
+    with pytest.raises(LogError, match="leave trained-on prompts out"):
+        evaluate(bundle, unseen)
+
+
+def test_where_no_offer_is_eligible_the_fallback_is_judged(trained):
+    bundle = Bundle.load(trained.bundle)
+    tiny = PriceTable.parse(re.sub(r"context_window = \d+", "context_window = 1", bundle.prices.text))
+    shipped = Shipped(replace(bundle, prices=tiny))
+    choices = shipped.choices(shipped.estimates(["one", "two"]), worth_usd=0.0, slack=1.0)
+    assert [bundle.manifest.tiers[choice] for choice in choices] == [bundle.manifest.best_tier] * 2
+
+
+def test_a_tier_without_training_outcomes_is_refused_before_any_work(sample, log, tmp_path):
+    with pytest.raises(LogError, match="no training outcome of frontier"):
+        train(log[~log.model.str.contains("frontier")], sample[1], tmp_path / "a", tracking_uri="none")
+    assert not (tmp_path / "a").exists()
+
+
+# ---- the verdict -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lead", "words"),
+    [
+        (Interval(0.02, 0.01, 0.03), "The router beats the best baseline:"),
+        (Interval(0.01, -0.01, 0.03), "The router is ahead of the best baseline, but within noise:"),
+        (Interval(-0.01, -0.02, 0.01), "The router does NOT beat the best baseline (the difference is within noise):"),
+        (Interval(0.0, 0.0, 0.0), "The router does NOT beat the best baseline"),
+        (Interval(-0.02, -0.03, -0.01), "The router does NOT beat the best baseline:"),
+    ],
+)
+def test_the_verdict_begins_with_whether_the_router_is_better(trained, lead, words):
+    assert replace(trained.evaluation, lead=lead).verdict.startswith(words)
+
+
+def test_the_lead_is_over_the_best_baseline_that_can_be_had(trained):
+    evaluation = trained.evaluation
+    rivals = {name: result.figures["aiq"].value for name, result in evaluation.baselines.items() if name != "oracle"}
+    assert rivals[evaluation.best_baseline] == max(rivals.values())
+    assert evaluation.lead.value == pytest.approx(evaluation.router.figures["aiq"].value - max(rivals.values()))
+    report = (trained.bundle / "README.md").read_text()
+    assert evaluation.verdict in report

@@ -1,0 +1,95 @@
+"""What a log comes to: prompts down, tiers across, unobserved cells left open."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """How many rows of what.
+
+    quarantined: rows per reason. in_no_tier: rows per model that no tier names.
+    unjudged: rows without `correct`, which count for tokens and cost only.
+    unparsed: rows whose outcome was set aside because the generation was truncated.
+    repeated: rows beyond the first of their (prompt, model), averaged.
+    """
+
+    n_rows: int
+    n_used: int
+    n_prompts: int
+    quarantined: dict[str, int]
+    in_no_tier: dict[str, int]
+    unjudged: int
+    unparsed: int
+    repeated: int
+    observed_per_tier: dict[str, int]
+
+    def __str__(self) -> str:
+        parts = [f"{self.n_used:,} of {self.n_rows:,} rows used, {self.n_prompts:,} prompts"]
+        parts += [f"{count:,} rows quarantined: {reason}" for reason, count in self.quarantined.items()]
+        if self.in_no_tier:
+            models = ", ".join(list(self.in_no_tier)[:5]) + (", ..." if len(self.in_no_tier) > 5 else "")
+            parts.append(f"{sum(self.in_no_tier.values()):,} rows of models in no tier ({models})")
+        notes = {"not judged yet": self.unjudged, "truncated": self.unparsed, "repeated, averaged": self.repeated}
+        parts += [f"{count:,} rows {what}" for what, count in notes.items() if count]
+        parts.append("observed: " + ", ".join(f"{tier} {n:,}" for tier, n in self.observed_per_tier.items()))
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class OutcomeTable:
+    """One row per prompt, one column per tier.
+
+    prompt_ids: first 16 hexadecimal digits of the SHA-256 of each prompt, ascending.
+    groups: prompts of one group stay on one side of a split. segments: `dataset` of the log, or "".
+    correct, input_tokens, output_tokens, cost_usd: float64, shape (n_prompts, n_tiers);
+        NaN where not observed. cost_usd is the attempt's own cost, else its tokens x price.
+    """
+
+    tiers: tuple[str, ...]
+    prompts: list[str] = field(repr=False)
+    prompt_ids: np.ndarray = field(repr=False)
+    groups: np.ndarray = field(repr=False)
+    segments: np.ndarray = field(repr=False)
+    correct: np.ndarray = field(repr=False)
+    input_tokens: np.ndarray = field(repr=False)
+    output_tokens: np.ndarray = field(repr=False)
+    cost_usd: np.ndarray = field(repr=False)
+    first_timestamp: datetime | None
+    last_timestamp: datetime | None
+    summary: IngestSummary
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of rows."""
+        return len(self.prompts)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of prompts, tiers and outcomes."""
+        content = hashlib.sha256(json.dumps([self.tiers, self.prompt_ids.tolist()]).encode())
+        for cells in (self.correct, self.output_tokens, self.cost_usd):
+            content.update(np.ascontiguousarray(cells, dtype=np.float32).tobytes())
+        return content.hexdigest()
+
+    def rows(self, index: np.ndarray) -> OutcomeTable:
+        """The same table with only these prompts (integers or a mask)."""
+        index = np.flatnonzero(index) if index.dtype == np.bool_ else index
+        picked = {
+            name: getattr(self, name)[index]
+            for name in ("prompt_ids", "groups", "segments", "correct", "input_tokens", "output_tokens", "cost_usd")
+        }
+        return OutcomeTable(
+            tiers=self.tiers,
+            prompts=[self.prompts[i] for i in index],
+            first_timestamp=self.first_timestamp,
+            last_timestamp=self.last_timestamp,
+            summary=self.summary,
+            **picked,
+        )

@@ -1,0 +1,68 @@
+"""What stays of the training prompts beside a bundle: embeddings and outcomes, no text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from training.errors import LogError
+
+_BUNDLE_ID = b"bundle_id"
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """The prompts a bundle was trained on, without their text: baselines are fitted on them, and none is judged.
+
+    groups: text (n_prompts,). embedding: float32 (n_prompts, n_dims).
+    correct, cost_usd: (n_prompts, n_tiers); correct is NaN where not observed.
+    """
+
+    groups: np.ndarray
+    embedding: np.ndarray
+    correct: np.ndarray
+    cost_usd: np.ndarray
+
+    @property
+    def mean_cost_usd(self) -> np.ndarray:
+        """Mean cost of an attempt per tier, (n_tiers,)."""
+        return np.asarray(self.cost_usd.mean(axis=0))
+
+    def save(self, path: Path, bundle_id: str) -> None:
+        """One Parquet file, which says whose training part it is."""
+        columns = {"group": pa.array(self.groups.tolist())}
+        for name in ("embedding", "correct", "cost_usd"):
+            values = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        unfinished = path.with_name(f".{path.name}.tmp")
+        table = pa.table(columns).replace_schema_metadata({_BUNDLE_ID: bundle_id})
+        pq.write_table(table, unfinished, compression="zstd")
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, bundle_id: str) -> TrainingPart:
+        """Raises LogError where the file is missing, of another form, or another bundle's."""
+        try:
+            table = pq.read_table(path)
+            if (found := (table.schema.metadata or {}).get(_BUNDLE_ID, b"").decode()) != bundle_id:
+                raise KeyError(f"it is of bundle {found or 'unknown'}, not of {bundle_id}")
+            arrays = {
+                name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+                for name in ("embedding", "correct", "cost_usd")
+            }
+            return cls(groups=np.array(table["group"].to_pylist(), dtype=np.str_), **arrays)
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise LogError(
+                f"{path}: cannot read the training part that stands beside a bundle ({error}); "
+                "evaluate needs it to leave trained-on prompts out; train again, or copy it with the bundle"
+            ) from error
+
+    @staticmethod
+    def path_of(bundle: str | Path) -> Path:
+        """Where the training part of a bundle stands."""
+        folder = Path(bundle)
+        return folder.with_name(folder.name + "-training.parquet")
