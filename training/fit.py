@@ -67,7 +67,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         "cheapest-correct" is the LightGBM classifier on that label, calibrated to success per tier;
         "blend" averages the kernel with that classifier, which counts the more the more prompts have a
         label; "auto" takes the blend unless the out-of-fold decisions of another are better by more
-        than a standard error of their AIQ, or hardly any prompt has a label.
+        than two standard errors of their AIQ, or hardly any prompt has a label.
     n_threads: folds and parts fitted at the same time; 0 takes as many as there are cores. The result
         does not depend on it.
 
@@ -200,11 +200,11 @@ def decision_quality(success: np.ndarray, correct: np.ndarray, cost_usd: np.ndar
 
 
 def _preferred(qualities: dict[str, np.ndarray]) -> str:
-    """The blend, unless another target is better by more than a standard error of the difference."""
+    """The blend, unless another target is better by more than two standard errors of the difference."""
     preferred = "blend" if "blend" in qualities else next(iter(qualities))
     for target, quality in qualities.items():
         advantage = quality - qualities[preferred]
-        if advantage[0] > advantage[1:].std():
+        if advantage[0] > 2 * advantage[1:].std():
             preferred = target
     return preferred
 
