@@ -13,7 +13,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +49,6 @@ from training.outcomes import OutcomeTable
 from training.split import fold_numbers, test_mask
 
 HERE = Path(__file__).parent
-N_THREADS = 1
 N_FOLDS = 5
 N_BOOTSTRAP = 500
 SMALL_REPEATS = {300: 8, 1000: 5}
@@ -236,11 +234,10 @@ class Split:
             self.borrowed += self.kept[part].seconds
             return self.kept[part]
         start = process_time()
-        _ = self.features, self.standard, self.settings  # not inside the threads
+        _ = self.features, self.standard, self.settings
         everything = np.ones(len(self.x), dtype=bool)
         masks = [self.folds != number for number in np.unique(self.folds)]
-        with ThreadPoolExecutor(N_THREADS) as pool:
-            *models, final = pool.map(lambda rows: part(self, rows), [*masks, everything])
+        *models, final = (part(self, rows) for rows in [*masks, everything])
         test = final.predict(self.test_x)
         out_of_fold = np.empty((len(self.x), test.shape[1]))
         for rows, model in zip(masks, models, strict=True):
@@ -375,7 +372,7 @@ def product(target: fit.Target) -> Estimator:
     """The product's SuccessEstimator."""
 
     def estimator(split: Split) -> tuple[np.ndarray, int]:
-        fitted = SuccessEstimator(target, seed=0, n_threads=N_THREADS)
+        fitted = SuccessEstimator(target, seed=0)
         fitted.fit(split.x, split.correct, cost_usd=split.cost, groups=split.groups)
         return fitted.predict_proba(split.test_x), sum(part.forest.n_trees for part in fitted.parts_)
 

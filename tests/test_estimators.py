@@ -1,5 +1,7 @@
 """SuccessEstimator: scikit-learn's conventions, and logs that are small, wide, gappy or one-sided."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -41,7 +43,7 @@ def test_fit_returns_the_estimator_and_learns_only_names_that_end_in_an_undersco
     given = set(vars(estimator))
     assert estimator.fit(*log_of(100, 2)) is estimator
     assert all(name.endswith("_") for name in set(vars(estimator)) - given)
-    assert estimator.get_params() == {"target": "success", "seed": 3, "n_threads": 0}
+    assert estimator.get_params() == {"target": "success", "seed": 3}
 
 
 def test_a_clone_has_the_settings_and_nothing_learned(fitted):
@@ -96,14 +98,21 @@ def test_too_little_to_learn_from_is_refused():
         SuccessEstimator().fit(embedding, correct, groups=np.full(100, "one"))
 
 
-def test_the_result_depends_on_the_seed_and_not_on_the_number_of_threads():
+def fitted_and_asked(seed):
     embedding, correct = log_of(300, 3)
-    one, two, other = (
-        SuccessEstimator("blend", seed, n_threads).fit(embedding, correct).predict_proba(embedding)
-        for seed, n_threads in ((0, 1), (0, 2), (1, 2))
-    )
-    np.testing.assert_array_equal(one, two)
-    assert not np.array_equal(one, other)
+    return SuccessEstimator("blend", seed).fit(embedding, correct).predict_proba(embedding)
+
+
+def test_the_result_depends_on_the_seed_alone():
+    np.testing.assert_array_equal(fitted_and_asked(0), fitted_and_asked(0))
+    assert not np.array_equal(fitted_and_asked(0), fitted_and_asked(1))
+
+
+def test_fits_in_threads_side_by_side_give_what_one_fit_gives():
+    alone = fitted_and_asked(0)
+    with ThreadPoolExecutor(4) as pool:
+        for beside in pool.map(fitted_and_asked, [0] * 8):
+            np.testing.assert_allclose(beside, alone, rtol=1e-9)
 
 
 # ---- logs of every kind ----------------------------------------------------------------------------
@@ -183,7 +192,7 @@ def test_nothing_is_found_where_nothing_is_to_be_found(target, missing):
 def test_a_group_is_never_on_both_sides_of_a_fold():
     embedding, correct = log_of(400, 2)
     groups = np.repeat(np.arange(100), 4).astype(str)
-    task = _Task.prepare(embedding, correct, np.ones_like(correct), groups, seed=0, n_threads=1)
+    task = _Task.prepare(embedding, correct, np.ones_like(correct), groups, seed=0)
     sides = []
 
     def watch(train, rows):

@@ -21,7 +21,6 @@ class TrainingConfig:
     drop_unparsed: treat the outcome of a truncated generation as unobserved.
     note: stands in the report, the model card and the manifest, for example what the log is.
     cache: folder of embeddings and encoders; None takes `.cache` beside the bundle.
-    n_threads: 0 takes all cores.
     """
 
     encoder: str = "static"
@@ -33,7 +32,6 @@ class TrainingConfig:
     drop_unparsed: bool = False
     note: str = ""
     cache: Path | None = None
-    n_threads: int = 0
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a setting is out of range."""
@@ -45,5 +43,5 @@ class TrainingConfig:
                 raise ConfigError(f"{name} is {value!r}; expected a share between 0 and 1")
         if not 0 < self.default_quality <= 1:
             raise ConfigError(f"default_quality is {self.default_quality!r}; expected a share above 0 and at most 1")
-        if self.seed < 0 or self.n_threads < 0:
-            raise ConfigError(f"seed is {self.seed}, n_threads {self.n_threads}; expected numbers of at least 0")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; expected a number of at least 0")

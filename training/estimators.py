@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Protocol
 
 import lightgbm
@@ -18,6 +19,7 @@ from training.encoders import N_SURFACE
 from training.graph import Graph
 
 LOWEST_CLASS_PROBABILITY = 0.003
+_ONE_FIT_AT_A_TIME = Lock()
 
 
 @dataclass(frozen=True)
@@ -289,9 +291,10 @@ def logistic_per_tier(features: np.ndarray, correct: np.ndarray, strength: float
 
 
 def boost(embedding: np.ndarray, target: np.ndarray, parameters: dict[str, object], n_rounds: int) -> lightgbm.Booster:
-    """A LightGBM booster on float32 features."""
-    data = lightgbm.Dataset(embedding, target, params={"max_bin": parameters["max_bin"], "verbose": -1})
-    return lightgbm.train(parameters, data, n_rounds)
+    """A LightGBM booster on float32 features; one at a time, as LightGBM may crash where threads fit side by side."""
+    shared = {name: parameters[name] for name in ("max_bin", "num_threads", "verbose")}
+    with _ONE_FIT_AT_A_TIME:
+        return lightgbm.train(parameters, lightgbm.Dataset(embedding, target, params=shared), n_rounds)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

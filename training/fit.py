@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -34,9 +33,6 @@ from training.label import UNKNOWN, label_cheapest_correct
 from training.metrics import Outcomes, Policy, choices_by_worth, policy_figures, resamples, worth_grid
 from training.split import fold_numbers
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 Target = Literal["auto", "success", "cheapest-correct", "blend"]
 PARTS: dict[str, tuple[str, ...]] = {
     "success": ("kernel", "contrast_trees"),
@@ -55,6 +51,7 @@ CONTRAST_ROUNDS = 60
 LABEL_ROUNDS = 20
 LENGTH_ROUNDS = 16
 MIN_PROMPTS = 60
+MANY_PROMPTS = 50_000
 LABEL_STRENGTH = 0.1
 _MIN_SELECTION_PROMPTS = 100
 _SELECTION_RESAMPLES = 100
@@ -68,8 +65,6 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         "blend" averages the kernel with that classifier, which counts the more the more prompts have a
         label; "auto" takes the blend unless the out-of-fold decisions of another are better by more
         than two standard errors of their AIQ, or hardly any prompt has a label.
-    n_threads: folds and parts fitted at the same time; 0 takes as many as there are cores. The result
-        does not depend on it.
 
     Learned: target_, parts_ (averaged with weights_), calibration_, out_of_fold_ (calibrated P(correct) of every
     training prompt by models that did not see it, (n_prompts, n_tiers)), selection_ (AIQ per target).
@@ -78,10 +73,9 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
     that were observed, which is right only where they are few or random.
     """
 
-    def __init__(self, target: Target = "auto", seed: int = 0, n_threads: int = 0) -> None:
+    def __init__(self, target: Target = "auto", seed: int = 0) -> None:
         self.target = target
         self.seed = seed
-        self.n_threads = n_threads
 
     def fit(
         self,
@@ -114,8 +108,8 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             )
         cost = np.broadcast_to(np.arange(1.0, n_tiers + 1), correct.shape) if cost_usd is None else cost_usd
         names = np.arange(n_prompts).astype(str) if groups is None else groups
-        # Each fit keeps to one thread and several run side by side: pools of threads that wait for each
-        # other in every small step are many times slower as soon as the machine has other work.
+        # One thread for small fits: pools of threads that wait for each other in every small step are many
+        # times slower as soon as the machine has other work.
         with threadpool_limits(1):
             return self._fit(embedding, correct, cost, names, on_step)
 
@@ -127,7 +121,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         groups: np.ndarray,
         on_step: Callable[[str], None],
     ) -> SuccessEstimator:
-        task = _Task.prepare(embedding, correct, cost, groups, self.seed, self.n_threads or os.cpu_count() or 1)
+        task = _Task.prepare(embedding, correct, cost, groups, self.seed)
         on_step("landmarks")
 
         n_labelled = int((task.label != UNKNOWN).sum())
@@ -151,7 +145,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         self.target_ = _preferred(qualities)
         self.weights_ = weights[self.target_]
         self.calibration_, self.out_of_fold_ = calibrations[self.target_], calibrated[self.target_]
-        self.parts_ = tuple(_side_by_side(task, lambda part: cross_fits[part].finish(), PARTS[self.target_]))
+        self.parts_ = tuple(cross_fits[part].finish() for part in PARTS[self.target_])
         on_step("final fit")
         return self
 
@@ -221,7 +215,7 @@ def lightgbm_settings(n_prompts: int, seed: int) -> dict[str, object]:
         "lambda_l2": 5.0,
         "max_bin": 63,
         "seed": seed,
-        "num_threads": 1,
+        "num_threads": 1 if n_prompts < MANY_PROMPTS else os.cpu_count(),
         "deterministic": True,
         "force_col_wise": True,
         "verbose": -1,
@@ -239,11 +233,10 @@ class _Task:
     basis: KernelBasis
     features: np.ndarray
     settings: dict[str, object]
-    n_threads: int
 
     @classmethod
     def prepare(
-        cls, embedding: np.ndarray, correct: np.ndarray, cost: np.ndarray, groups: np.ndarray, seed: int, n_threads: int
+        cls, embedding: np.ndarray, correct: np.ndarray, cost: np.ndarray, groups: np.ndarray, seed: int
     ) -> _Task:
         basis = KernelBasis.fit(embedding, N_LANDMARKS, seed)
         features = basis.features(embedding)
@@ -255,7 +248,6 @@ class _Task:
             basis=basis,
             features=features,
             settings=lightgbm_settings(len(embedding), seed),
-            n_threads=n_threads,
         )
 
     def correct(self, rows: np.ndarray) -> np.ndarray:
@@ -325,17 +317,9 @@ def _out_of_fold(task: _Task, fit: Callable[[np.ndarray], Estimator]) -> np.ndar
 def _by_fold(task: _Task, fit_predict: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
     """fit_predict(mask of the other folds, mask of the fold) of every fold, in the order of the prompts."""
     held_out = [task.folds == fold for fold in np.unique(task.folds)]
-    predictions = _side_by_side(task, lambda rows: fit_predict(~rows, rows), held_out)
-    result = np.empty((len(task.folds), predictions[0].shape[1]))
-    for rows, prediction in zip(held_out, predictions, strict=True):
-        result[rows] = prediction
-    return result
-
-
-def _side_by_side(task: _Task, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """work(item) of every item, n_threads at a time."""
-    with ThreadPoolExecutor(task.n_threads) as pool:
-        return list(pool.map(work, items))
+    order = np.concatenate([np.flatnonzero(rows) for rows in held_out])
+    predictions = np.concatenate([fit_predict(~rows, rows) for rows in held_out])
+    return predictions[np.argsort(order)]
 
 
 def _usable_folds(groups: np.ndarray, seed: int) -> np.ndarray:

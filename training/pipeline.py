@@ -120,7 +120,7 @@ def _run(
 
     known, vectors = log.rows(in_training), embeddings.vectors[in_training]
     costs = attempt_costs(known, tiers)
-    estimator = SuccessEstimator(config.target, config.seed, config.n_threads).fit(
+    estimator = SuccessEstimator(config.target, config.seed).fit(
         vectors, known.correct, cost_usd=costs.cost_usd, groups=known.groups, on_step=done
     )
     lengths = LengthModel.fit(vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed)
