@@ -30,7 +30,7 @@ class Forest:
 
     def raw_scores(self, embedding: np.ndarray) -> np.ndarray:
         """Float64 (n_prompts, sum of the boosters' outputs)."""
-        scores = [booster.predict(embedding, raw_score=True) for booster in self.boosters]
+        scores = [booster.predict(embedding, raw_score=True, num_threads=1) for booster in self.boosters]
         return np.concatenate([np.asarray(score).reshape(len(embedding), -1) for score in scores], axis=1)
 
     @classmethod

@@ -385,7 +385,7 @@ class LengthModel:
                 held_out = folds == fold
                 if held_out.any() and not held_out.all():
                     half = boost(x[~held_out], np.log(tokens[~held_out]), settings, LENGTH_ROUNDS)
-                    predicted[held_out] = np.asarray(half.predict(x[held_out]))
+                    predicted[held_out] = np.asarray(half.predict(x[held_out], num_threads=1))
             boosters.append(boost(x, np.log(tokens), settings, LENGTH_ROUNDS))
             tiers.append(tier)
             scale[tier] = tokens.mean() / np.exp(predicted).mean()  # Duan's smearing, as a ratio of means
