@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint requirements.lock
 
-.PHONY: demo test test-encoders check lock clean
+.PHONY: demo test test-encoders test-gateway check lock clean
 
 demo: .venv/installed            ## the whole line on the simulated sample log: train, evaluate, route
 	$(BIN)/broker demo
@@ -13,6 +13,9 @@ test: .venv/installed            ## all tests that need no torch; set BROKER_REA
 
 test-encoders: .venv/encoders    ## the tests of transformer encoders; installs torch
 	$(BIN)/python -m pytest tests/test_transformer.py tests/test_minilm.py
+
+test-gateway: .venv/gateway      ## the tests of the LiteLLM gateway; installs litellm[proxy]
+	$(BIN)/python -m pytest tests/test_gateway.py
 
 check: .venv/installed           ## lint, format and types
 	$(BIN)/ruff check .
@@ -35,4 +38,8 @@ clean:
 .venv/encoders: .venv/installed
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[train,dev,encoders]'
+	touch $@
+
+.venv/gateway: .venv/installed
+	$(PIP) --editable '.[train,dev,gateway]'
 	touch $@
