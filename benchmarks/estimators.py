@@ -260,8 +260,7 @@ def kernel_per_tier(split: Split, rows: np.ndarray) -> Kernel:
     for tier, outcome in enumerate(split.correct.T):
         seen = rows & np.isfinite(outcome)
         weights[:, [tier]], bias[[tier]] = estimators.ridge(split.features[seen], outcome[seen, None])
-    basis = split.basis
-    return Kernel(basis.mean, basis.scale, basis.landmarks, basis.gamma, basis.whitening @ weights, bias)
+    return Kernel(split.basis, split.basis.whitening @ weights, bias)
 
 
 def contrast_trees(split: Split, rows: np.ndarray) -> ContrastTrees:
@@ -270,14 +269,14 @@ def contrast_trees(split: Split, rows: np.ndarray) -> ContrastTrees:
 
 
 def label_classifier(split: Split, rows: np.ndarray) -> Mapped:
-    """LightGBM on the cheapest-correct label; logarithms of its class probabilities."""
+    """LightGBM on the cheapest-correct label; raw scores of its classes."""
     label = label_cheapest_correct(split.correct, split.cost)
     present = np.unique(label)
     classes = np.searchsorted(present, label)
     forest = estimators.fit_label_classifier(
         split.x[rows], classes[rows], max(2, len(present)), fit.LABEL_ROUNDS, split.settings
     )
-    return Mapped(forest, estimators.log_probabilities)
+    return Mapped(forest, np.asarray)
 
 
 def success_heads(split: Split, rows: np.ndarray) -> Mapped:

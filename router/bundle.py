@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 from tokenizers import Tokenizer
 
+from router.engine import Engine
 from router.errors import BundleError, TierError
 from router.prices import PriceTable
 
@@ -156,7 +156,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     tokenizer: Tokenizer
-    session: onnxruntime.InferenceSession
+    engine: Engine
     prices: PriceTable
     n_threads: int
 
@@ -170,21 +170,17 @@ class Bundle:
         folder = Path(path)
         manifest = read_manifest(folder)
         contents = verified_contents(folder, manifest)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = n_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
             tokenizer = Tokenizer.from_str(contents[TOKENIZER_FILE].decode())
             prices = PriceTable.parse(contents[TIERS_FILE].decode(), str(folder / TIERS_FILE))
-            session = onnxruntime.InferenceSession(contents[GRAPH_FILE], options, providers=["CPUExecutionProvider"])
+            engine = Engine(contents[GRAPH_FILE], n_threads)
         except TierError as error:
             raise BundleError(str(error)) from error
         except Exception as error:  # both libraries raise bare Exception subclasses of their own
             raise BundleError(f"{folder}: the digests hold, but a file cannot be loaded: {error}") from error
         if tuple(tier.name for tier in prices.tiers) != manifest.tiers:
             raise BundleError(f"{folder}: the tiers of {TIERS_FILE} are not those of the manifest, in its order")
-        return cls(folder, manifest, tokenizer, session, prices, n_threads)
+        return cls(folder, manifest, tokenizer, engine, prices, n_threads)
 
 
 def read_manifest(folder: Path) -> Manifest:

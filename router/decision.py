@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from router.tiers import Offer
 
@@ -21,6 +21,7 @@ class Decision:
     slack: how far below the highest success a tier was still admissible.
     promised: whether the bundle's promise of `quality` covers this decision.
     fallback: the router could not decide; `reason` says why.
+    decision_id: 32 random hexadecimal digits, by which an outcome finds its decision; request_id: the caller's own.
     propensity: probability with which this tier was chosen (1 without exploration).
     """
 
@@ -38,6 +39,7 @@ class Decision:
     fallback: bool
     bundle_id: str
     price_table_id: str
+    decision_id: str = field(compare=False)
     request_id: str | None
     propensity: float
 

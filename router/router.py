@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,6 @@ from router.prompt import Messages, prompt_text, valid_unicode
 from router.tiers import Offer
 
 _BATCH_SIZE = 64
-_OUTPUTS = ["success", "output_tokens", "cost_usd", "tier"]
 _DEFAULT_POLICY = Policy()
 _MAX_KNOWN_DIALS = 1000
 
@@ -247,7 +247,7 @@ class _Call:
             "worth_usd": worth_usd,
             "slack": slack,
         }
-        return [answer.tolist() for answer in self.bundle.session.run(_OUTPUTS, feeds)]
+        return [answer.tolist() for answer in self.bundle.engine.run(feeds)]
 
     def decision(
         self,
@@ -285,6 +285,7 @@ class _Call:
             is_fallback,
             manifest.bundle_id,
             self.prices.id,
+            os.urandom(16).hex(),
             request_id,
             1.0,
         )

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from training.calibrate import DIAL_QUALITIES, SLACKS, Calibration, calibrate_dial, fit_calibration
+from training.calibrate import DIAL_QUALITIES, SLACKS, calibrate_dial, fit_calibration
 from training.estimators import logit, sigmoid
-from training.graph import Graph
 
 
 def draw(n_prompts, n_tiers, seed=0, noise=0.5):
@@ -26,14 +25,23 @@ def brier(success, correct):
 # ---- calibration -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("slope", "shift"), [(3.0, 0.0), (0.3, 0.0), (1.0, 1.5), (2.0, -1.0)])
-def test_calibration_repairs_distorted_estimates(slope, shift):
+@pytest.mark.parametrize(
+    ("distort", "loss"),
+    [
+        (lambda p: 0.3 * p + 0.3, 0.001),
+        (lambda p: 1.5 * p - 0.4, 0.001),
+        (lambda p: sigmoid(3 * logit(p)), 0.008),
+        (lambda p: sigmoid(0.3 * logit(p)), 0.008),
+        (lambda p: sigmoid(logit(p) + 1.5), 0.008),
+    ],
+)
+def test_calibration_repairs_distorted_estimates(distort, loss):
     success, correct = draw(4000, 3)
-    distorted = sigmoid(slope * logit(success) + shift)
+    distorted = distort(success)
     train, test = slice(0, 2000), slice(2000, None)
     repaired = fit_calibration(distorted[train], correct[train]).apply(distorted[test])
     assert brier(repaired, correct[test]) < brier(distorted[test], correct[test])
-    assert brier(repaired, correct[test]) < brier(success[test], correct[test]) + 0.003
+    assert brier(repaired, correct[test]) < brier(success[test], correct[test]) + loss
 
 
 def test_calibration_leaves_good_estimates_alone():
@@ -84,20 +92,6 @@ def test_outcomes_between_zero_and_one_and_constant_ones_are_fine():
     assert brier(calibrated[:, 0], correct[:, 0]) < 0.001
     assert calibrated[:, 1].mean() > 0.85
     assert calibrated[:, 2].mean() < 0.15
-
-
-def test_the_graph_calibrates_as_numpy_does():
-    import onnx
-
-    from training.embed import encoder_session
-
-    calibration = Calibration(np.array([0.7, 1.3]), np.array([0.2, -0.4]))
-    graph = Graph()
-    calibration.add_to(graph, "raw")
-    kind = (onnx.TensorProto.FLOAT, ["n", 2])
-    raw = np.random.default_rng(0).uniform(-0.5, 1.5, (50, 2)).astype(np.float32)
-    (found,) = encoder_session(graph.model({"raw": kind}, {"success": kind})).run(["success"], {"raw": raw})
-    np.testing.assert_allclose(found, calibration.apply(raw), atol=1e-6)
 
 
 # ---- the dial --------------------------------------------------------------------------------------

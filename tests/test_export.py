@@ -23,7 +23,7 @@ from training.costs import attempt_costs
 from training.embed import embed, encoder_session, padded
 from training.encoders import StaticRecipe, learn_static
 from training.errors import ConfigError, LogError, ParityError
-from training.estimators import boost
+from training.estimators import KernelBasis, boost
 from training.export import GOLDEN_PROMPTS, check_parity, draft_bundle, threshold_rows
 from training.fit import LengthModel, lightgbm_settings
 from training.graph import DECISION_INPUTS, Graph, add_decision, decide, ensemble_attributes, float32_threshold
@@ -63,8 +63,12 @@ class Lab:
         costs = attempt_costs(log, tiers)
         output_tokens = log.output_tokens.copy()
         output_tokens[:, 1] = np.nan  # one tier without lengths
-        self.lengths = LengthModel.fit(self.embedding, output_tokens, costs.mean_output_tokens, log.groups, seed=0)
+        self.lengths = self.lengths_of(output_tokens, costs.mean_output_tokens)
         self.costs = costs
+
+    def lengths_of(self, output_tokens, fallback):
+        basis = KernelBasis.fit(self.embedding, 50, seed=0)
+        return LengthModel.fit(basis, self.embedding, output_tokens, fallback, self.log.groups, seed=0)
 
     def model(self, target, correct=None):
         fitted = SuccessEstimator(target).fit(
@@ -155,9 +159,7 @@ def test_parity_of_graph_and_models_is_found_and_measured(lab, model):
 
 def test_models_that_learned_nothing_still_become_a_graph(lab):
     model = lab.model("blend", correct=np.ones_like(lab.log.correct))
-    model = replace(
-        model, lengths=LengthModel.fit(lab.embedding, np.full((300, 3), np.nan), np.full(3, 256.0), lab.log.groups, 0)
-    )
+    model = replace(model, lengths=lab.lengths_of(np.full((300, 3), np.nan), np.full(3, 256.0)))
     assert lab.parity(model, model.whole(lab.encoder)).success < 1e-4
 
 
@@ -175,7 +177,7 @@ def test_on_both_sides_of_zero_the_trees_go_where_lightgbm_goes():
     settings = {**lightgbm_settings(300, 0), "feature_fraction": 1.0}
     booster = boost(feature[:, None], np.sign(feature) ** 2 + np.sign(feature), settings, 20)
     graph = Graph()
-    graph.trees("x", [booster], output="raw_scores")
+    graph.trees("x", [booster])
     kinds = (TensorProto.FLOAT, ["n", 1])
     session = encoder_session(graph.model({"x": kinds}, {"raw_scores": kinds}))
     zero = np.float32(1e-35)

@@ -5,7 +5,6 @@ Every part maps embeddings, float32 (n_prompts, n_dims), to P(tier answers corre
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Protocol
@@ -18,7 +17,6 @@ from sklearn.linear_model import LogisticRegression
 from training.encoders import N_SURFACE
 from training.graph import Graph
 
-LOWEST_CLASS_PROBABILITY = 0.003
 _ONE_FIT_AT_A_TIME = Lock()
 
 
@@ -32,16 +30,6 @@ class Forest:
         """Float64 (n_prompts, sum of the boosters' outputs)."""
         scores = [booster.predict(embedding, raw_score=True, num_threads=1) for booster in self.boosters]
         return np.concatenate([np.asarray(score).reshape(len(embedding), -1) for score in scores], axis=1)
-
-    @classmethod
-    def joined(cls, forests: Iterable[Forest]) -> Forest:
-        """The boosters of several forests as one."""
-        return cls(tuple(booster for forest in forests for booster in forest.boosters))
-
-    @property
-    def n_outputs(self) -> int:
-        """Columns of raw_scores."""
-        return sum(booster.num_model_per_iteration() for booster in self.boosters)
 
     @property
     def n_trees(self) -> int:
@@ -59,8 +47,20 @@ class Estimator(Protocol):
     def predict(self, embedding: np.ndarray) -> np.ndarray:
         """P(correct), (n_prompts, n_tiers)."""
 
-    def add_to(self, graph: Graph, embedding: str, raw_scores: str, weight: float) -> str:
-        """Write it into a graph, given its columns of the raw scores; returns the name of weight x P(correct)."""
+    def add_to(self, graph: Graph, embedding: str) -> Readout:
+        """Write all but its last linear step into a graph."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The last step of a part, which the graph sums over the parts: P(correct) = value @ weights + bias.
+
+    value: name of a float32 (n, n_values) in the graph; weights: (n_values, n_tiers); bias: (n_tiers,).
+    """
+
+    value: str
+    weights: np.ndarray
+    bias: np.ndarray
 
 
 # ---- kernel ----------------------------------------------------------------------------------------
@@ -71,13 +71,11 @@ class Kernel:
     """Gaussian kernel ridge regression on landmarks (Nyström method, Williams & Seeger 2001).
 
     Smooth where kNN is rough: it borrows from all similar prompts, and costs one matrix product.
-    The surface columns (token kinds, length) are standardised, clipped and weighed small.
+
+    weights: of the similarities to the landmarks, (n_landmarks, n_targets); bias: (n_targets,).
     """
 
-    mean: np.ndarray
-    scale: np.ndarray
-    landmarks: np.ndarray
-    gamma: float
+    basis: KernelBasis
     weights: np.ndarray
     bias: np.ndarray
 
@@ -87,27 +85,13 @@ class Kernel:
         return Forest(())
 
     def predict(self, embedding: np.ndarray) -> np.ndarray:
-        """P(correct), not confined to 0..1."""
-        return np.asarray(similarities(self.inputs(embedding), self.landmarks, self.gamma) @ self.weights + self.bias)
+        """P(correct), not confined to 0..1; or whatever else was regressed on, (n_prompts, n_targets)."""
+        return np.asarray(self.basis.similarities(embedding) @ self.weights + self.bias)
 
-    def inputs(self, embedding: np.ndarray) -> np.ndarray:
-        """What distances are taken on, (n_prompts, n_dims)."""
-        return kernel_inputs(embedding, self.mean, self.scale)
-
-    def add_to(self, graph: Graph, embedding: str, raw_scores: str, weight: float) -> str:
-        """exp(2 x.c - |x|^2 - |c|^2) @ weights + bias, with x and c already scaled by sqrt(gamma)."""
-        n_text = self.landmarks.shape[1] - N_SURFACE
-        width = np.sqrt(self.gamma)
-        scale = width * np.concatenate([np.ones(n_text), SURFACE_WEIGHT / self.scale])
-        shift = width * np.concatenate([np.zeros(n_text), -SURFACE_WEIGHT * self.mean / self.scale])
-        limit = np.full(n_text + N_SURFACE, np.finfo(np.float32).max)
-        limit[n_text:] = width * SURFACE_WEIGHT * SURFACE_CLIP
-        standard = graph.add("Add", graph.add("Mul", embedding, graph.constant(scale)), graph.constant(shift))
-        x = graph.add("Max", graph.add("Min", standard, graph.constant(limit)), graph.constant(-limit))
-        landmarks = width * self.landmarks
-        cross = graph.affine(x, 2 * landmarks.T, -(landmarks**2).sum(axis=1))
-        exponent = graph.add("Sub", cross, graph.add("ReduceSumSquare", x, axes=[1], keepdims=1))
-        return graph.affine(graph.add("Exp", exponent), weight * self.weights, weight * self.bias)
+    def add_to(self, graph: Graph, embedding: str) -> Readout:
+        """Similarities @ weights + bias; the graph leaves out a factor of each similarity, the weights take it."""
+        value, factors = self.basis.add_to(graph, embedding)
+        return Readout(value, factors[:, None] * self.weights, self.bias)
 
 
 SURFACE_WEIGHT = 0.25
@@ -128,7 +112,10 @@ def similarities(x: np.ndarray, landmarks: np.ndarray, gamma: float) -> np.ndarr
 
 @dataclass(frozen=True)
 class KernelBasis:
-    """Landmarks, fitted without outcomes, and the features of the training prompts on them."""
+    """Landmarks, fitted without outcomes; every regression on them shares the similarities of a prompt to them.
+
+    The surface columns (token kinds, length) are standardised by mean and scale, clipped and weighed small.
+    """
 
     mean: np.ndarray
     scale: np.ndarray
@@ -149,15 +136,41 @@ class KernelBasis:
         values, vectors = np.linalg.eigh(similarities(landmarks, landmarks, gamma))
         return cls(mean, scale, landmarks, gamma, vectors / np.sqrt(np.maximum(values, 1e-6)))
 
+    def similarities(self, embedding: np.ndarray) -> np.ndarray:
+        """exp(-gamma |x - landmark|^2), float64 (n_prompts, n_landmarks)."""
+        x = kernel_inputs(embedding, self.mean, self.scale).astype(np.float64)
+        return similarities(x, self.landmarks, self.gamma)
+
     def features(self, embedding: np.ndarray) -> np.ndarray:
         """Whitened similarities, (n_prompts, n_landmarks)."""
-        x = kernel_inputs(embedding, self.mean, self.scale).astype(np.float64)
-        return np.asarray(similarities(x, self.landmarks, self.gamma) @ self.whitening)
+        return np.asarray(self.similarities(embedding) @ self.whitening)
 
-    def regress(self, features: np.ndarray, correct: np.ndarray) -> Kernel:
-        """Ridge regression on the features; correct complete, (n_prompts, n_tiers)."""
-        weights, bias = ridge(features, correct)
-        return Kernel(self.mean, self.scale, self.landmarks, self.gamma, self.whitening @ weights, bias)
+    def regress(self, features: np.ndarray, targets: np.ndarray) -> Kernel:
+        """Ridge regression on the features; targets complete, (n_prompts, n_targets)."""
+        weights, bias = ridge(features, targets)
+        return Kernel(self, self.whitening @ weights, bias)
+
+    def add_to(self, graph: Graph, embedding: str) -> tuple[str, np.ndarray]:
+        """exp(2 x.c - |x|^2), with x and the landmarks c scaled by sqrt(gamma), and the missing factors exp(-|c|^2).
+
+        One set of nodes, however many regressions read it.
+        """
+        width = np.sqrt(self.gamma)
+        landmarks = width * self.landmarks
+        return graph.once(self, lambda: self._exponentials(graph, embedding)), np.exp(-(landmarks**2).sum(axis=1))
+
+    def _exponentials(self, graph: Graph, embedding: str) -> str:
+        n_text = self.landmarks.shape[1] - N_SURFACE
+        width = np.sqrt(self.gamma)
+        scale = width * np.concatenate([np.ones(n_text), SURFACE_WEIGHT / self.scale])
+        offset = np.concatenate([np.zeros(n_text), self.mean])
+        limit = np.full(n_text + N_SURFACE, np.finfo(np.float32).max)
+        limit[n_text:] = width * SURFACE_WEIGHT * SURFACE_CLIP
+        standard = graph.add("Scaler", embedding, offset=offset.tolist(), scale=scale.tolist())
+        x = graph.add("Max", graph.add("Min", standard, graph.constant(limit)), graph.constant(-limit))
+        squared = graph.add("ReduceSumSquare", x, axes=[1], keepdims=1)
+        cross = graph.constant(2 * width * self.landmarks.T)
+        return graph.add("Exp", graph.add("Gemm", x, cross, squared, beta=-1.0))
 
 
 PENALTIES = np.geomspace(1e-2, 1e3, 16)
@@ -223,9 +236,9 @@ class ContrastTrees:
         """P(correct), not confined to 0..1."""
         return np.asarray(self.forest.raw_scores(embedding) @ self.contrasts.T + self.offset)
 
-    def add_to(self, graph: Graph, embedding: str, raw_scores: str, weight: float) -> str:
+    def add_to(self, graph: Graph, embedding: str) -> Readout:
         """raw_scores @ contrasts' + offset."""
-        return graph.affine(raw_scores, weight * self.contrasts.T, weight * self.offset)
+        return Readout(graph.trees(embedding, self.forest.boosters), self.contrasts.T, self.offset)
 
 
 def shared_and_differences(n_tiers: int) -> np.ndarray:
@@ -239,7 +252,7 @@ class CheapestCorrect:
     """The LightGBM classifier on the cheapest-correct label, its probabilities calibrated to success.
 
     P(tier k is the cheapest correct one) is no success probability; a logistic regression per tier
-    over the logarithms of all class probabilities makes it one.
+    over the raw scores of all classes makes it one.
     """
 
     forest: Forest
@@ -248,14 +261,14 @@ class CheapestCorrect:
 
     def predict(self, embedding: np.ndarray) -> np.ndarray:
         """P(correct)."""
-        return sigmoid(log_probabilities(self.forest.raw_scores(embedding)) @ self.weights + self.bias)
+        return sigmoid(self.forest.raw_scores(embedding) @ self.weights + self.bias)
 
-    def add_to(self, graph: Graph, embedding: str, raw_scores: str, weight: float) -> str:
-        """sigmoid(max(logsoftmax(raw_scores), log(floor)) @ weights + bias)."""
-        floor = graph.constant(np.log(LOWEST_CLASS_PROBABILITY))
-        floored = graph.add("Max", graph.add("LogSoftmax", raw_scores, axis=1), floor)
-        success = graph.add("Sigmoid", graph.affine(floored, self.weights, self.bias))
-        return graph.add("Mul", success, graph.constant(weight))
+    def add_to(self, graph: Graph, embedding: str) -> Readout:
+        """sigmoid(raw_scores @ weights + bias)."""
+        raw_scores = graph.trees(embedding, self.forest.boosters)
+        success = graph.add("Sigmoid", graph.affine(raw_scores, self.weights, self.bias))
+        n_tiers = len(self.bias)
+        return Readout(success, np.eye(n_tiers), np.zeros(n_tiers))
 
 
 def fit_label_classifier(
@@ -264,12 +277,6 @@ def fit_label_classifier(
     """LightGBM on the label; classes: int in 0 .. n_classes - 1, (n_prompts,)."""
     parameters = {**settings, "objective": "multiclass", "num_class": n_classes}
     return Forest((boost(embedding, classes, parameters, n_rounds),))
-
-
-def log_probabilities(raw_scores: np.ndarray) -> np.ndarray:
-    """Logarithms of the class probabilities, floored."""
-    scores = np.exp(raw_scores - raw_scores.max(axis=1, keepdims=True))
-    return np.asarray(np.log(np.maximum(scores / scores.sum(axis=1, keepdims=True), LOWEST_CLASS_PROBABILITY)))
 
 
 def logistic_per_tier(features: np.ndarray, correct: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:

@@ -21,9 +21,7 @@ from training.estimators import (
     Forest,
     Kernel,
     KernelBasis,
-    boost,
     fit_label_classifier,
-    log_probabilities,
     logistic_per_tier,
     ridge,
     sigmoid,
@@ -49,7 +47,6 @@ N_LANDMARKS = 300
 MAX_KERNEL_PROMPTS = 100_000
 CONTRAST_ROUNDS = 60
 LABEL_ROUNDS = 20
-LENGTH_ROUNDS = 16
 MIN_PROMPTS = 60
 MANY_PROMPTS = 50_000
 LABEL_STRENGTH = 0.1
@@ -67,7 +64,8 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         than two standard errors of their AIQ, or hardly any prompt has a label.
 
     Learned: target_, parts_ (averaged with weights_), calibration_, out_of_fold_ (calibrated P(correct) of every
-    training prompt by models that did not see it, (n_prompts, n_tiers)), selection_ (AIQ per target).
+    training prompt by models that did not see it, (n_prompts, n_tiers)), selection_ (AIQ per target), basis_ (the
+    kernel's landmarks).
 
     Not for logs in which hardly any prompt has outcomes in two tiers: gaps are filled from the tiers
     that were observed, which is right only where they are few or random.
@@ -122,6 +120,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         on_step: Callable[[str], None],
     ) -> SuccessEstimator:
         task = _Task.prepare(embedding, correct, cost, groups, self.seed)
+        self.basis_ = task.basis
         on_step("landmarks")
 
         n_labelled = int((task.label != UNKNOWN).sum())
@@ -293,7 +292,7 @@ def _cheapest_correct(task: _Task) -> _CrossFit:
             task.embedding[rows], classes[rows], max(2, len(present)), LABEL_ROUNDS, task.settings
         )
 
-    features = log_probabilities(_by_fold(task, lambda train, rows: fit(train).raw_scores(task.embedding[rows])))
+    features = _by_fold(task, lambda train, rows: fit(train).raw_scores(task.embedding[rows]))
 
     def success(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
         weights, bias = logistic_per_tier(features[train], task.observed[train], LABEL_STRENGTH)
@@ -357,54 +356,51 @@ def _filled(correct: np.ndarray, features: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LengthModel:
-    """Expected output tokens per tier: exp of a LightGBM regression on the logarithm, scaled to the right mean.
+    """Expected output tokens per tier: exp of a kernel regression on the logarithm, scaled to the right mean.
 
+    regression: of the logarithm, one target per tier; 0 for a tier without logged output tokens.
     scale: per tier; for a tier without logged output tokens the constant itself, (n_tiers,).
-    tiers: those that have a booster, in the order of the forest.
     """
 
-    forest: Forest
-    tiers: tuple[int, ...]
+    regression: Kernel
     scale: np.ndarray
 
     @classmethod
     def fit(
-        cls, embedding: np.ndarray, output_tokens: np.ndarray, fallback: np.ndarray, groups: np.ndarray, seed: int
+        cls,
+        basis: KernelBasis,
+        embedding: np.ndarray,
+        output_tokens: np.ndarray,
+        fallback: np.ndarray,
+        groups: np.ndarray,
+        seed: int,
     ) -> LengthModel:
         """output_tokens: (n_prompts, n_tiers), NaN where not logged; fallback: constant per tier, (n_tiers,)."""
-        settings = {**lightgbm_settings(len(embedding), seed), "learning_rate": 0.2, "objective": "regression"}
-        boosters, tiers, scale = [], [], fallback.astype(float).copy()
-        for tier in range(output_tokens.shape[1]):
-            rows = np.flatnonzero(output_tokens[:, tier] > 0)
+        scale = fallback.astype(float).copy()
+        kernels = [Kernel(basis, np.zeros((len(basis.landmarks), 1)), np.zeros(1)) for _ in scale]
+        for tier, tokens in enumerate(output_tokens.T):
+            rows = np.flatnonzero(tokens > 0)[:MAX_KERNEL_PROMPTS]
             if len(rows) < MIN_PROMPTS:
                 continue
-            x, tokens = embedding[rows], output_tokens[rows, tier]
+            features, logarithm = basis.features(embedding[rows]), np.log(tokens[rows])[:, None]
             folds = fold_numbers(groups[rows], 2, seed)
-            predicted = np.full(len(rows), np.log(tokens).mean())
+            predicted = np.full(len(rows), logarithm.mean())
             for fold in (0, 1):
                 held_out = folds == fold
                 if held_out.any() and not held_out.all():
-                    half = boost(x[~held_out], np.log(tokens[~held_out]), settings, LENGTH_ROUNDS)
-                    predicted[held_out] = np.asarray(half.predict(x[held_out], num_threads=1))
-            boosters.append(boost(x, np.log(tokens), settings, LENGTH_ROUNDS))
-            tiers.append(tier)
-            scale[tier] = tokens.mean() / np.exp(predicted).mean()  # Duan's smearing, as a ratio of means
-        return cls(Forest(tuple(boosters)), tuple(tiers), scale)
+                    weights, bias = ridge(features[~held_out], logarithm[~held_out])
+                    predicted[held_out] = (features[held_out] @ weights + bias)[:, 0]
+            kernels[tier] = basis.regress(features, logarithm)
+            scale[tier] = tokens[rows].mean() / np.exp(predicted).mean()  # Duan's smearing, as a ratio of means
+        weights = np.concatenate([kernel.weights for kernel in kernels], axis=1)
+        return cls(Kernel(basis, weights, np.concatenate([kernel.bias for kernel in kernels])), scale)
 
     def predict(self, embedding: np.ndarray) -> np.ndarray:
         """Expected output tokens, (n_prompts, n_tiers)."""
-        expected = np.tile(self.scale, (len(embedding), 1))
-        if self.tiers:
-            expected[:, self.tiers] *= np.exp(self.forest.raw_scores(embedding))
-        return expected
+        return np.asarray(self.scale * np.exp(self.regression.predict(embedding)))
 
-    def add_to(self, graph: Graph, embedding: str, raw_scores: str) -> str:
-        """exp(raw_scores placed by tier + log(scale))."""
-        logarithm = np.log(self.scale)
-        if self.tiers:
-            placement = np.eye(len(self.scale))[list(self.tiers)]
-            expected = graph.affine(raw_scores, placement, logarithm)
-        else:
-            nothing = graph.add("Mul", graph.columns(embedding, 0, 1), graph.constant(0.0))
-            expected = graph.add("Add", nothing, graph.constant(logarithm))
-        return graph.add("Exp", expected, output="output_tokens")
+    def add_to(self, graph: Graph, embedding: str) -> str:
+        """exp(regression + log(scale))."""
+        readout = self.regression.add_to(graph, embedding)
+        logarithm = graph.affine(readout.value, readout.weights, readout.bias + np.log(self.scale))
+        return graph.add("Exp", logarithm, output="output_tokens")

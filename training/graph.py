@@ -5,7 +5,7 @@ Only standard operators of `ai.onnx` and `ai.onnx.ml` are used, so any ONNX Runt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class Graph:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     _n_names: int = 0
+    _shared: dict[int, str] = field(default_factory=dict)
 
     def constant(self, value: Any, dtype: type[np.generic] = np.float32) -> str:
         """Name of a constant."""
@@ -51,7 +52,7 @@ class Graph:
     def add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Name of the (single) output of one more node."""
         name = output or self._name(operator.lower())
-        domain = "ai.onnx.ml" if operator.startswith("Tree") else ""
+        domain = "ai.onnx.ml" if operator in ("Scaler", "TreeEnsembleRegressor") else ""
         self.nodes.append(helper.make_node(operator, list(inputs), [name], domain=domain, **attributes))
         return name
 
@@ -59,18 +60,11 @@ class Graph:
         """Value @ weights + bias; (n, a) @ (a, b) + (b,)."""
         return self.add("Gemm", value, self.constant(weights), self.constant(bias))
 
-    def columns(self, value: str, start: int, stop: int) -> str:
-        """value[:, start:stop]."""
-        limits = [self.constant([limit], np.int64) for limit in (start, stop, 1)]
-        return self.add("Slice", value, *limits)
-
-    def split(self, value: str, widths: Sequence[int]) -> list[str]:
-        """Names of consecutive column blocks; "" for a block of width 0."""
-        names = [self._name("block") if width else "" for width in widths]
-        sizes = self.constant([width for width in widths if width], np.int64)
-        outputs = [name for name in names if name]
-        self.nodes.append(helper.make_node("Split", [value, sizes], outputs, axis=1))
-        return names
+    def once(self, owner: object, build: Callable[[], str]) -> str:
+        """What `build` adds for an object, added the first time only."""
+        if id(owner) not in self._shared:
+            self._shared[id(owner)] = build()
+        return self._shared[id(owner)]
 
     def column(self, value: str) -> str:
         """(n,) to (n, 1)."""
@@ -98,9 +92,9 @@ class Graph:
         self.initializers.extend(encoder.graph.graph.initializer)
         return "embedding"
 
-    def trees(self, features: str, boosters: Sequence[lightgbm.Booster], output: str) -> str:
-        """Raw scores of LightGBM boosters, side by side, (n, sum of their outputs)."""
-        return self.add("TreeEnsembleRegressor", features, output=output, **ensemble_attributes(boosters))
+    def trees(self, features: str, boosters: Sequence[lightgbm.Booster]) -> str:
+        """`raw_scores` of LightGBM boosters, side by side, (n, sum of their outputs); once in a graph."""
+        return self.add("TreeEnsembleRegressor", features, output="raw_scores", **ensemble_attributes(boosters))
 
     def _name(self, stem: str) -> str:
         self._n_names += 1
@@ -186,9 +180,11 @@ def add_decision(graph: Graph, success: str, output_tokens: str) -> None:
     utility = graph.add("Where", admissible, value, graph.constant(np.finfo(np.float32).min))
     largest = graph.add("ReduceMax", utility, axes=[1], keepdims=1)
     is_best = graph.add("GreaterOrEqual", utility, largest)
-    chosen = graph.add("ArgMax", graph.add("Where", is_best, success, impossible), axis=1, keepdims=0)
-    answerable = graph.add("Greater", graph.add("Squeeze", highest, graph.constant([1], np.int64)), impossible)
-    graph.add("Where", answerable, chosen, graph.constant(-1, np.int64), output="tier")
+    candidates = graph.add("Where", is_best, open_success, impossible)
+    # A column before the first tier, better than impossible only: the index of "none" less one is -1.
+    none_first = graph.constant([0, 1, 0, 0], np.int64), graph.constant(IMPOSSIBLE_SUCCESS / 2)
+    with_none = graph.add("Pad", candidates, *none_first)
+    graph.add("Sub", graph.add("ArgMax", with_none, axis=1, keepdims=0), graph.constant(1, np.int64), output="tier")
 
 
 def decide(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from training.calibrate import Calibration
+from training.calibrate import LOWEST_SUCCESS, Calibration
 from training.encoders import Encoder
 from training.estimators import Estimator, Forest
 from training.fit import LengthModel
@@ -38,8 +38,8 @@ class TierModel:
 
     @property
     def forest(self) -> Forest:
-        """All boosters, in the order of the graph's tree ensemble."""
-        return Forest.joined([*(part.forest for part in self.parts), self.lengths.forest])
+        """The boosters of the one part that has any."""
+        return next((part.forest for part in self.parts if part.forest.boosters), Forest(()))
 
     def head(self, n_dims: int) -> onnx.ModelProto:
         """The graph from `embedding`, float32 (n, n_dims), to `success`, `output_tokens` and `raw_scores`."""
@@ -60,12 +60,13 @@ class TierModel:
         return graph.model({**encoder_inputs(), **DECISION_INPUTS}, {**per_tier, "tier": (TensorProto.INT64, ["n"])})
 
     def _add_to(self, graph: Graph, embedding: str) -> None:
-        graph.trees(embedding, self.forest.boosters, output="raw_scores")
-        widths = [part.forest.n_outputs for part in self.parts]
-        *own, of_lengths = graph.split("raw_scores", [*widths, self.lengths.forest.n_outputs])
-        self.lengths.add_to(graph, embedding, of_lengths)
-        weighted = [
-            part.add_to(graph, embedding, columns, weight)
-            for part, columns, weight in zip(self.parts, own, self.weights, strict=True)
-        ]
-        self.calibration.add_to(graph, graph.add("Sum", *weighted))
+        """The calibrated average of the parts is linear in their readouts: one matrix product each, then a clip."""
+        self.lengths.add_to(graph, embedding)
+        readouts = [part.add_to(graph, embedding) for part in self.parts]
+        factors = [weight * self.calibration.slope for weight in self.weights]
+        bias = sum((f * each.bias for f, each in zip(factors, readouts, strict=True)), start=self.calibration.intercept)
+        total = graph.constant(bias)
+        for factor, each in zip(factors, readouts, strict=True):
+            total = graph.add("Gemm", each.value, graph.constant(each.weights * factor), total)
+        limits = graph.constant(LOWEST_SUCCESS), graph.constant(1 - LOWEST_SUCCESS)
+        graph.add("Clip", total, *limits, output="success")

@@ -123,7 +123,9 @@ def _run(
     estimator = SuccessEstimator(config.target, config.seed).fit(
         vectors, known.correct, cost_usd=costs.cost_usd, groups=known.groups, on_step=done
     )
-    lengths = LengthModel.fit(vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed)
+    lengths = LengthModel.fit(
+        estimator.basis_, vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed
+    )
     done("lengths")
     dial = calibrate_dial(estimator.out_of_fold_, known.correct, config.confidence)
     done("dial")

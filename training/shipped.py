@@ -12,6 +12,7 @@ import onnx
 import onnx.utils
 
 from router.bundle import GRAPH_FILE, Bundle
+from router.engine import OUTPUTS
 from training.embed import encoder_session, padded
 from training.encoders import ENCODER_INPUTS
 from training.graph import DECISION_INPUTS
@@ -52,13 +53,13 @@ class Shipped:
             "worth_usd": np.zeros(len(ids), np.float32),
             "slack": np.zeros(len(ids), np.float32),
         }
-        names = ["success", "output_tokens", "cost_usd"]
+        names = OUTPUTS[:-1]
         found = {name: np.empty((len(ids), len(self.bundle.manifest.tiers)), np.float32) for name in names}
         order = np.argsort([len(row) for row in ids], kind="stable")
         for start in range(0, len(order), _BATCH_SIZE):
             rows = order[start : start + _BATCH_SIZE]
             feeds = {**padded([ids[row] for row in rows]), **{name: value[rows] for name, value in request.items()}}
-            for name, value in zip(names, self.bundle.session.run(names, feeds), strict=True):
+            for name, value in zip(names, self.bundle.engine.run(feeds), strict=False):
                 found[name][rows] = value
         return {**request, **found}
 
