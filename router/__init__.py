@@ -5,6 +5,7 @@ from router.errors import BundleError, DialError, PriceError, PromptError, Route
 from router.policy import Policy
 from router.router import Router
 from router.tiers import Offer, Tier
+from router.watch import Watcher
 
 __all__ = [
     "BundleError",
@@ -18,4 +19,5 @@ __all__ = [
     "RouterError",
     "Tier",
     "TierError",
+    "Watcher",
 ]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class Router:
     def __init__(self, bundle: Bundle, policy: Policy = _DEFAULT_POLICY) -> None:
         self._policy = policy
         self._state = _State(_checked(bundle, policy), bundle.prices)
+        self._one_change_at_a_time = Lock()
 
     @classmethod
     def load(cls, path: str | Path, policy: Policy = _DEFAULT_POLICY, *, n_threads: int = 1) -> Router:
@@ -55,15 +57,27 @@ class Router:
         """The price table in use."""
         return self._state.prices
 
-    def reload(self, path: str | Path) -> None:
-        """Take another bundle, with its own price table; raises BundleError and keeps the present one."""
-        bundle = _checked(Bundle.load(path, n_threads=self.bundle.n_threads), self._policy)
-        self._state = _State(bundle, bundle.prices)
+    @property
+    def policy(self) -> Policy:
+        """What holds unless a request says otherwise."""
+        return self._policy
+
+    def reload(self, path: str | Path, prices: str | Path | None = None) -> None:
+        """Take another bundle, with its own price table or that of a file in the format of tiers.toml.
+
+        Both from one moment on: every decision is made by one bundle at one price table. Requests go on
+        meanwhile. Raises BundleError or PriceError and keeps what was in use.
+        """
+        with self._one_change_at_a_time:
+            bundle = _checked(Bundle.load(path, n_threads=self.bundle.n_threads), self._policy)
+            table = bundle.prices if prices is None else PriceTable.read(prices, bundle.manifest.tiers)
+            self._state = _State(bundle, table)
 
     def update_prices(self, path: str | Path) -> None:
         """Take the prices of a file in the format of tiers.toml; raises PriceError and keeps the present ones."""
-        bundle = self.bundle
-        self._state = _State(bundle, PriceTable.read(path, bundle.manifest.tiers))
+        with self._one_change_at_a_time:
+            bundle = self.bundle
+            self._state = _State(bundle, PriceTable.read(path, bundle.manifest.tiers))
 
     def route(
         self,

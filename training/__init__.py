@@ -16,5 +16,15 @@ from training.evaluate import evaluate  # noqa: E402
 from training.evaluation import Evaluation  # noqa: E402
 from training.fit import SuccessEstimator  # noqa: E402
 from training.pipeline import TrainingResult, train  # noqa: E402
+from training.replay import OffPolicyReport, off_policy_evaluate  # noqa: E402
 
-__all__ = ["Evaluation", "SuccessEstimator", "TrainingConfig", "TrainingResult", "evaluate", "train"]
+__all__ = [
+    "Evaluation",
+    "OffPolicyReport",
+    "SuccessEstimator",
+    "TrainingConfig",
+    "TrainingResult",
+    "evaluate",
+    "off_policy_evaluate",
+    "train",
+]

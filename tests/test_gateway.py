@@ -1,0 +1,524 @@
+"""Laws of the endpoint: LiteLLM's real proxy with the hook, between simulated providers and the openai client."""
+
+import importlib.util
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from router import Router
+
+if importlib.util.find_spec("litellm") is None:
+    pytest.skip("litellm is not installed: make test-gateway installs it", allow_module_level=True)
+
+import httpx
+import openai
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "litellm"
+MARKER = "Zanzibar-4711"
+PROMPT = f"Prove that the square root of 2 is irrational, and sign with {MARKER}."
+CHAT = [{"role": "user", "content": PROMPT}]
+LONG_CHAT = [
+    {
+        "role": "user" if turn % 2 == 0 else "assistant",
+        "content": f"Turn {turn}: {'some words of a talk. ' * 20}{MARKER}",
+    }
+    for turn in range(200)
+]
+TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}]
+START_LIMIT_S = 120
+
+# worth=0 takes the cheapest tier, distilled; its cheapest offer knows no tools and holds no long chat.
+# Distilled alone is reserved for critical requests, so that a tier that is not has the higher success.
+PRICES = """
+[[tiers]]
+name = "edge"
+offers = [{ model = "edge", provider = "p", region = "r", context_window = 32768, usd_per_mtok_input = 0.9, usd_per_mtok_output = 0.9 }]
+[[tiers]]
+name = "distilled"
+critical = true
+offers = [
+  { model = "distilled-dear", provider = "p", region = "r", context_window = 65536, usd_per_mtok_input = 0.012, usd_per_mtok_output = 0.048, capabilities = ["tools"] },
+  { model = "distilled-cheap", provider = "q", region = "r", context_window = 8192, usd_per_mtok_input = 0.010, usd_per_mtok_output = 0.040 },
+]
+[[tiers]]
+name = "frontier"
+offers = [
+  { model = "frontier-dear", provider = "p", region = "r", context_window = 262144, usd_per_mtok_input = 1.50, usd_per_mtok_output = 6.00, capabilities = ["tools"] },
+  { model = "frontier-cheap", provider = "q", region = "r", context_window = 262144, usd_per_mtok_input = 1.25, usd_per_mtok_output = 5.00, capabilities = ["tools"] },
+]
+"""  # noqa: E501
+MODELS = re.findall(r'model = "([^"]+)"', PRICES)
+
+HOOK = """
+import signal
+from router import Router
+from router.gateway import BrokerHook
+
+router = Router.load({bundle!r})
+router.update_prices({prices!r})
+signal.signal(signal.SIGHUP, lambda *_: router.update_prices({prices!r}))
+broker = BrokerHook(router)
+"""
+
+
+# ---- simulated providers ---------------------------------------------------------------------------
+
+
+@dataclass
+class Provider:
+    """An OpenAI-compatible upstream that answers with its own name, or fails with a status."""
+
+    name: str
+    asked: list[str]  # of all providers, in the order of arrival
+    status: int = 200
+    bodies: list[dict] = field(default_factory=list)
+    url: str = ""
+
+    @contextmanager
+    def serving(self) -> Iterator["Provider"]:
+        provider = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                provider.asked.append(provider.name)
+                provider.bodies.append(body)
+                content_type, payload = provider.answer(self.path, body)
+                self.send_response(provider.status)
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, *_) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    def answer(self, path: str, body: dict) -> tuple[str, bytes]:
+        if self.status != 200:
+            return "application/json", json.dumps(
+                {"error": {"message": f"{self.name} is simulating a failure"}}
+            ).encode()
+        head = {"id": "1", "created": 1, "model": body["model"]}
+        if not path.endswith("/chat/completions"):
+            choices = [{"index": 0, "text": self.name, "finish_reason": "stop"}]
+            return "application/json", json.dumps({**head, "object": "text_completion", "choices": choices}).encode()
+        message = {"role": "assistant", "content": self.name}
+        if "tools" in body:
+            function = {"name": body["tools"][0]["function"]["name"], "arguments": json.dumps({"by": self.name})}
+            message = {
+                **message,
+                "content": None,
+                "tool_calls": [{"id": "1", "type": "function", "function": function}],
+            }
+        if not body.get("stream"):
+            choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            return "application/json", json.dumps(
+                {**head, "object": "chat.completion", "choices": choices, "usage": usage}
+            ).encode()
+        deltas = [{"role": "assistant", "content": ""}, *({"content": letter} for letter in self.name), {}]
+        events = [
+            {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"} for delta in deltas
+        ]  # one letter at a time
+        lines = [json.dumps({**head, "object": "chat.completion.chunk", "choices": [event]}) for event in events]
+        return "text/event-stream", "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]).encode()
+
+
+# ---- the proxy -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Proxy:
+    """LiteLLM's proxy in a process of its own, and a client that calls it."""
+
+    client: openai.OpenAI
+    process: subprocess.Popen
+    log: Path
+
+
+@contextmanager
+def running_proxy(config: Path, log: Path, **environment: str) -> Iterator[Proxy]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    key = f"sk-{secrets.token_hex(32)}"
+    variables = {"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONUNBUFFERED": "1"}
+    with log.open("wb") as output, ExitStack() as stack:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("litellm"), "--config", config, "--host", "127.0.0.1", "--port", str(port)],
+            env={**os.environ, "NO_PROXY": "127.0.0.1", **variables, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        wait_until_alive(f"http://127.0.0.1:{port}", process, log)
+        http_client = stack.enter_context(httpx.Client(trust_env=False))
+        base_url = f"http://127.0.0.1:{port}/v1"
+        client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=0, timeout=30, http_client=http_client)
+        yield Proxy(client, process, log)
+
+
+def wait_until_alive(url: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with opener.open(f"{url}/health/liveliness", timeout=1):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.1)
+    pytest.fail(f"the proxy did not start: {log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def prices(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prices") / "prices.toml"
+    path.write_text(PRICES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def upstreams() -> Iterator[dict[str, Provider]]:
+    asked: list[str] = []
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(Provider(name, asked).serving()) for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def proxy(bundle, prices, upstreams, tmp_path_factory) -> Iterator[Proxy]:
+    folder = tmp_path_factory.mktemp("gateway")
+    offers = {
+        name: {"model": f"openai/{name}", "api_base": provider.url, "api_key": "x"}
+        for name, provider in upstreams.items()
+    }
+    config = {  # JSON is YAML too
+        "model_list": [{"model_name": name, "litellm_params": params} for name, params in offers.items()],
+        "litellm_settings": {"callbacks": "broker_hook.broker"},
+        "router_settings": {"num_retries": 0, "disable_cooldowns": True},
+        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
+    }
+    (folder / "config.yaml").write_text(json.dumps(config))
+    (folder / "broker_hook.py").write_text(HOOK.format(bundle=str(bundle), prices=str(prices)))
+    with running_proxy(folder / "config.yaml", folder / "proxy.log") as running:
+        yield running
+
+
+@pytest.fixture
+def client(proxy) -> openai.OpenAI:
+    return proxy.client
+
+
+@pytest.fixture
+def providers(upstreams) -> dict[str, Provider]:
+    """The providers, healthy and not asked yet."""
+    for provider in upstreams.values():
+        provider.status = 200
+        provider.bodies.clear()
+        provider.asked.clear()
+    return upstreams
+
+
+@pytest.fixture
+def reference(bundle, prices) -> Router:
+    """A router that decides as the proxy's must."""
+    router = Router.load(bundle)
+    router.update_prices(prices)
+    return router
+
+
+def ask(client: openai.OpenAI, model: str = "broker", **arguments) -> tuple[str, httpx.Headers]:
+    """The text of the answer, put together where it is streamed, and the headers."""
+    raw = client.chat.completions.with_raw_response.create(**{"model": model, "messages": CHAT, **arguments})
+    answer = raw.parse()
+    if arguments.get("stream"):
+        return "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices), raw.headers
+    return answer.choices[0].message.content, raw.headers
+
+
+# ---- laws ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("name", "metadata", "dials"),
+    [
+        ("broker", None, {}),
+        ("broker/quality=0.9", None, {"quality": 0.9}),
+        ("broker/worth=0.002", None, {"worth_usd": 0.002}),
+        ("broker/quality=0.8,worth=0.002", None, {"quality": 0.8, "worth_usd": 0.002}),
+        ("broker/critical", None, {"critical": True}),
+        ("broker", {"broker": {"worth_usd": 0}}, {"worth_usd": 0}),
+        ("broker/quality=1", {"broker": {"quality": 0.8}}, {"quality": 0.8}),
+        ("broker/critical", {"broker": {"critical": False, "worth_usd": 0}}, {"worth_usd": 0}),
+        ("broker/quality=0.8", {"broker": {"worth_usd": 0.002}, "mine": "x"}, {"quality": 0.8, "worth_usd": 0.002}),
+    ],
+)
+def test_the_routers_decision_answers_and_says_so(client, providers, reference, name, metadata, dials, stream):
+    text, headers = ask(client, name, stream=stream, **({"metadata": metadata} if metadata else {}))
+    decision = reference.route(messages=CHAT, **dials)
+    assert text == decision.offer.model
+    assert [provider for provider in MODELS if providers[provider].bodies] == [decision.offer.model]
+    assert headers["x-broker-tier"] == decision.tier
+    assert headers["x-broker-model"] == headers["x-litellm-model-group"] == decision.offer.model
+    assert headers["x-broker-reason"] == decision.reason
+    assert float(headers["x-broker-expected-cost-usd"]) == pytest.approx(decision.cost_usd[decision.tier], abs=1e-9)
+    assert headers["x-broker-decision-id"]
+
+
+def test_the_cases_above_reach_more_than_one_tier(reference):
+    dials = [{}, {"worth_usd": 0}, {"critical": True}]
+    assert {reference.route(messages=CHAT, **each).tier for each in dials} >= {"distilled", "frontier"}
+
+
+def test_every_decision_has_an_id_of_its_own(client, providers):
+    assert len({ask(client)[1]["x-broker-decision-id"] for _ in range(3)}) == 3
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, [PROMPT]])
+def test_a_text_completion_is_routed_by_its_prompt(client, providers, reference, prompt):
+    raw = client.completions.with_raw_response.create(model="broker/quality=0.9", prompt=prompt)
+    decision = reference.route(PROMPT, quality=0.9)
+    assert raw.parse().choices[0].text == raw.headers["x-broker-model"] == decision.offer.model
+    assert raw.headers["x-broker-reason"] == decision.reason
+
+
+def test_a_request_with_tools_goes_to_an_offer_that_knows_tools(client, providers):
+    answer = client.chat.completions.create(model="broker/worth=0", messages=CHAT, tools=TOOLS)
+    (call,) = answer.choices[0].message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("clock", {"by": "distilled-dear"})
+    assert providers["distilled-dear"].bodies[0]["tools"] == TOOLS
+
+
+def test_a_long_chat_goes_whole_to_an_offer_that_holds_it(client, providers):
+    text, headers = ask(client, "broker/worth=0", messages=LONG_CHAT)
+    assert text == headers["x-broker-model"] == "distilled-dear"
+    assert providers["distilled-dear"].bodies[0]["messages"] == LONG_CHAT
+
+
+def test_a_prompt_that_fits_no_offer_goes_to_the_fallback_tier_and_says_why(client, providers):
+    text, headers = ask(client, "broker/worth=0", messages=[{"role": "user", "content": "word " * 400_000}])
+    assert text == headers["x-broker-model"] == "frontier-cheap"
+    assert headers["x-broker-reason"].startswith("fallback to frontier: no tier is eligible")
+    assert "x-broker-expected-cost-usd" not in headers
+
+
+def test_another_model_passes_untouched(client, providers):
+    text, headers = ask(client, "edge", metadata={"broker": {"quality": 7}, "broker_decision": "mine"})
+    assert text == "edge"
+    assert not [name for name in headers if name.startswith("x-broker")]
+    assert providers["edge"].bodies == [{"model": "edge", "messages": CHAT}]
+
+
+def test_the_provider_sees_its_own_model_and_nothing_of_the_broker(client, providers):
+    ask(client, "broker/worth=0", metadata={"broker": {"worth_usd": 0}}, temperature=0.5)
+    assert providers["distilled-cheap"].bodies == [{"model": "distilled-cheap", "messages": CHAT, "temperature": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "found", "expected"),
+    [
+        ("broker/quality=1.5", None, "quality is 1.5", "at most 1"),
+        ("broker/quality=nan", None, "quality is nan", "at most 1"),
+        ("broker/quality=high", None, "'quality=high'", "quality=Q"),
+        ("broker/worth=-1", None, "worth_usd is -1", "at least 0"),
+        ("broker/", None, "''", "quality=Q"),
+        ("broker/cheap", None, "'cheap'", "critical"),
+        ("broker/critical=true", None, "'critical=true'", "critical"),
+        ("broker/quality=0.9,quality=0.8", None, "quality stands there more than once", "quality=Q"),
+        ("broker", {"broker": {"quality": "0.9"}}, "quality is '0.9'", "a number"),
+        ("broker", {"broker": {"quality": True}}, "quality is True", "a number"),
+        ("broker", {"broker": {"critical": 1}}, "critical is 1", "true or false"),
+        ("broker", {"broker": {"worth": 1}}, "{'worth': 1}", "worth_usd"),
+        ("broker", {"broker": "quality=0.9"}, "'quality=0.9'", "an object"),
+    ],
+)
+def test_a_bad_dial_is_a_400_that_says_found_and_expected(client, providers, name, metadata, found, expected):
+    with pytest.raises(openai.BadRequestError) as refusal:
+        ask(client, name, **({"metadata": metadata} if metadata else {}))
+    assert found in refusal.value.message
+    assert expected in refusal.value.message.split("expected", 1)[1]
+    assert not any(provider.bodies for provider in providers.values())
+
+
+def test_a_call_that_is_no_completion_is_a_400(client, providers):
+    with pytest.raises(openai.BadRequestError, match="chat completions and text completions"):
+        client.embeddings.create(model="broker", input="x")
+
+
+# ---- providers that fail ---------------------------------------------------------------------------
+
+
+def order_to_try(reference: Router) -> list[str]:
+    """The offers for CHAT at worth 0: those of distilled, then of the better tiers, cheapest first in each."""
+    offers = {
+        "distilled": ["distilled-cheap", "distilled-dear"],
+        "edge": ["edge"],
+        "frontier": ["frontier-cheap", "frontier-dear"],
+    }
+    success = reference.route(messages=CHAT, worth_usd=0).success
+    better = [tier for tier in sorted(success, key=success.get) if success[tier] > success["distilled"]]
+    assert "frontier" in better
+    return [name for tier in ["distilled", *better] for name in offers[tier]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [500, 429])
+@pytest.mark.parametrize("n_failing", [1, 2, 3])
+def test_where_offers_fail_the_next_one_answers(client, providers, reference, n_failing, status, stream):
+    order = order_to_try(reference)
+    for name in order[:n_failing]:
+        providers[name].status = status
+    text, headers = ask(client, "broker/worth=0", stream=stream)
+    assert text == headers["x-litellm-model-group"] == order[n_failing]
+    assert providers[text].asked == order[: n_failing + 1]
+    assert (headers["x-broker-tier"], headers["x-broker-model"]) == ("distilled", "distilled-cheap")
+
+
+def test_where_all_offers_fail_each_was_asked_once_and_the_error_says_the_decision(client, providers, reference):
+    for provider in providers.values():
+        provider.status = 500
+    with pytest.raises(openai.InternalServerError) as failure:
+        ask(client, "broker/worth=0")
+    assert providers["edge"].asked == order_to_try(reference)
+    assert failure.value.response.headers["x-broker-tier"] == "distilled"
+
+
+def test_a_critical_request_never_leaves_the_tiers_reserved_for_it(client, providers):
+    for name in ("distilled-cheap", "distilled-dear"):
+        providers[name].status = 500
+    with pytest.raises(openai.InternalServerError):
+        ask(client, "broker/critical")
+    assert providers["edge"].asked == ["distilled-cheap", "distilled-dear"]
+
+
+def test_a_long_chat_falls_back_to_offers_that_hold_it(client, providers):
+    providers["distilled-dear"].status = 500
+    assert ask(client, "broker/worth=0", messages=LONG_CHAT)[0] == "frontier-cheap"
+    assert providers["distilled-dear"].asked == ["distilled-dear", "frontier-cheap"]
+
+
+def test_a_request_with_tools_falls_back_to_offers_that_know_tools(client, providers):
+    providers["distilled-dear"].status = 500
+    answer = client.chat.completions.create(model="broker/worth=0", messages=CHAT, tools=TOOLS)
+    (call,) = answer.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments) == {"by": "frontier-cheap"}
+
+
+def test_a_requests_own_fallbacks_stay(client, providers):
+    providers["distilled-cheap"].status = 500
+    assert ask(client, "broker/worth=0", extra_body={"fallbacks": ["frontier-dear"]})[0] == "frontier-dear"
+
+
+# ---- operation -------------------------------------------------------------------------------------
+
+
+def test_new_prices_hold_for_the_next_request_of_a_running_proxy(proxy, client, providers, prices):
+    assert ask(client, "broker/worth=0")[0] == "distilled-cheap"
+    prices.write_text(PRICES.replace("0.040", "0.400").replace(', capabilities = ["tools"]', ""))
+    try:
+        proxy.process.send_signal(signal.SIGHUP)  # what the test's hook file makes of it: update_prices
+        wait_for(lambda: ask(client, "broker/worth=0")[0] == "distilled-dear")
+        answer = client.chat.completions.create(model="broker/worth=0", messages=CHAT, tools=TOOLS)
+        assert answer.choices[0].message.tool_calls, "a table that says nothing about tools shuts no offer out"
+        assert providers["distilled-dear"].bodies[-1]["tools"] == TOOLS
+    finally:
+        prices.write_text(PRICES)
+        proxy.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: ask(client, "broker/worth=0")[0] == "distilled-cheap")
+
+
+def test_no_prompt_is_in_the_proxys_output(proxy, client, providers):
+    ask(client)
+    ask(client, stream=True)
+    ask(client, "broker/worth=0", messages=LONG_CHAT)
+    client.completions.create(model="broker", prompt=PROMPT)
+    with pytest.raises(openai.BadRequestError):
+        ask(client, "broker/quality=2")
+    providers["distilled-cheap"].status = 500
+    ask(client, "broker/worth=0")
+    for provider in providers.values():
+        provider.status = 500
+    with pytest.raises(openai.InternalServerError):
+        ask(client, "broker/worth=0")
+    wait_for(lambda: '/v1/chat/completions HTTP/1.1" 500' in proxy.log.read_text())
+    output = proxy.log.read_text()
+    assert "quality is 2.0" in output, "the log is the one that tells of these requests"
+    assert MARKER not in output
+
+
+def test_the_example_starts_with_one_command_and_two_variables(bundle, tmp_path):
+    """Its simulated models answer without a provider; the bundle's own table says nothing about tools."""
+    with running_proxy(EXAMPLE / "config.yaml", tmp_path / "proxy.log", BROKER_BUNDLE=str(bundle)) as example:
+        for arguments in ({}, {"stream": True}, {"tools": TOOLS}):
+            text, headers = ask(example.client, "broker/quality=0.95", **arguments)
+            assert "simulated" in text
+            assert headers["x-broker-model"] == headers["x-litellm-model-group"]
+        for tier in Router.load(bundle).prices.tiers:
+            for offer in tier.offers:
+                assert "simulated" in ask(example.client, offer.model)[0]
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_router_alone_imports_no_litellm():
+    assert run_python("import router, sys; sys.exit('litellm' in sys.modules)").returncode == 0
+
+
+def test_without_litellm_the_error_names_the_extra():
+    found = run_python("import sys; sys.modules['litellm'] = None; import router.gateway")
+    assert "ImportError: " in found.stderr.splitlines()[-1]
+    assert "pip install 'token-broker[gateway]'" in found.stderr.splitlines()[-1]
+
+
+def test_headers_are_printable_ascii_whatever_the_tiers_are_called(bundle):
+    code = f"""
+from dataclasses import replace
+from router import Router
+from router.gateway import response_headers
+name = "pr\\u00e9mium \\u4e2d\\r\\nx-injected: 1"
+decision = Router.load({str(bundle)!r}).route("Hello!")
+headers = response_headers(replace(decision, tier=name, reason=name, cost_usd={{name: 1.5e-7}}))
+assert all(value.isascii() and value.isprintable() for value in headers.values()), headers
+print(headers["x-broker-expected-cost-usd"])
+"""
+    found = run_python(code)
+    assert found.returncode == 0, found.stderr
+    assert float(found.stdout) == 1.5e-7
+
+
+def wait_for(condition, limit_s: float = 10) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
