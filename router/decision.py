@@ -22,7 +22,7 @@ class Decision:
     promised: whether the bundle's promise of `quality` covers this decision.
     fallback: the router could not decide; `reason` says why.
     decision_id: 32 random hexadecimal digits, by which an outcome finds its decision; request_id: the caller's own.
-    propensity: probability with which this tier was chosen (1 without exploration).
+    propensity: probability with which this tier was chosen (1 without exploration, see Policy).
     """
 
     tier: str

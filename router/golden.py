@@ -40,7 +40,8 @@ def check_golden(path: str | Path) -> GoldenCheck:
     router = Router.load(path)
     differences, other_tier = [0.0], []
     try:
-        entries = [json.loads(line) for line in (Path(path) / GOLDEN_FILE).read_text(encoding="utf-8").splitlines()]
+        lines = (Path(path) / GOLDEN_FILE).read_text(encoding="utf-8").split("\n")
+        entries = [json.loads(line) for line in lines if line]
         for entry in entries:
             decision = router.route(entry["prompt"])
             for name in ("success", "output_tokens", "cost_usd"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from numbers import Real
@@ -13,6 +12,8 @@ from router.bundle import Manifest
 from router.errors import DialError
 from router.tiers import Offer
 
+_MOST_USD = 1e12
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -21,11 +22,20 @@ class Policy:
     default_quality: the quality of a request without dials; None takes the bundle's.
     fallback_tier: answers where the router cannot decide; None takes the bundle's best tier.
     regions: only offers of these regions are eligible; None admits all.
+    exploration: share of requests that ask another admissible tier than the best, in [0, 1); 0.02 is a good
+        start. It stays inside the slack of the request's quality, so the promise covers it; the decision's
+        propensity lets training and off-policy evaluation use what it brings. Critical requests never explore.
+    Raises DialError where exploration is out of range.
     """
 
     default_quality: float | None = None
     fallback_tier: str | None = None
     regions: frozenset[str] | None = None
+    exploration: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.exploration, Real) and 0 <= self.exploration < 1):
+            raise DialError(f"exploration is {self.exploration!r}; expected a share of at least 0 and below 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +68,12 @@ def resolve_dials(
     worth_usd alone: every eligible tier is admissible, money decides freely.
     Raises DialError where quality is not in (0, 1] or worth_usd is negative or not finite.
     """
+    if not isinstance(critical, bool):
+        raise DialError(f"critical is {critical!r}; expected True or False")
     if quality is not None and not (isinstance(quality, Real) and 0 < quality <= 1):
         raise DialError(f"quality is {quality!r}; expected a share above 0 and at most 1")
-    if worth_usd is not None and not (isinstance(worth_usd, Real) and 0 <= worth_usd < math.inf):
-        raise DialError(f"worth_usd is {worth_usd!r}; expected what a correct answer is worth, at least 0 USD")
+    if worth_usd is not None and not (isinstance(worth_usd, Real) and 0 <= worth_usd <= _MOST_USD):
+        raise DialError(f"worth_usd is {worth_usd!r}; expected what a correct answer is worth, from 0 to {_MOST_USD:g}")
     if critical:
         return Dials(None, 0.0, 0.0, critical=True, promised=False)
     if quality is None and worth_usd is not None:
@@ -73,8 +85,14 @@ def resolve_dials(
 
 
 def offer_filter(regions: Collection[str] | None, capabilities: Collection[str]) -> Callable[[Offer], bool] | None:
-    """Which offers a request accepts; None where it accepts all."""
+    """Which offers a request accepts; None where it accepts all.
+
+    Raises DialError where either is a single text or no collection.
+    """
     if regions is None and not capabilities:
         return None
+    for name, values in (("regions", () if regions is None else regions), ("capabilities", capabilities)):
+        if isinstance(values, str) or not isinstance(values, Collection):
+            raise DialError(f"{name} is {values!r}; expected a list of names")
     needed = frozenset(capabilities)
     return lambda offer: (regions is None or offer.region in regions) and needed.issubset(offer.capabilities)

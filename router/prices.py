@@ -75,7 +75,7 @@ class PriceTable:
         Raises PriceError, so that a broken table never replaces a good one.
         """
         try:
-            table = cls.parse(Path(path).read_text(encoding="utf-8"), str(path))
+            table = cls.parse(Path(path).read_bytes().decode("utf-8"), str(path))
         except (OSError, UnicodeDecodeError, TierError) as error:
             raise PriceError(f"price table refused: {error}") from error
         found = {tier.name: tier for tier in table.tiers}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from tokenizers import Encoding
 from router.bundle import Bundle
 from router.decision import Decision
 from router.errors import BundleError, DialError, PromptError
+from router.exploration import explored
 from router.policy import Dials, Policy, offer_filter, resolve_dials
 from router.prices import PriceTable, Quote
 from router.prompt import Messages, prompt_text, valid_unicode
@@ -24,6 +24,7 @@ from router.tiers import Offer
 _BATCH_SIZE = 64
 _DEFAULT_POLICY = Policy()
 _MAX_KNOWN_DIALS = 1000
+_MOST_TOKENS = 1e12
 
 
 class Router:
@@ -105,8 +106,10 @@ class Router:
         Never raises on any prompt: where the router cannot decide, the fallback tier answers and
         `reason` says why. Raises DialError where quality, worth_usd or context_tokens is out of range.
         """
-        if context_tokens is not None and not 0 <= context_tokens < math.inf:
-            raise DialError(f"context_tokens is {context_tokens!r}; expected a number of at least 0")
+        if context_tokens is not None and not (
+            isinstance(context_tokens, Real) and 0 <= context_tokens <= _MOST_TOKENS
+        ):
+            raise DialError(f"context_tokens is {context_tokens!r}; expected a number from 0 to {_MOST_TOKENS:g}")
         call = self._call(quality, worth_usd, critical, regions, capabilities)
         try:
             text = prompt_text(prompt, messages)
@@ -145,13 +148,16 @@ class Router:
         capabilities: Collection[str],
     ) -> _Call:
         state = self._state
-        dials = state.known_dials.get((quality, worth_usd, critical))
+        try:
+            dials = state.known_dials.get((quality, worth_usd, critical))
+        except TypeError:  # not hashable, so no number
+            dials = None
         if dials is None:
             dials = resolve_dials(state.bundle.manifest, self._policy, quality, worth_usd, critical=critical)
             if len(state.known_dials) < _MAX_KNOWN_DIALS:
                 state.known_dials[quality, worth_usd, critical] = dials
         accepts = offer_filter(self._policy.regions if regions is None else regions, capabilities)
-        return _Call(state.bundle, state.prices, dials, accepts, self._policy.fallback_tier)
+        return _Call(state.bundle, state.prices, dials, accepts, self._policy)
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ class _Call:
     prices: PriceTable
     dials: Dials
     accepts: Callable[[Offer], bool] | None
-    fallback_tier: str | None
+    policy: Policy
 
     def one(self, text: str, context_tokens: float | None, request_id: str | None) -> Decision:
         """The decision for one prompt."""
@@ -276,14 +282,19 @@ class _Call:
     ) -> Decision:
         """What the graph answered for one prompt, and why; tier -1 is a fallback."""
         manifest, dials = self.bundle.manifest, self.dials
-        names = manifest.tiers
+        names, decision_id = manifest.tiers, os.urandom(16).hex()
         is_fallback = tier < 0
         if is_fallback:
-            tier = names.index(self.fallback_tier or manifest.best_tier)
+            tier, propensity = names.index(self.policy.fallback_tier or manifest.best_tier), 1.0
             trouble = trouble or f"no tier is eligible for {context_tokens:.0f} input tokens"
             reason = f"fallback to {names[tier]}: {trouble}"
         else:
-            reason = self.reason(quote, success, tier)
+            admissible = self.admissible(quote, success)
+            best, share = tier, self.policy.exploration
+            tier, propensity = explored(best, admissible, share, request_id or decision_id) if share else (best, 1.0)
+            reason = self.reason(quote, len(admissible), best)
+            if tier != best:
+                reason = f"{names[tier]}: explored, as {share:g} of requests are; else {reason}"
         return Decision(
             names[tier],
             quote.offers[tier],
@@ -299,20 +310,21 @@ class _Call:
             is_fallback,
             manifest.bundle_id,
             self.prices.id,
-            os.urandom(16).hex(),
+            decision_id,
             request_id,
-            1.0,
+            propensity,
         )
 
-    def reason(self, quote: Quote, success: Sequence[float], tier: int) -> str:
+    def admissible(self, quote: Quote, success: Sequence[float]) -> list[int]:
+        """The tiers among which the graph chose: eligible, and within the slack of the highest success."""
+        is_open = quote.open_critical if self.dials.critical else quote.open
+        bar = max([p for p, can in zip(success, is_open, strict=True) if can]) - self.dials.slack
+        return [tier for tier, p in enumerate(success) if p >= bar and is_open[tier]]
+
+    def reason(self, quote: Quote, n_admissible: int, tier: int) -> str:
         """Why the graph chose this tier, in a sentence."""
         dials, names = self.dials, self.bundle.manifest.tiers
         is_open = quote.open_critical if dials.critical else quote.open
-        candidates = success if all(is_open) else [p for p, can in zip(success, is_open, strict=True) if can]
-        bar = max(candidates) - dials.slack
-        n_admissible = 0
-        for p in candidates:
-            n_admissible += p >= bar
         if dials.critical:
             why = "critical request: highest success among the tiers that may answer it"
         elif dials.slack == 0:
@@ -325,7 +337,7 @@ class _Call:
             why = f"cheapest of {n_admissible} tiers within {dials.slack:.3f} of the highest success"
         if dials.quality is not None and not dials.promised:
             why += f"; the training log carries no promise of quality {dials.quality:g}"
-        if len(candidates) < len(names):
+        if not all(is_open):
             why += f"; not eligible: {', '.join(name for name, can in zip(names, is_open, strict=True) if not can)}"
         return f"{names[tier]}: {why}"
 
@@ -338,3 +350,7 @@ def _checked(bundle: Bundle, policy: Policy) -> Bundle:
             f"expected one of the bundle's tiers: {', '.join(bundle.manifest.tiers)}"
         )
     return bundle
+
+
+def _in_range(context_tokens: object) -> bool:
+    return isinstance(context_tokens, int | float | np.number) and bool(0 <= context_tokens <= _MOST_TOKENS)

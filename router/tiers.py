@@ -143,6 +143,12 @@ def _prices(entry: Mapping[str, Any], place: str) -> tuple[float, float]:
         utilization=_number(hourly, "utilization", place, above=0, most=1),
         mtok_per_hour=_number(hourly, "mtok_per_hour", place, above=0),
     )
+    served = cost.utilization * cost.mtok_per_hour
+    if not served > 0 or not math.isfinite(cost.usd_per_mtok):
+        raise TierError(
+            f"{place}: self_hosted serves {served:g} million tokens per hour, which gives no finite price; "
+            "expected utilization x mtok_per_hour to be well above 0"
+        )
     return cost.usd_per_mtok, cost.usd_per_mtok
 
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router import BundleError, DialError, Policy, PriceError, Router
+from router import BundleError, DialError, Policy, PriceError, Router, TierError
+from router.tiers import parse_tiers
 
 PROMPTS = [
     "Hello!",
@@ -159,7 +160,8 @@ def test_critical_asks_only_reserved_tiers(router):
 
 OUT_OF_RANGE = (
     {"quality": 0}, {"quality": 1.2}, {"quality": float("nan")}, {"quality": "high"}, {"worth_usd": -1},
-    {"worth_usd": float("inf")}, {"context_tokens": -5},
+    {"worth_usd": float("inf")}, {"worth_usd": 1e39}, {"context_tokens": -5}, {"context_tokens": 1e39},
+    {"context_tokens": "9"}, {"quality": [1]}, {"critical": "no"}, {"regions": "eu"}, {"capabilities": 3},
 )  # fmt: skip
 
 
@@ -305,3 +307,24 @@ def test_the_router_imports_nothing_heavy():
     code = "import router, router.cli, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not heavy & set(loaded)
+
+
+@pytest.mark.parametrize("served", [1e-200, 1e-160])
+def test_own_hardware_that_serves_next_to_nothing_has_no_price(served):
+    text = f"""
+[[tiers]]
+name = "edge"
+[[tiers.offers]]
+model = "local/tiny"
+provider = "local"
+region = "local"
+context_window = 8192
+[tiers.offers.self_hosted]
+electricity_usd_per_hour = 0.04
+bandwidth_usd_per_hour = 0.0
+hardware_usd_per_hour = 0.1
+utilization = {served}
+mtok_per_hour = {served}
+"""
+    with pytest.raises(TierError, match="no finite price"):
+        parse_tiers(text)

@@ -1,0 +1,268 @@
+/**
+ * Routing from a bundle, as models/README.md specifies it: what Node and the browser have in common.
+ *
+ * The libraries come as arguments, since each platform has its own: onnxruntime-node or onnxruntime-web, and how a
+ * file is read.
+ */
+
+import { BundleError, DialError, PriceError, PromptError, shown } from "./errors.js";
+import { bundleId, checkFile, decodeUtf8, hexadecimal, parseManifest, REQUIRED_FILES } from "./manifest.js";
+import { PriceTable } from "./prices.js";
+import { cutText, promptText, validUnicode } from "./prompt.js";
+import { textEncoder } from "./tokens.js";
+
+const GOLDEN_TOLERANCE = 1e-4;
+
+/** What a request may say. */
+export const REQUEST_KEYS = [
+  "prompt", "messages", "quality", "worth_usd", "critical", "context_tokens", "regions", "capabilities", "request_id",
+];
+
+/** Sends each request to the cost-optimal tier. */
+export class Router {
+  /** Use openRouter instead. prices: the table in use; assign another to route at other prices. */
+  constructor({ manifest, encode, session, ort, bundlePrices, golden }) {
+    this.manifest = manifest;
+    this.bundleId = bundleId(manifest);
+    this.bundlePrices = bundlePrices;
+    this.prices = bundlePrices;
+    this.encode = encode;
+    this.session = session;
+    this.ort = ort;
+    this.golden = golden;
+  }
+
+  /**
+   * Decide which tier answers one request.
+   *
+   * prompt or messages: the text, or the chat (oldest message first).
+   * quality: in (0, 1], keep at least this share of the accuracy of always asking the best tier.
+   * worth_usd: what a correct answer is worth; alone, it lets money decide freely.
+   * critical: only the highest success among the tiers that may answer critical requests.
+   * context_tokens: tokens of the whole conversation, where the caller has counted them.
+   * regions, capabilities: which offers are eligible. request_id: carried into the decision.
+   *
+   * Never rejects because of a prompt: where the router cannot decide, the fallback tier answers and `reason` says
+   * why. Rejects with DialError where another argument is out of range.
+   */
+  async route(request) {
+    return this.#routeAt(request, this.prices);
+  }
+
+  /** The token ids that the graph reads for a text, and how many characters the text has. */
+  tokenIds(text) {
+    const { head, nChars } = cutText(text, this.manifest.encoder.max_chars);
+    return { ids: this.encode(validUnicode(head)), nChars };
+  }
+
+  /**
+   * Route the golden prompts at the bundle's own prices.
+   *
+   * Returns {passed, nPrompts, largestDifference, otherTier}: the largest difference of any success, or relative of
+   * any other estimate, and the prompts that went to another tier.
+   */
+  async checkGolden() {
+    const differences = [0];
+    const otherTier = [];
+    for (const entry of this.golden) {
+      const decision = await this.#routeAt({ prompt: entry.prompt }, this.bundlePrices);
+      const relative = (found, expected) => Math.abs(found - expected) / Math.max(Math.abs(expected), 1e-12);
+      differences.push(relative(decision.context_tokens, entry.context_tokens));
+      for (const [index, tier] of this.manifest.tiers.entries()) {
+        differences.push(Math.abs(decision.success[tier] - entry.success[index]));
+        differences.push(relative(decision.output_tokens[tier], entry.output_tokens[index]));
+        differences.push(relative(decision.cost_usd[tier], entry.cost_usd[index]));
+      }
+      if (decision.tier !== entry.tier) otherTier.push(entry.prompt);
+    }
+    const largestDifference = Math.max(...differences);  // NaN where any is
+    const passed = this.golden.length > 0 && otherTier.length === 0 && largestDifference <= GOLDEN_TOLERANCE;
+    return { passed, nPrompts: this.golden.length, largestDifference, otherTier };
+  }
+
+  async #routeAt(request, prices) {
+    const dials = resolveDials(this.manifest, request);
+    const accepts = offerFilter(request);
+    let text;
+    try {
+      text = promptText(request.prompt, request.messages);
+    } catch (error) {
+      if (!(error instanceof PromptError)) throw error;
+      const offers = prices.cheapestOffers(0, this.manifest.output_tokens, accepts);
+      return this.#fallback(`the prompt cannot be read: ${error.message}`, { request, prices, dials, offers });
+    }
+    const { ids, nChars } = this.tokenIds(text);
+    const contextTokens = request.context_tokens ?? billedTokens(this.manifest.encoder, nChars, ids.length);
+    const offers = prices.cheapestOffers(contextTokens, this.manifest.output_tokens, accepts);
+    const eligible = prices.eligible(offers, dials.critical);
+    const answer = await this.#run(ids, contextTokens, offers, eligible, dials);
+    const context = { request, prices, dials, offers, contextTokens, ...answer };
+    if (answer.tier < 0) {
+      return this.#fallback(`no tier is eligible for ${contextTokens.toFixed(0)} input tokens`, context);
+    }
+    return this.#decision(answer.tier, this.#reason(dials, answer, eligible), context);
+  }
+
+  /** success, output_tokens, cost_usd (each n_tiers numbers) and tier from the graph. */
+  async #run(ids, contextTokens, offers, eligible, dials) {
+    const { Tensor } = this.ort;
+    const nTiers = offers.length;
+    const number = (value) => new Tensor("float32", Float32Array.of(value), [1]);
+    const row = (values) => new Tensor("float32", Float32Array.from(values), [1, nTiers]);
+    const outputs = await this.session.run({
+      input_ids: new Tensor("int64", BigInt64Array.from(ids, BigInt), [1, ids.length]),
+      attention_mask: new Tensor("int64", new BigInt64Array(ids.length).fill(1n), [1, ids.length]),
+      context_tokens: number(contextTokens),
+      usd_per_mtok_input: row(offers.map((offer) => offer?.usd_per_mtok_input ?? 0)),
+      usd_per_mtok_output: row(offers.map((offer) => offer?.usd_per_mtok_output ?? 0)),
+      eligible: new Tensor("bool", Uint8Array.from(eligible, Number), [1, nTiers]),
+      worth_usd: number(dials.worthUsd),
+      slack: number(dials.slack),
+    });
+    return {
+      success: Array.from(outputs.success.data),
+      outputTokens: Array.from(outputs.output_tokens.data),
+      costUsd: Array.from(outputs.cost_usd.data),
+      tier: Number(outputs.tier.data[0]),
+    };
+  }
+
+  #fallback(trouble, context) {
+    const tier = this.manifest.tiers.indexOf(this.manifest.best_tier);
+    return this.#decision(tier, `fallback to ${this.manifest.best_tier}: ${trouble}`, { ...context, fallback: true });
+  }
+
+  #decision(tier, reason, context) {
+    const { request, prices, dials, offers, contextTokens = 0, fallback = false } = context;
+    const { success = [], outputTokens = [], costUsd = [] } = context;
+    const perTier = (values) => Object.fromEntries(values.map((value, index) => [this.manifest.tiers[index], value]));
+    return {
+      tier: this.manifest.tiers[tier],
+      offer: offers[tier],
+      success: perTier(success),
+      output_tokens: perTier(outputTokens),
+      cost_usd: perTier(costUsd),
+      reason,
+      context_tokens: contextTokens,
+      quality: dials.quality,
+      worth_usd: dials.worthUsd,
+      slack: dials.slack,
+      promised: dials.promised && !fallback,
+      fallback,
+      bundle_id: this.bundleId,
+      price_table_id: prices.id,
+      decision_id: hexadecimal(globalThis.crypto.getRandomValues(new Uint8Array(16))),
+      request_id: request.request_id ?? null,
+      propensity: 1,
+    };
+  }
+
+  /** Why the graph chose this tier, in a sentence. */
+  #reason(dials, { success, tier }, eligible) {
+    const names = this.manifest.tiers;
+    const candidates = success.filter((_, index) => eligible[index]);
+    const bar = Math.max(...candidates) - dials.slack;
+    const nAdmissible = candidates.filter((probability) => probability >= bar).length;
+    const slack = dials.slack.toFixed(3);
+    const notEligible = names.filter((_, index) => !eligible[index]);
+    let why;
+    if (dials.critical) why = "critical request: highest success among the tiers that may answer it";
+    else if (dials.slack === 0) why = "highest success";
+    else if (nAdmissible === 1) why = `no other tier within ${slack} of the highest success`;
+    else if (dials.worthUsd > 0) why = `largest worth x success - cost of ${nAdmissible} admissible tiers`;
+    else why = `cheapest of ${nAdmissible} tiers within ${slack} of the highest success`;
+    if (dials.quality !== null && !dials.promised) {
+      why += `; the training log carries no promise of quality ${dials.quality}`;
+    }
+    if (notEligible.length > 0) why += `; not eligible: ${notEligible.join(", ")}`;
+    return `${names[tier]}: ${why}`;
+  }
+}
+
+/**
+ * A router from a bundle.
+ *
+ * readFile: async function from a file's name in the bundle to its bytes (Uint8Array).
+ * libraries: {ort: onnxruntime, Tokenizer: of @huggingface/tokenizers, parseToml: from text to plain objects}.
+ * options.files: names to read and check; by default every file that the manifest lists.
+ * options.sessionOptions: of onnxruntime.
+ * options.RouterClass: the class of the result, Router or one that extends it.
+ * Rejects with BundleError where the bundle is not complete and unaltered.
+ */
+export async function openRouter(readFile, libraries, options = {}) {
+  const { ort, Tokenizer, parseToml } = libraries;
+  const { files = null, sessionOptions = {}, RouterClass = Router } = options;
+  const manifest = await parseManifest(await readBundleFile(readFile, "manifest.json"));
+  const contents = {};
+  for (const name of files ?? Object.keys(manifest.files)) {
+    contents[name] = await readBundleFile(readFile, name);
+    await checkFile(manifest, name, contents[name]);
+  }
+  const [graph, tokenizer, tiers, golden] = REQUIRED_FILES.map((name) => contents[name]);
+  try {
+    return new RouterClass({
+      manifest,
+      ort,
+      encode: textEncoder(Tokenizer, JSON.parse(decodeUtf8(tokenizer))),
+      session: await ort.InferenceSession.create(graph, sessionOptions),
+      bundlePrices: await PriceTable.parse(tiers, parseToml, manifest.tiers),
+      golden: decodeUtf8(golden).trim().split("\n").map((line) => JSON.parse(line)),
+    });
+  } catch (error) {
+    const trouble = error instanceof PriceError ? `tiers.toml: ${error.message}` : error.message;
+    throw new BundleError(`the digests hold, but a file cannot be loaded: ${trouble}`);
+  }
+}
+
+async function readBundleFile(readFile, name) {
+  try {
+    return await readFile(name);
+  } catch (error) {
+    throw new BundleError(`${name} cannot be read (${error.message}); a bundle is complete only with all of its files`);
+  }
+}
+
+/** Estimated tokens that a provider bills for a text of nChars, of which nTokens reach the graph. */
+function billedTokens(encoder, nChars, nTokens) {
+  const isCut = nTokens >= encoder.max_tokens || nChars > encoder.max_chars;
+  return (isCut ? Math.max(nTokens, nChars * encoder.tokens_per_char) : nTokens) * encoder.billed_tokens_per_token;
+}
+
+/** What a request's dials come to: {quality, slack, worthUsd, critical, promised}; throws DialError. */
+function resolveDials(manifest, request) {
+  const { quality = null, worth_usd = null, context_tokens = null } = request;
+  const critical = request.critical ?? false;
+  if (context_tokens !== null && !(isNumber(context_tokens) && context_tokens >= 0)) {
+    throw new DialError(`context_tokens is ${shown(context_tokens)}; expected a number of at least 0`);
+  }
+  if (quality !== null && !(isNumber(quality) && quality > 0 && quality <= 1)) {
+    throw new DialError(`quality is ${shown(quality)}; expected a share above 0 and at most 1`);
+  }
+  if (worth_usd !== null && !(isNumber(worth_usd) && worth_usd >= 0)) {
+    throw new DialError(`worth_usd is ${shown(worth_usd)}; expected what a correct answer is worth, at least 0 USD`);
+  }
+  if (typeof critical !== "boolean") throw new DialError(`critical is ${shown(critical)}; expected true or false`);
+  if (critical) return { quality: null, slack: 0, worthUsd: 0, critical, promised: false };
+  if (quality === null && worth_usd !== null) {
+    return { quality: null, slack: 1, worthUsd: worth_usd, critical, promised: false };
+  }
+  const inForce = quality ?? manifest.default_quality;
+  const point = manifest.dial.find((row) => row.quality >= inForce) ?? manifest.dial.at(-1);
+  return { quality: inForce, slack: point.slack, worthUsd: worth_usd ?? 0, critical, promised: point.promised };
+}
+
+/** Which offers a request accepts: of any region where it names none, and with every capability it asks for. */
+function offerFilter({ regions = null, capabilities = null }) {
+  for (const [key, value] of Object.entries({ regions, capabilities })) {
+    if (value !== null && !(Array.isArray(value) && value.every((item) => typeof item === "string"))) {
+      throw new DialError(`${key} is ${shown(value)}; expected a list of texts`);
+    }
+  }
+  const needed = capabilities ?? [];
+  return (offer) =>
+    (regions === null || regions.includes(offer.region)) && needed.every((item) => offer.capabilities.includes(item));
+}
+
+function isNumber(value) {
+  return typeof value === "number" && Number.isFinite(value);
+}
