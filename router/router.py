@@ -106,9 +106,7 @@ class Router:
         Never raises on any prompt: where the router cannot decide, the fallback tier answers and
         `reason` says why. Raises DialError where quality, worth_usd or context_tokens is out of range.
         """
-        if context_tokens is not None and not (
-            isinstance(context_tokens, Real) and 0 <= context_tokens <= _MOST_TOKENS
-        ):
+        if context_tokens is not None and not _in_range(context_tokens):
             raise DialError(f"context_tokens is {context_tokens!r}; expected a number from 0 to {_MOST_TOKENS:g}")
         call = self._call(quality, worth_usd, critical, regions, capabilities)
         try:
