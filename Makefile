@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --constraint requirements.lock
 demo: .venv/installed            ## the whole line on the simulated sample log: train, evaluate, route
 	$(BIN)/broker demo
 
-test: .venv/installed            ## all tests that need no torch; set BROKER_REAL_LOGS for those on real logs
+test: .venv/installed            ## all tests of what is installed; set BROKER_REAL_LOGS for those on real logs
 	$(BIN)/python -m pytest
 
 test-encoders: .venv/encoders    ## the tests of transformer encoders; installs torch
@@ -28,7 +28,7 @@ lock: .venv/installed            ## resolve anew what requirements.lock pins
 		--all-extras --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf .venv models/demo* models/.cache
+	rm -rf .venv models/demo* models/.cache examples/*/node_modules
 
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv

@@ -10,6 +10,7 @@ from router.cli import main
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "models" / "README.md"]
+EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
 
 
 def test_the_readmes_python_runs(bundle, tmp_path, monkeypatch, capsys):
@@ -32,7 +33,7 @@ def test_the_commands_the_readme_names_exist(capsys):
         assert "usage: broker" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name or "README")
+@pytest.mark.parametrize("document", [*DOCUMENTS, *EXAMPLES], ids=lambda path: path.parent.name or "README")
 def test_every_relative_link_leads_somewhere(document):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), target
