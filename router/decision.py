@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 from router.tiers import Offer
 
@@ -45,4 +45,5 @@ class Decision:
 
     def to_json(self) -> str:
         """One line of JSON; it never holds the prompt."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return json.dumps(values, ensure_ascii=False, allow_nan=False, default=asdict)
