@@ -1,9 +1,11 @@
-"""What LiteLLM loads as `broker_hook.broker`: a router on the bundle that BROKER_BUNDLE names."""
+"""What LiteLLM loads as `broker_hook.broker`: a router on the bundle that BROKER_BUNDLE names, followed on disk."""
 
 import os
 
-from router import Router
+from router import Router, Watcher
 from router.gateway import BrokerHook
 
-router = Router.load(os.environ["BROKER_BUNDLE"])
+bundle = os.environ["BROKER_BUNDLE"]
+router = Router.load(bundle)
+watcher = Watcher(router, bundle).start()
 broker = BrokerHook(router)
