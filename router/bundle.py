@@ -57,7 +57,8 @@ class DialPoint:
 
     slack: an admissible tier's success may be so much below the highest.
     kept: lower confidence bound of the accuracy kept, relative to always asking the best tier.
-    promised: False where the training log carries no promise of this quality; slack is then 0.
+    promised: False where the training log carries no promise of this quality; slack is then 0, or, of partial
+        feedback, the best estimate there is.
     """
 
     quality: float
@@ -167,7 +168,7 @@ class Bundle:
         n_threads: threads of one call of the graph; more than one pays for large batches only.
         Raises BundleError where anything is missing, altered, of another format or not loadable.
         """
-        folder = Path(path)
+        folder = Path(path).resolve()  # one bundle from first to last file, though a link may move meanwhile
         manifest = read_manifest(folder)
         contents = verified_contents(folder, manifest)
         try:

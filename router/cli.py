@@ -1,6 +1,7 @@
 """The command `broker`: what the runtime can do, and what other extras add to it.
 
-Exit codes: 0 done, 1 the work failed, 2 bad usage or input. Results go to stdout, all else to stderr.
+Exit codes: 0 done, 1 the work failed, 2 bad usage or input, 3 another run holds the store. Results go to stdout, all
+else to stderr.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _EXTRA_COMMANDS = {
     "train": "learn a router from outcome logs (extra: train)",
     "evaluate": "judge a bundle on logged outcomes (extra: train)",
     "demo": "the whole line on the simulated sample log (extra: train)",
+    "retrain": "train a challenger, promote it where it is better (extra: train)",
+    "rollback": "put the champion before the present one back (extra: train)",
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from training.calibrate import DIAL_QUALITIES, SLACKS, calibrate_dial, fit_calibration
+from training.calibrate import DIAL_QUALITIES, SLACKS, calibrate_dial, doubly_robust, fit_calibration
 from training.estimators import logit, sigmoid
 
 
@@ -204,3 +204,86 @@ def test_the_order_of_tiers_and_prompts_changes_nothing():
     dial = calibrate_dial(success, correct, 0.95)
     shuffled = calibrate_dial(success[rows][:, ::-1], correct[rows][:, ::-1], 0.95)
     assert [(a.slack, a.promised) for a in dial] == [(b.slack, b.promised) for b in shuffled]
+
+
+# ---- partial feedback ------------------------------------------------------------------------------
+
+
+def log_one_tier(correct, distribution, rng):
+    """The outcome of one tier per prompt, drawn from a distribution over tiers, and its propensity."""
+    n, n_tiers = correct.shape
+    action = (rng.random((n, 1)) > distribution.cumsum(axis=1)).sum(axis=1).clip(max=n_tiers - 1)
+    is_logged = np.eye(n_tiers, dtype=bool)[action]
+    return np.where(is_logged, correct, np.nan), np.where(is_logged, distribution, np.nan)
+
+
+def shares_by_difficulty(success):
+    """An old router that asks the first tier what it finds easy, with a fifth explored."""
+    n, n_tiers = success.shape
+    choice = np.where(success[:, 0] > np.median(success[:, 0]), 0, n_tiers - 1)
+    return 0.8 * np.eye(n_tiers)[choice] + 0.2 / n_tiers
+
+
+def test_doubly_robust_outcomes_are_right_on_average_however_wrong_the_estimates():
+    success, correct = draw(20_000, 3)
+    observed, propensity = log_one_tier(correct, shares_by_difficulty(success), np.random.default_rng(1))
+    assert np.abs(np.nanmean(observed, axis=0) - correct.mean(axis=0)).max() > 0.1
+    for estimates in (np.full_like(success, 0.1), 1 - success, success):
+        outcomes = doubly_robust(estimates, observed, propensity)
+        assert np.isfinite(outcomes).all()
+        np.testing.assert_allclose(outcomes.mean(axis=0), correct.mean(axis=0), atol=0.05)
+
+
+def test_doubly_robust_outcomes_are_the_outcomes_themselves_where_all_were_certain_to_be_seen():
+    success, correct = draw(100, 3)
+    np.testing.assert_allclose(doubly_robust(success, correct, np.ones_like(success)), correct, atol=1e-12)
+    np.testing.assert_allclose(doubly_robust(success, correct, np.full_like(success, np.nan)), correct, atol=1e-12)
+
+
+def test_weights_calibrate_for_all_prompts_and_not_for_those_that_were_logged():
+    success, correct = draw(20_000, 3, noise=0.0)
+    flat = np.broadcast_to(correct.mean(axis=0) - 0.1, success.shape)  # knows nothing of the prompt
+    observed, propensity = log_one_tier(correct, shares_by_difficulty(success), np.random.default_rng(1))
+    plain = fit_calibration(flat, observed).apply(flat).mean(axis=0)
+    weighted = fit_calibration(flat, observed, 1 / propensity).apply(flat).mean(axis=0)
+    assert np.abs(plain - correct.mean(axis=0)).max() > 0.05
+    np.testing.assert_allclose(weighted, correct.mean(axis=0), atol=0.04)
+
+
+def test_of_weights_only_the_proportions_count():
+    success, correct = draw(300, 2)
+    plain, scaled = fit_calibration(success, correct), fit_calibration(success, correct, np.full_like(correct, 7.0))
+    np.testing.assert_allclose(plain.slope, scaled.slope)
+    np.testing.assert_allclose(plain.intercept, scaled.intercept, atol=1e-12)
+
+
+def test_promises_of_partial_feedback_hold_on_fresh_prompts_as_often_as_stated():
+    n_splits, violations, room = 40, dict.fromkeys((0.85, 0.9), 0), 0.0
+    fresh, outcome = draw(30_000, 3, seed=1000)
+    best = int(outcome.mean(axis=0).argmax())
+    for seed in range(n_splits):
+        success, correct = draw(4000, 3, seed)
+        observed, propensity = log_one_tier(correct, shares_by_difficulty(success), np.random.default_rng(seed))
+        outcomes = doubly_robust(sigmoid(0.8 * logit(success) + 0.1), observed, propensity)
+        largest = 1 / np.nanmin(propensity)
+        dial = {point.quality: point for point in calibrate_dial(success, outcomes, 0.95, largest=largest)}
+        for quality in violations:
+            room += dial[quality].slack
+            if dial[quality].promised:
+                kept = kept_by(list(permutations(range(3))), fresh, outcome, dial[quality].slack, best)
+                violations[quality] += kept.min() < quality
+    assert max(violations.values()) / n_splits <= 0.15
+    assert room > 0
+
+
+def test_without_the_right_to_promise_the_slacks_are_the_same():
+    sample = draw(3000, 3)
+    for bold, shy in zip(calibrate_dial(*sample, 0.95), calibrate_dial(*sample, 0.95, promise=False), strict=True):
+        assert (bold.slack, bold.kept) == (shy.slack, shy.kept)
+        assert not shy.promised
+
+
+def test_larger_weights_make_the_dial_more_careful():
+    sample = draw(1000, 3)
+    for light, heavy in zip(calibrate_dial(*sample, 0.95), calibrate_dial(*sample, 0.95, largest=30.0), strict=True):
+        assert heavy.slack <= light.slack

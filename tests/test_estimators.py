@@ -192,7 +192,8 @@ def test_nothing_is_found_where_nothing_is_to_be_found(target, missing):
 def test_a_group_is_never_on_both_sides_of_a_fold():
     embedding, correct = log_of(400, 2)
     groups = np.repeat(np.arange(100), 4).astype(str)
-    task = _Task.prepare(embedding, correct, np.ones_like(correct), groups, seed=0)
+    ones = np.ones_like(correct)
+    task = _Task.prepare(embedding, correct, ones, groups, seed=0, propensity=ones)
     sides = []
 
     def watch(train, rows):

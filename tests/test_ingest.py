@@ -530,13 +530,47 @@ def test_an_unreadable_file_is_reported_and_the_others_used(tmp_path, name, cont
         (pd.DataFrame(PAIR).assign(prompt=None), "no prompt"),
         (pd.DataFrame(PAIR).drop(columns="correct"), "2 rows not judged yet"),
         (pd.DataFrame(PAIR[:1]), "two tiers"),
-        (pd.DataFrame(PAIR).assign(prompt=["p", "q"]), "two tiers"),
         (pd.DataFrame(PAIR).assign(model="stranger"), "stranger"),
     ],
 )
 def test_a_log_of_no_use_is_refused_with_what_was_found(log, message):
     with pytest.raises(LogError, match=message):
         ingest(log, TIERS)
+
+
+# Partial feedback
+
+
+def test_a_propensity_stays_with_its_outcome_and_is_unknown_elsewhere():
+    log = pd.DataFrame(PAIR).assign(prompt=["p", "q"], propensity=[0.3, None])
+    table = ingest(log, TIERS)
+    np.testing.assert_array_equal(table.propensity[table.prompts.index("p")], [0.3, NAN])
+    np.testing.assert_array_equal(table.propensity[table.prompts.index("q")], [NAN, NAN])
+    assert table.digest != ingest(log.assign(propensity=[0.4, None]), TIERS).digest
+    np.testing.assert_array_equal(table.rows(np.array([1])).propensity, table.propensity[1:])
+
+
+def test_of_a_prompt_asked_twice_the_propensity_is_that_of_choosing_the_tier_at_least_once():
+    twice = [{"prompt": "p", "model": "s1", "correct": c, "propensity": 0.4} for c in (1, 0)]
+    once = [{"prompt": "q", "model": "s1", "correct": 1, "propensity": 0.4}]
+    mixed = [{"prompt": "r", "model": m, "correct": 1, "propensity": p} for m, p in (("s1", 0.9), ("l1", 0.1))]
+    table = ingest(pd.DataFrame([*twice, *once, *mixed]), TIERS)
+    propensity = {prompt: row for prompt, row in zip(table.prompts, table.propensity, strict=True)}
+    assert propensity["q"][0] == 0.4
+    np.testing.assert_allclose(propensity["p"], [1 - 0.6**2, NAN])
+    np.testing.assert_allclose(propensity["r"], [1 - 0.1**2, 1 - 0.9**2])
+
+
+def test_a_choice_that_was_not_judged_tells_nothing_of_how_the_outcome_came_to_be_observed():
+    rows = [{"prompt": "p", "model": "s1", "correct": c, "propensity": p} for c, p in ((1, 0.4), (None, 0.8))]
+    np.testing.assert_array_equal(ingest(frame(*rows), TIERS).propensity, [[0.4, NAN]])
+
+
+def test_partial_feedback_without_propensities_is_said_in_the_summary_and_a_full_log_needs_none():
+    assert "propensity" not in str(ingest(frame(), TIERS).summary)
+    apart = pd.DataFrame(PAIR).assign(prompt=["p", "q"])
+    assert "no propensity of 2 outcomes: estimates may be biased" in str(ingest(apart, TIERS).summary)
+    assert "propensity" not in str(ingest(apart.assign(propensity=0.5), TIERS).summary)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])

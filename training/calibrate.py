@@ -31,13 +31,15 @@ class Calibration:
         return np.asarray(np.clip(self.slope * success + self.intercept, LOWEST_SUCCESS, 1 - LOWEST_SUCCESS))
 
 
-def fit_calibration(success: np.ndarray, correct: np.ndarray) -> Calibration:
+def fit_calibration(success: np.ndarray, correct: np.ndarray, weight: np.ndarray | None = None) -> Calibration:
     """Linear recalibration per tier (Cox 1958, on the scale of probabilities) for prompts that were not trained on.
 
-    success: uncalibrated, (n_prompts, n_tiers); correct: 0..1, NaN where not observed. Least squares, with
-    a prior worth PRIOR_PROMPTS prompts that holds the slope near 1 and the mean where it is: that of a tier
-    with few outcomes. A slope is never negative, so no ranking of prompts is ever reversed. On the logistic
-    scale (Platt 1999) the same fits are no better calibrated, and cost more at run time.
+    success: uncalibrated, (n_prompts, n_tiers); correct: 0..1, NaN where not observed. weight: of each outcome,
+    same shape, of which only the proportions within a tier count; None weighs all alike. Least squares, with a
+    prior worth PRIOR_PROMPTS prompts that holds the slope near 1 and the mean where it is: that of a tier with few
+    outcomes, or with few that carry most of the weight (Kish's effective sample size counts). A slope is never
+    negative, so no ranking of prompts is ever reversed. On the logistic scale (Platt 1999) the same fits are no
+    better calibrated, and cost more at run time.
     """
     slope, intercept = np.ones(correct.shape[1]), np.zeros(correct.shape[1])
     for tier in range(correct.shape[1]):
@@ -45,10 +47,12 @@ def fit_calibration(success: np.ndarray, correct: np.ndarray) -> Calibration:
         if not seen.any():
             continue
         p, error = success[seen, tier], correct[seen, tier] - success[seen, tier]
-        centre = p.mean()
+        w = np.ones(len(p)) if weight is None else weight[seen, tier]
+        w = w * (w.sum() / (w @ w))  # sums to the effective sample size
+        centre = (w @ p) / w.sum()
         away = p - centre
-        steeper = (away @ error) / (away @ away + PRIOR_PROMPTS * PRIOR_VARIANCE)
-        higher = error.sum() / (len(p) + PRIOR_PROMPTS)
+        steeper = (w * away @ error) / (w * away @ away + PRIOR_PROMPTS * PRIOR_VARIANCE)
+        higher = (w @ error) / (w.sum() + PRIOR_PROMPTS)
         slope[tier] = max(0.0, 1 + steeper)
         intercept[tier] = centre + higher - slope[tier] * centre
     return Calibration(slope, intercept)
@@ -57,11 +61,29 @@ def fit_calibration(success: np.ndarray, correct: np.ndarray) -> Calibration:
 # ---- the dial --------------------------------------------------------------------------------------
 
 
-def calibrate_dial(success: np.ndarray, correct: np.ndarray, confidence: float) -> tuple[DialPoint, ...]:
+def doubly_robust(success: np.ndarray, correct: np.ndarray, propensity: np.ndarray) -> np.ndarray:
+    """Outcomes of all tiers that are right on average: success, moved by (correct - success) / propensity where seen.
+
+    success: estimates that did not see the prompt's own outcome; correct, propensity: NaN where not observed or
+    not known; an unknown propensity counts as 1. All (n_prompts, n_tiers). A single value may lie far outside 0..1.
+    With the right propensities means over prompts, and over any choice of tiers that does not look at the
+    outcomes, are unbiased however wrong `success` is; the better it is, the less they scatter.
+    """
+    error = np.nan_to_num(correct - success)
+    return np.asarray(success + error / np.where(np.isfinite(propensity), propensity, 1.0))
+
+
+def calibrate_dial(
+    success: np.ndarray, correct: np.ndarray, confidence: float, *, largest: float = 1.0, promise: bool = True
+) -> tuple[DialPoint, ...]:
     """For each quality the largest slack that keeps it, with confidence, in whatever order prices rank the tiers.
 
     success: calibrated, for prompts that were not trained on, (n_prompts, n_tiers).
-    correct: 0..1, same shape; only prompts that every tier answered count.
+    correct: 0..1, same shape; only prompts that every tier answered count. Of partial feedback: `doubly_robust`
+        outcomes, as the bound takes nothing but means and mean squares over prompts.
+    largest: what one outcome can come to; of doubly robust outcomes the largest 1 / propensity.
+    promise: False where `correct` is not to be relied on, as of partial feedback without propensities: slacks are
+        found in the same way, as the best estimate there is, and none is promised.
 
     Fixed-sequence testing (Angelopoulos et al. 2021, "Learn then test") from slack 0 upwards: a slack
     holds where the lower confidence bound of `accuracy kept - quality x best tier's accuracy` is at
@@ -77,15 +99,15 @@ def calibrate_dial(success: np.ndarray, correct: np.ndarray, confidence: float) 
         best = correct[:, correct.mean(axis=0).argmax()]
         holding = list(DIAL_QUALITIES)
         for slack in SLACKS.tolist():
-            admitted = _Admitted.at(slack, success, correct, best)
+            admitted = _Admitted.at(slack, success, correct, best, largest)
             for quality in tuple(holding):
                 bound = admitted.lower_bound(quality, confidence)
                 kept = max(0.0, quality + bound / max(float(best.mean()), 1e-9))
                 if bound >= 0:
-                    points[quality] = DialPoint(quality, slack, kept, promised=True)
+                    points[quality] = DialPoint(quality, slack, kept, promised=promise)
                     continue
                 holding.remove(quality)
-                if not points[quality].promised:
+                if slack == 0:
                     points[quality] = DialPoint(quality, 0.0, kept, promised=False)
     return _monotone(list(points.values()))
 
@@ -108,17 +130,21 @@ class _Admitted:
     """What the tiers admissible at one slack got right, as sums over prompts that give moments at any quality.
 
     The five sums are of y, b, y^2, y b, b^2: y the outcome of the tier chosen, b that of the best tier.
+    loss: LOSS, of the largest size it can have.
     lowest: where the admissible tier of the lowest estimate is chosen, (5,).
     placed: of the prompts that tier k decides when prices rank it next after the tiers of set S (a bit
         mask), being admissible where none of S is, (5, n_sets, n_tiers).
     """
 
     n_prompts: int
+    loss: np.ndarray
     lowest: np.ndarray
     placed: np.ndarray
 
     @classmethod
-    def at(cls, slack: float, success: np.ndarray, correct: np.ndarray, best: np.ndarray) -> _Admitted:
+    def at(
+        cls, slack: float, success: np.ndarray, correct: np.ndarray, best: np.ndarray, largest: float = 1.0
+    ) -> _Admitted:
         n_prompts, n_tiers = correct.shape
         admissible = success >= success.max(axis=1, keepdims=True) - slack
         lowest = np.where(admissible, success, np.inf).argmin(axis=1)
@@ -132,19 +158,20 @@ class _Admitted:
             halves = within.reshape(len(terms), -1, 2, 1 << tier, n_tiers)
             halves[:, :, 1] += halves[:, :, 0]
         lowest_sums = terms[:, np.arange(n_prompts), lowest].sum(axis=1)
-        return cls(n_prompts, lowest_sums, placed=within[:, ::-1])  # reversed: none of S is all within its complement
+        # Reversed: none of S is all within its complement.
+        return cls(n_prompts, LOSS * largest ** np.array([1, 1, 2, 2, 2]), lowest_sums, placed=within[:, ::-1])
 
     def lower_bound(self, quality: float, confidence: float) -> float:
         """Lower confidence bound of the mean of `y - quality x b`, for the lowest estimate and every order.
 
-        A normal bound, with one LOSS counted in, without which it would be far too sure of itself where
+        A normal bound, with one loss counted in, without which it would be far too sure of itself where
         few losses were seen. It is a convex function of mean and mean square, so its tangent plane at the
         choice of the lowest estimate lies below it for every order, and the least value of that plane, a
         sum over prompts, is found without trying all orders.
         """
         n = self.n_prompts + 1
         mean_of, square_of = np.array([1, -quality, 0, 0, 0]), np.array([0, 0, 1, -2 * quality, quality**2])
-        lowest = self.lowest + LOSS
+        lowest = self.lowest + self.loss
         mean, square = float(mean_of @ lowest) / n, float(square_of @ lowest) / n
         deviation = np.sqrt(max(square - mean**2, 1e-12))
         width = norm.ppf(confidence) / np.sqrt(self.n_prompts)

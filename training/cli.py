@@ -19,6 +19,9 @@ from training.fit import Target
 from training.pipeline import TrainingResult
 from training.pipeline import train as run_training
 from training.report import report_tables
+from training.retrain import Receipt, RetrainConfig
+from training.retrain import retrain as run_retraining
+from training.retrain import rollback as run_rollback
 
 DEMO_BUNDLE = Path("models/demo")
 DEMO_PROMPTS = (
@@ -30,11 +33,14 @@ DEMO_PROMPTS = (
 )
 
 
+_ENCODERS = "static, minilm, minilm-int8, or a sentence-transformers name or path"
+
+
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--logs", nargs="+", required=True, help="outcome logs: files, folders or globs")
     parser.add_argument("--tiers", required=True, type=Path, help="tiers.toml")
     parser.add_argument("--out", required=True, type=Path, help="folder of the bundle, for example models/NAME")
-    parser.add_argument("--encoder", default="static", help="static, minilm, or a sentence-transformers name or path")
+    parser.add_argument("--encoder", default="static", help=_ENCODERS)
     parser.add_argument("--target", default="auto", choices=get_args(Target), help="what LightGBM learns")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--default-quality", type=float, default=0.98, help="of a request without dials")
@@ -173,6 +179,63 @@ def _demo(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _retrain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--logs", nargs="+", required=True, help="all outcome logs to train on, best one file a day")
+    parser.add_argument("--tiers", required=True, type=Path, help="tiers.toml, with today's prices")
+    parser.add_argument("--store", required=True, type=Path, help="folder of the store; services follow STORE/champion")
+    parser.add_argument("--encoder", default="static", help=_ENCODERS)
+    parser.add_argument("--default-quality", type=float, default=0.98, help="of a request without dials")
+    parser.add_argument("--drop-unparsed", action="store_true", help="treat truncated generations as unobserved")
+    parser.add_argument("--worth-usd", type=float, help="what a correct answer is worth; default: what it costs")
+    parser.add_argument(
+        "--quality-margin", type=float, default=RetrainConfig.quality_margin, help="tolerated loss of quality, a share"
+    )
+    parser.add_argument("--accept-change", action="store_true", help="take log files that were set aside")
+    parser.add_argument("--model-name", default=RetrainConfig.model_name, help="in MLflow's model registry")
+    parser.add_argument("--tracking-uri", help='of MLflow; default: mlflow.db in the store; "none" tracks nothing')
+    parser.add_argument("--json", action="store_true", help="print the receipt as one JSON document")
+
+
+def _retrain(options: argparse.Namespace) -> int:
+    config = RetrainConfig(
+        training=TrainingConfig(
+            encoder=options.encoder, default_quality=options.default_quality, drop_unparsed=options.drop_unparsed
+        ),
+        worth_usd=options.worth_usd,
+        quality_margin=options.quality_margin,
+        accept_change=options.accept_change,
+        model_name=options.model_name,
+    )
+    receipt = run_retraining(
+        options.logs, options.tiers, options.store, config, tracking_uri=options.tracking_uri, progress=True
+    )
+    _say_receipt(receipt, as_json=options.json)
+    return DONE
+
+
+def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", required=True, type=Path, help="folder of the store")
+    parser.add_argument("--model-name", default=RetrainConfig.model_name, help="in MLflow's model registry")
+    parser.add_argument("--tracking-uri", help="of MLflow; default: mlflow.db in the store, where there is one")
+    parser.add_argument("--json", action="store_true", help="print the receipt as one JSON document")
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    receipt = run_rollback(options.store, tracking_uri=options.tracking_uri, model_name=options.model_name)
+    _say_receipt(receipt, as_json=options.json)
+    return DONE
+
+
+def _say_receipt(receipt: Receipt, *, as_json: bool) -> None:
+    if as_json:
+        say(json.dumps(receipt.to_json(), ensure_ascii=False))
+    else:
+        promoted = "promoted: " if receipt.promoted else ""
+        say(f"{promoted}{receipt.reason}\nchampion {receipt.champion}, challenger {receipt.challenger}")
+
+
 train = Command("learn a router from outcome logs and write its bundle", _train_arguments, _train)
 evaluate = Command("judge a bundle on logged outcomes it was not trained on", _evaluate_arguments, _evaluate)
 demo = Command("the whole line on the simulated sample log", _demo_arguments, _demo)
+retrain = Command("train a challenger on what is new, promote it where it is better", _retrain_arguments, _retrain)
+rollback = Command("put the champion before the present one back", _rollback_arguments, _rollback)

@@ -4,7 +4,9 @@ RouterError
 ├── LogError        the outcome log cannot be used as it is
 ├── EncoderError    an encoder cannot be made or exported
 ├── ParityError     the exported graph does not decide as the models it was made from
-└── ConfigError     a training setting is out of range
+├── ConfigError     a training setting is out of range
+└── StoreError      the store of `broker retrain` cannot be used as it is
+    └── StoreBusyError  another run holds it
 """
 
 from router.errors import RouterError
@@ -26,3 +28,13 @@ class ParityError(RouterError):
 
 class ConfigError(RouterError, ValueError):
     """A training setting is out of range."""
+
+
+class StoreError(RouterError):
+    """The store cannot be used as it is."""
+
+
+class StoreBusyError(StoreError):
+    """Another run holds the store."""
+
+    exit_code = 3

@@ -10,9 +10,9 @@ import numpy as np
 
 from router.bundle import Bundle
 from training import baselines
-from training.costs import attempt_costs
+from training.costs import AttemptCosts, attempt_costs
 from training.errors import LogError
-from training.evaluation import DialResult, Evaluation, PolicyResult
+from training.evaluation import DialResult, Evaluation, OffPolicyResult, PolicyResult
 from training.ingest import ingest
 from training.logfiles import LogSource
 from training.metrics import (
@@ -29,12 +29,16 @@ from training.metrics import (
     resamples,
     worth_grid,
 )
-from training.outcomes import OutcomeTable
+from training.outcomes import OutcomeTable, is_partial
+from training.replay import N_FOLDS, LoggedChoices, OffPolicyReport, cross_fitted, evaluate_policy
 from training.shipped import Shipped, embed_with
 from training.training_part import TrainingPart
 
 MAX_BASELINE_PROMPTS = 50_000
 MIN_SEGMENT_PROMPTS = 50
+MIN_COMPLETE_PROMPTS = 100
+"""Of partial feedback, fewer prompts with the outcome of every tier are no sample of the rest, and judge nothing."""
+
 _SEGMENT_RESAMPLES = 200
 _AT_RANDOM = {"apgr": 0.5, "cpt50": 0.5, "cpt80": 0.8}
 
@@ -48,13 +52,18 @@ def evaluate(
 ) -> Evaluation:
     """Judge a bundle on the prompts of logs that it was not trained on and that every tier answered.
 
-    Raises BundleError, LogError (also where no such prompt is left).
+    Where these are too few, as in logs of one tier per request, it is judged off-policy (see training.replay),
+    which takes the propensities of the logged choices.
+    Raises BundleError, LogError (also where nothing is left to judge on).
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     table = ingest(logs, loaded.prices.tiers)
     on_step("ingest")
     training = TrainingPart.load(TrainingPart.path_of(loaded.path), loaded.manifest.bundle_id)
-    return evaluate_table(loaded, table, training, seed=seed, on_step=on_step)
+    evaluation = evaluate_table(loaded, table, training, seed=seed, on_step=on_step)
+    if evaluation.off_policy and evaluation.off_policy.refused:
+        raise LogError(f"no prompt to judge: {evaluation.off_policy.refused}")
+    return evaluation
 
 
 def evaluate_table(
@@ -66,15 +75,16 @@ def evaluate_table(
     seed: int = 0,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Evaluation:
-    """The same on an ingested table; vectors are the embeddings of its prompts, computed where not given."""
+    """The same on an ingested table; vectors are the embeddings of its prompts, computed where not given.
+
+    Where nothing can be judged, no LogError is raised: `off_policy.refused` says why.
+    """
     trained_on = np.isin(table.groups, training.groups)
     complete = np.isfinite(table.correct).all(axis=1)
     judged = ~trained_on & complete
-    if judged.sum() < 2:
-        raise LogError(
-            f"no prompt to judge: of {table.n_prompts:,} prompts {int(trained_on.sum()):,} were trained on and "
-            f"{int((~complete & ~trained_on).sum()):,} lack an outcome of some tier; give a log with other prompts"
-        )
+    too_few = MIN_COMPLETE_PROMPTS if is_partial(table.correct[~trained_on]) else 2
+    if judged.sum() < too_few:
+        return _evaluate_off_policy(bundle, table, trained_on, on_step)
     vectors = None if vectors is None else vectors[judged]
     part = table.rows(judged)
     costs = attempt_costs(part, bundle.prices.tiers)
@@ -141,6 +151,87 @@ def evaluate_table(
             if costs.cost_usd[:, k].sum() > 0
         },
     )
+
+
+def _evaluate_off_policy(
+    bundle: Bundle, table: OutcomeTable, trained_on: np.ndarray, on_step: Callable[[str], None]
+) -> Evaluation:
+    """What can be said where hardly any prompt has the outcome of every tier: no curves, only values of policies."""
+    manifest = bundle.manifest
+    usable = ~trained_on & (np.isfinite(table.correct) & np.isfinite(table.propensity)).any(axis=1)
+    n_judged, estimated_cost_share = 0, 0.0
+    if usable.sum() >= 2 * N_FOLDS:
+        part = table.rows(usable)
+        costs = attempt_costs(part, bundle.prices.tiers)
+        result = _off_policy_result(bundle, part, costs)
+        n_judged, estimated_cost_share = part.n_prompts, costs.estimated_share
+    else:
+        result = OffPolicyResult(
+            manifest.default_quality,
+            None,
+            {},
+            f"of {table.n_prompts:,} prompts {int(trained_on.sum()):,} were trained on and "
+            f"{int((~np.isfinite(table.correct).all(axis=1) & ~trained_on).sum()):,} lack an outcome of some tier, "
+            f"{int(usable.sum()):,} of these with the propensity of the one they have; give a log of other prompts, "
+            "with outcomes of every tier or with propensities",
+        )
+    on_step("off-policy")
+    return Evaluation(
+        bundle_id=manifest.bundle_id,
+        tiers=manifest.tiers,
+        best_tier=manifest.best_tier,
+        n_prompts=n_judged,
+        n_trained_on=int(trained_on.sum()),
+        n_incomplete=int((~trained_on).sum()) - n_judged,
+        estimated_cost_share=estimated_cost_share,
+        single={},
+        router=PolicyResult({}, [], np.empty(0)),
+        baselines={},
+        best_baseline=None,
+        lead=None,
+        calibration={},
+        ece_by_chance={},
+        reliability={},
+        dial=[],
+        shares=np.empty((0, len(manifest.tiers))),
+        segments={},
+        length_log_error={},
+        cost_ratio={},
+        off_policy=result,
+    )
+
+
+def _off_policy_result(bundle: Bundle, part: OutcomeTable, costs: AttemptCosts) -> OffPolicyResult:
+    """The router at its default quality, and every tier alone, on prompts with an outcome and its propensity."""
+    manifest, shipped = bundle.manifest, Shipped(bundle)
+    estimates = shipped.estimates(part.prompts)
+    any_tier = logged_choices(part, costs.cost_usd, np.zeros(part.n_prompts, dtype=int))
+    success, cost_usd = cross_fitted(
+        any_tier, estimates["success"].astype(float), estimates["cost_usd"].astype(float), part.groups
+    )
+
+    def judged(choice: np.ndarray) -> OffPolicyReport:
+        log = logged_choices(part, costs.cost_usd, choice)
+        return evaluate_policy(log, np.eye(len(manifest.tiers))[choice], success, cost_usd)
+
+    slack = manifest.dial_point(manifest.default_quality).slack
+    return OffPolicyResult(
+        quality=manifest.default_quality,
+        router=judged(shipped.choices(estimates, 0.0, slack)),
+        single={tier: judged(np.full(part.n_prompts, k)) for k, tier in enumerate(manifest.tiers)},
+    )
+
+
+def logged_choices(table: OutcomeTable, cost_usd: np.ndarray, choice: np.ndarray) -> LoggedChoices:
+    """One logged choice per prompt, to judge the policy that takes `choice`, (n_prompts,).
+
+    It is the policy's own tier wherever that has an outcome and a propensity, else another that has; each prompt
+    needs one. cost_usd: (n_prompts, n_tiers).
+    """
+    rows = np.arange(table.n_prompts)
+    is_logged = np.isfinite(table.correct) & np.isfinite(table.propensity)
+    action = np.where(is_logged[rows, choice], choice, is_logged.argmax(axis=1))
+    return LoggedChoices(action, table.propensity[rows, action], table.correct[rows, action], cost_usd[rows, action])
 
 
 def _gain(success: np.ndarray, best: int) -> np.ndarray | None:

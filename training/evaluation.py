@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from training.metrics import FIGURES, Interval
+from training.replay import OffPolicyReport, PolicyValue
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,54 @@ class DialResult:
 
 
 @dataclass(frozen=True)
+class OffPolicyResult:
+    """What held-out partial feedback says, doubly robust: the router at its default quality, and each tier alone.
+
+    refused: why nothing can be said of any of them; each report has its own refusal.
+    """
+
+    quality: float
+    router: OffPolicyReport | None
+    single: Mapping[str, OffPolicyReport]
+    refused: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry "off_policy"."""
+        return {
+            "quality": self.quality,
+            "refused": self.refused,
+            "router": self.router and _report_json(self.router),
+            "single": {tier: _report_json(report) for tier, report in self.single.items()},
+        }
+
+
+def _report_json(report: OffPolicyReport) -> dict[str, Any]:
+    accuracy, usd_per_1k = off_policy_figures(report)
+    return {
+        "accuracy": accuracy and accuracy.to_json(),
+        "usd_per_1k": usd_per_1k and usd_per_1k.to_json(),
+        "effective_sample_size": report.effective_sample_size,
+        "refused": report.refused,
+    }
+
+
+def off_policy_figures(report: OffPolicyReport) -> tuple[Interval, Interval] | tuple[None, None]:
+    """Accuracy and USD per 1,000 requests; None where the report gives none."""
+    if report.quality is None or report.cost_usd is None:
+        return None, None
+
+    def scaled(value: PolicyValue, factor: float) -> Interval:
+        return Interval(factor * value.value, factor * value.low, factor * value.high)
+
+    return scaled(report.quality.doubly_robust, 1.0), scaled(report.cost_usd.doubly_robust, 1000.0)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """All that `broker evaluate` says.
 
+    off_policy: stands in for all figures where too few prompts have the outcome of every tier; single,
+        baselines, calibration, dial, segments and the like are then empty, best_baseline and lead None.
     single: (accuracy, usd_per_1k) per tier. calibration: (ece, brier) per tier; ece_by_chance: what exactly
         right estimates would show on so many prompts.
     reliability: per tier, (mean predicted, share correct, n) per bin.
@@ -64,8 +110,8 @@ class Evaluation:
     single: Mapping[str, tuple[Interval, Interval]]
     router: PolicyResult
     baselines: Mapping[str, PolicyResult]
-    best_baseline: str
-    lead: Interval
+    best_baseline: str | None
+    lead: Interval | None
     calibration: Mapping[str, tuple[Interval, Interval]]
     ece_by_chance: Mapping[str, float]
     reliability: Mapping[str, Sequence[tuple[float, float, int]]]
@@ -74,22 +120,42 @@ class Evaluation:
     segments: Mapping[str, Mapping[str, Any]]
     length_log_error: Mapping[str, tuple[float, float]]
     cost_ratio: Mapping[str, float]
+    off_policy: OffPolicyResult | None = None
 
     @cached_property
     def verdict(self) -> str:
-        """Whether the router beats the best baseline, in a sentence."""
+        """Whether the router beats the best baseline, or what is known of it off-policy, in a sentence."""
+        if self.best_baseline is None or self.lead is None:
+            return self._off_policy_verdict
         rival, lead = self.baselines[self.best_baseline], self.lead
         figures = (
             f"AIQ {self.router.figures['aiq'].value:.4f} against {rival.figures['aiq'].value:.4f} "
             f"of {self.best_baseline}, difference {lead.value:+.4f} ({lead.low:+.4f} to {lead.high:+.4f})"
         )
-        if self.lead.low > 0:
+        if lead.low > 0:
             return f"The router beats the best baseline: {figures}."
-        if self.lead.value > 0:
+        if lead.value > 0:
             return f"The router is ahead of the best baseline, but within noise: {figures}."
-        if self.lead.high >= 0:
+        if lead.high >= 0:
             return f"The router does NOT beat the best baseline (the difference is within noise): {figures}."
         return f"The router does NOT beat the best baseline: {figures}."
+
+    @property
+    def _off_policy_verdict(self) -> str:
+        found = self.off_policy
+        if found is None or found.router is None:
+            return f"The router CANNOT BE JUDGED on this log: {found.refused if found else 'no prompt is held out'}."
+        accuracy, cost = off_policy_figures(found.router)
+        if accuracy is None or cost is None:
+            return f"The router CANNOT BE JUDGED on this log: {found.router.refused}."
+        best_accuracy, best_cost = off_policy_figures(found.single[self.best_tier])
+        against = f"always asking {self.best_tier} cannot be judged on this log"
+        if best_accuracy is not None and best_cost is not None:
+            against = f"always asking {self.best_tier}: {_range(best_accuracy)} at USD {_range(best_cost, 4)}"
+        return (
+            f"Judged off-policy, on the outcome of the tier that was chosen alone: at quality {found.quality:g} the "
+            f"router is right on {_range(accuracy)} of the requests at USD {_range(cost, 4)} per 1,000; {against}."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of `broker evaluate --json`."""
@@ -97,7 +163,9 @@ class Evaluation:
         def pair(values: tuple[Interval, Interval], names: tuple[str, str]) -> dict[str, Any]:
             return {name: value.to_json() for name, value in zip(names, values, strict=True)}
 
-        worst = max(self.calibration.values(), key=lambda tier: tier[0].value)
+        worst: dict[str, Any] = {"ece": None, "brier": None}
+        if self.calibration:
+            worst = pair(max(self.calibration.values(), key=lambda tier: tier[0].value), ("ece", "brier"))
         return {
             "verdict": self.verdict,
             "bundle_id": self.bundle_id,
@@ -111,9 +179,10 @@ class Evaluation:
             "router": self.router.to_json(),
             "baselines": {name: result.to_json() for name, result in self.baselines.items()},
             "best_baseline": self.best_baseline,
-            "lead_aiq": self.lead.to_json(),
+            "lead_aiq": self.lead and self.lead.to_json(),
+            "off_policy": self.off_policy and self.off_policy.to_json(),
             "calibration": {
-                **pair(worst, ("ece", "brier")),
+                **worst,
                 "per_tier": {
                     tier: {**pair(values, ("ece", "brier")), "ece_by_chance": self.ece_by_chance[tier]}
                     for tier, values in self.calibration.items()
@@ -127,3 +196,7 @@ class Evaluation:
             },
             "cost_predicted_over_measured": dict(self.cost_ratio),
         }
+
+
+def _range(figure: Interval, digits: int = 3) -> str:
+    return f"{figure.value:.{digits}g} ({figure.low:.{digits}g} to {figure.high:.{digits}g})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 
-from training.calibrate import fit_calibration
+from training.calibrate import doubly_robust, fit_calibration
 from training.errors import ConfigError, LogError
 from training.estimators import (
     CheapestCorrect,
@@ -24,11 +24,13 @@ from training.estimators import (
     fit_label_classifier,
     logistic_per_tier,
     ridge,
+    ridge_on_cells,
     sigmoid,
 )
 from training.graph import Graph
 from training.label import UNKNOWN, label_cheapest_correct
 from training.metrics import Outcomes, Policy, choices_by_worth, policy_figures, resamples, worth_grid
+from training.outcomes import is_partial
 from training.split import fold_numbers
 
 Target = Literal["auto", "success", "cheapest-correct", "blend"]
@@ -41,6 +43,14 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 CLASSIFIER_TRUST = 1000
 """Labelled prompts at which the blend gives the classifier half of its final weight, which is one half."""
+
+MAX_FIT_WEIGHT = 3.0
+MAX_CALIBRATION_WEIGHT = 20.0
+"""Of an outcome of partial feedback, at most: what a smaller propensity would add in noise is worse than the bias.
+
+Two numbers per tier are learned in calibration, hundreds before, so calibration stands larger weights. Measured in
+benchmarks/partial_feedback.md.
+"""
 
 N_FOLDS = 5
 N_LANDMARKS = 300
@@ -67,8 +77,11 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
     training prompt by models that did not see it, (n_prompts, n_tiers)), selection_ (AIQ per target), basis_ (the
     kernel's landmarks).
 
-    Not for logs in which hardly any prompt has outcomes in two tiers: gaps are filled from the tiers
-    that were observed, which is right only where they are few or random.
+    Gaps are filled from the tiers that were observed, which is right where they are few or random. Partial
+    feedback (see training.outcomes.is_partial) is learned from otherwise: "success" is fitted to doubly robust
+    outcomes, an estimate of every cell moved by the inverse-propensity weighted error of the one that was observed,
+    so what the old router chose does not decide what is learned; calibration weighs outcomes likewise. Labels are
+    then known almost only of prompts on which the cheapest tier was asked and right: no basis for a classifier.
     """
 
     def __init__(self, target: Target = "auto", seed: int = 0) -> None:
@@ -80,6 +93,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         X: np.ndarray,  # noqa: N803 (scikit-learn's name)
         outcomes: np.ndarray,
         *,
+        propensity: np.ndarray | None = None,
         cost_usd: np.ndarray | None = None,
         groups: np.ndarray | None = None,
         on_step: Callable[[str], None] = lambda step: None,
@@ -88,11 +102,14 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
 
         X: float32 (n_prompts, n_dims), as an encoder of training.encoders gives them.
         outcomes: 0..1, (n_prompts, n_tiers); NaN where not observed.
+        propensity: with which each outcome came to be observed, in (0, 1], same shape; NaN, or None for all, counts
+            as 1. Only partial feedback needs it.
         cost_usd: of each attempt, same shape; None takes the order of the tiers for that of their costs.
         groups: rows of one group stay in one fold; None makes each row its own.
         on_step: called with the name of each step when it is done.
 
-        Raises ConfigError for an unknown target, LogError where there is too little to learn from.
+        Raises ConfigError for an unknown target, LogError where there is too little to learn from or a propensity is
+        out of range.
         """
         if self.target not in get_args(Target):
             raise ConfigError(f"target is {self.target!r}; expected one of {', '.join(get_args(Target))}")
@@ -105,26 +122,33 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
                 f"expected at least {MIN_PROMPTS} prompts (300 and more are sensible) and 2 tiers"
             )
         cost = np.broadcast_to(np.arange(1.0, n_tiers + 1), correct.shape) if cost_usd is None else cost_usd
+        certain = np.ones(correct.shape) if propensity is None else np.where(np.isnan(propensity), 1.0, propensity)
+        if certain.shape != correct.shape or not ((certain > 0) & (certain <= 1)).all():
+            raise LogError(
+                f"propensity has shape {certain.shape}, from {certain.min():g} to {certain.max():g}; "
+                f"expected {correct.shape}, above 0 and at most 1"
+            )
         names = np.arange(n_prompts).astype(str) if groups is None else groups
         # One thread for small fits: pools of threads that wait for each other in every small step are many
         # times slower as soon as the machine has other work.
         with threadpool_limits(1):
-            return self._fit(embedding, correct, cost, names, on_step)
+            return self._fit(embedding, correct, certain, cost, names, on_step)
 
     def _fit(
         self,
         embedding: np.ndarray,
         correct: np.ndarray,
+        propensity: np.ndarray,
         cost: np.ndarray,
         groups: np.ndarray,
         on_step: Callable[[str], None],
     ) -> SuccessEstimator:
-        task = _Task.prepare(embedding, correct, cost, groups, self.seed)
+        task = _Task.prepare(embedding, correct, cost, groups, self.seed, propensity)
         self.basis_ = task.basis
         on_step("landmarks")
 
         n_labelled = int((task.label != UNKNOWN).sum())
-        wanted = _usable_targets(self.target, n_labelled)
+        wanted = _usable_targets(self.target, n_labelled, task.propensity is not None)
         cross_fits = {}
         for part, cross_fit in _CROSS_FITS.items():
             if any(part in PARTS[target] for target in wanted):
@@ -137,7 +161,8 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             )
             for target in wanted
         }
-        calibrations = {target: fit_calibration(average, correct) for target, average in averages.items()}
+        weight = None if task.propensity is None else np.minimum(1 / task.propensity, MAX_CALIBRATION_WEIGHT)
+        calibrations = {target: fit_calibration(average, correct, weight) for target, average in averages.items()}
         calibrated = {target: calibrations[target].apply(averages[target]) for target in wanted}
         qualities = {target: decision_quality(calibrated[target], correct, cost) for target in wanted}
         self.selection_ = {target: float(quality[0]) for target, quality in qualities.items()}
@@ -156,8 +181,15 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         return self.calibration_.apply(np.average(predictions, axis=0, weights=self.weights_))
 
 
-def _usable_targets(target: str, n_labelled: int) -> tuple[str, ...]:
+def _usable_targets(target: str, n_labelled: int, feedback_is_partial: bool) -> tuple[str, ...]:
     """What a target stands for; raises LogError where the classifier is asked for and has too few labels."""
+    if feedback_is_partial:
+        if target in ("auto", "success"):
+            return ("success",)
+        raise LogError(
+            f"most training prompts have the outcome of one tier only, so target {target!r} has no labels that are "
+            "more than what was logged; expected 'auto' or 'success'"
+        )
     if n_labelled >= MIN_PROMPTS:
         return tuple(PARTS) if target == "auto" else (target,)
     if target in ("auto", "success"):
@@ -223,25 +255,38 @@ def lightgbm_settings(n_prompts: int, seed: int) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class _Task:
-    """What every part is fitted on. observed has NaN where it is not; label may be UNKNOWN."""
+    """What every part is fitted on. observed has NaN where it is not; label may be UNKNOWN.
+
+    propensity: complete, (n_prompts, n_tiers), of partial feedback; else None.
+    first_estimates: linear maps from features to success, on which doubly robust outcomes build, per training mask.
+    """
 
     embedding: np.ndarray
     observed: np.ndarray
+    propensity: np.ndarray | None
     label: np.ndarray
     folds: np.ndarray
     basis: KernelBasis
     features: np.ndarray
     settings: dict[str, object]
+    first_estimates: dict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def prepare(
-        cls, embedding: np.ndarray, correct: np.ndarray, cost: np.ndarray, groups: np.ndarray, seed: int
+        cls,
+        embedding: np.ndarray,
+        correct: np.ndarray,
+        cost: np.ndarray,
+        groups: np.ndarray,
+        seed: int,
+        propensity: np.ndarray,
     ) -> _Task:
         basis = KernelBasis.fit(embedding, N_LANDMARKS, seed)
         features = basis.features(embedding)
         return cls(
             embedding=embedding,
             observed=correct,
+            propensity=propensity if is_partial(correct) else None,
             label=label_cheapest_correct(correct, cost),
             folds=_usable_folds(groups, seed),
             basis=basis,
@@ -251,7 +296,25 @@ class _Task:
 
     def correct(self, rows: np.ndarray) -> np.ndarray:
         """Outcomes of some prompts (a mask), complete: each gap is filled from these prompts alone."""
-        return _filled(self.observed[rows], self.features[rows])
+        if self.propensity is None:
+            return _filled(self.observed[rows], self.features[rows])
+        return self._robust(rows, np.maximum(self.propensity, 1 / MAX_FIT_WEIGHT))
+
+    def _robust(self, rows: np.ndarray, propensity: np.ndarray) -> np.ndarray:
+        """Doubly robust outcomes of these prompts, from estimates that are cross-fitted over their folds."""
+        success = np.empty(self.observed.shape)
+        for fold in np.unique(self.folds[rows]):
+            held_out = rows & (self.folds == fold)
+            others = rows & (self.folds != fold)
+            train = others if others.any() else held_out
+            key = train.tobytes()  # two folds left out are the same two in either order
+            if key not in self.first_estimates:
+                self.first_estimates[key] = ridge_on_cells(
+                    self.features[train], self.observed[train], 1 / propensity[train]
+                )
+            weights, bias = self.first_estimates[key]
+            success[held_out] = np.clip(self.features[held_out] @ weights + bias, 0, 1)
+        return doubly_robust(success[rows], self.observed[rows], propensity[rows])
 
 
 @dataclass(frozen=True)

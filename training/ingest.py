@@ -18,7 +18,7 @@ import pandas as pd
 from router.tiers import Tier, log_names
 from training.errors import LogError
 from training.logfiles import LogSource, append_log, create_raw, fetch, first_line, log_sources, quoted
-from training.outcomes import IngestSummary, OutcomeTable
+from training.outcomes import CELL_MEASURES, IngestSummary, OutcomeTable, is_partial
 
 
 def ingest(
@@ -36,7 +36,7 @@ def ingest(
     drop_unparsed: treat the outcome of a truncated generation (`parsed` = false) as unobserved.
     memory_limit: of DuckDB; what goes beyond it is spilled to disk.
 
-    Raises LogError where nothing can be read, or where no prompt has outcomes in two tiers.
+    Raises LogError where nothing can be read, or where fewer than two tiers have outcomes.
     """
     sources = list(logs) if isinstance(logs, Iterable) and not isinstance(logs, str | pd.DataFrame) else [logs]
     try:
@@ -85,7 +85,9 @@ def _write_quarantine(db: duckdb.DuckDBPyConnection, quarantine: Path | None) ->
 def _to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparsed: bool) -> None:
     """From rows to `prompts` and `cells` (prompt, tier): repeats averaged first, then models of a tier.
 
-    An alias is its model. A mean does not depend on the order of the rows: sums are exact.
+    An alias is its model. A mean does not depend on the order of the rows: sums are exact. The propensity of a cell
+    is that of its attempts, or, where a prompt was asked more than once, the probability that one of these requests
+    or more chose the tier, had all of them had the propensity that the cell's attempts have on average.
     """
     db.execute(
         "CREATE TABLE offers "
@@ -134,14 +136,21 @@ def _to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparse
                count(*) FILTER (is_set_aside) AS n_set_aside, {means}
         FROM attempts WHERE tier IS NOT NULL GROUP BY 1, 2, 3
     """)
-    db.execute(
-        f"CREATE TABLE cells AS SELECT row, tier, {means} FROM per_model JOIN places USING (prompt_key) GROUP BY 1, 2"
-    )
+    db.execute("""
+        CREATE TABLE chosen AS
+        SELECT prompt_key, tier, exact_mean(propensity) AS share, sum(count(*)) OVER (PARTITION BY prompt_key) AS n
+        FROM attempts WHERE tier IS NOT NULL AND correct IS NOT NULL AND propensity IS NOT NULL GROUP BY 1, 2
+    """)
+    db.execute(f"""
+        CREATE TABLE cells AS
+        SELECT row, tier, {means}, any_value(CASE WHEN n = 1 THEN share ELSE 1 - pow(1 - share, n) END) AS propensity
+        FROM per_model JOIN places USING (prompt_key) LEFT JOIN chosen USING (prompt_key, tier) GROUP BY 1, 2
+    """)
 
 
 def _pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTable:
     [(n_prompts,)] = fetch(db, "SELECT count(*) FROM prompts")
-    measures = {name: np.full((n_prompts, len(tiers)), np.nan) for name in _MEASURES}
+    measures = {name: np.full((n_prompts, len(tiers)), np.nan) for name in CELL_MEASURES}
     for batch in db.sql("SELECT * FROM cells").to_arrow_reader():
         rows, columns = batch["row"].to_numpy(), batch["tier"].to_numpy()
         for name, values in measures.items():
@@ -162,7 +171,7 @@ def _pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTabl
         segments=segments,
         first_timestamp=first,
         last_timestamp=last,
-        summary=_summary(db, tiers, measures["correct"]),
+        summary=_summary(db, tiers, measures["correct"], measures["propensity"]),
         **measures,
     )
 
@@ -175,7 +184,9 @@ _PROMPTS_IN_ORDER = r"""
 """
 
 
-def _summary(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...], correct: np.ndarray) -> IngestSummary:
+def _summary(
+    db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...], correct: np.ndarray, propensity: np.ndarray
+) -> IngestSummary:
     [(n_rows,)] = fetch(db, "SELECT count(*) FROM raw")
     totals = "sum(n_rows), sum(n_unjudged), sum(n_set_aside), count(*)"
     [counts] = fetch(db, f"SELECT {totals} FROM per_model")
@@ -192,13 +203,13 @@ def _summary(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...], correct: np.
         unparsed=n_unparsed,
         repeated=n_used - n_distinct,
         observed_per_tier={tier: int(n) for tier, n in zip(tiers, np.isfinite(correct).sum(0), strict=True)},
+        without_propensity=int((np.isfinite(correct) & np.isnan(propensity)).sum()) if is_partial(correct) else 0,
     )
 
 
 def _refuse_single_tier_log(table: OutcomeTable) -> None:
-    observed = np.isfinite(table.correct).sum(axis=1)
-    if not (observed >= 2).any():
+    if np.isfinite(table.correct).any(axis=0).sum() < 2:
         raise LogError(
-            f"no prompt has outcomes in two tiers (found: {table.summary}); routing is learned from the difference "
-            "between tiers, so ask at least some prompts of two tiers, or check that tiers.toml names the log's models"
+            f"the log has outcomes of fewer than two tiers (found: {table.summary}); routing is learned from the "
+            "difference between tiers, so log outcomes of two or more, or check that tiers.toml names the log's models"
         )

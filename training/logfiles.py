@@ -48,7 +48,7 @@ def create_raw(db: duckdb.DuckDBPyConnection) -> None:
 _RAW = """
     CREATE TABLE raw (prompt_key UBIGINT, prompt VARCHAR, model VARCHAR, provider VARCHAR, dataset VARCHAR,
     question_key VARCHAR, correct DOUBLE, input_tokens DOUBLE, output_tokens DOUBLE, cost_usd DOUBLE,
-    timestamp TIMESTAMP, parsed BOOLEAN, source VARCHAR, reason VARCHAR, content VARCHAR)
+    propensity DOUBLE, timestamp TIMESTAMP, parsed BOOLEAN, source VARCHAR, reason VARCHAR, content VARCHAR)
 """
 
 
@@ -256,6 +256,7 @@ def _insert(db: duckdb.DuckDBPyConnection, rows: str, original: str, place: str,
                    AS question_key,
                {_CORRECT} AS correct, {_number("input_tokens")} AS input_tokens,
                {_number("output_tokens")} AS output_tokens, {_number("cost_usd")} AS cost_usd,
+               {_number("propensity")} AS propensity,
                {_TIMESTAMP} AS timestamp, TRY_CAST(parsed AS BOOLEAN) AS parsed,
                CASE WHEN reason IS NOT NULL THEN {quoted(place)} END AS source, reason,
                CASE WHEN reason IS NOT NULL THEN {original} END AS content

@@ -9,6 +9,9 @@ from datetime import datetime
 
 import numpy as np
 
+MIN_TIERS_PER_PROMPT = 1.5
+"""Observed tiers per prompt, on average; with fewer, hardly any two tiers can be compared on one prompt."""
+
 
 @dataclass(frozen=True)
 class IngestSummary:
@@ -18,6 +21,7 @@ class IngestSummary:
     unjudged: rows without `correct`, which count for tokens and cost only.
     unparsed: rows whose outcome was set aside because the generation was truncated.
     repeated: rows beyond the first of their (prompt, model), averaged.
+    without_propensity: of partial feedback, the outcomes whose propensity is not known; else 0.
     """
 
     n_rows: int
@@ -29,6 +33,7 @@ class IngestSummary:
     unparsed: int
     repeated: int
     observed_per_tier: dict[str, int]
+    without_propensity: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.n_used:,} of {self.n_rows:,} rows used, {self.n_prompts:,} prompts"]
@@ -39,7 +44,25 @@ class IngestSummary:
         notes = {"not judged yet": self.unjudged, "truncated": self.unparsed, "repeated, averaged": self.repeated}
         parts += [f"{count:,} rows {what}" for what, count in notes.items() if count]
         parts.append("observed: " + ", ".join(f"{tier} {n:,}" for tier, n in self.observed_per_tier.items()))
+        if self.without_propensity:
+            parts.append(
+                f"no propensity of {self.without_propensity:,} outcomes: "
+                "estimates may be biased towards what was logged"
+            )
         return "; ".join(parts)
+
+
+CELL_MEASURES = ("correct", "input_tokens", "output_tokens", "cost_usd", "propensity")
+"""What a table has of every prompt and tier."""
+
+
+def is_partial(correct: np.ndarray) -> bool:
+    """Whether this is partial feedback: the outcome of little more than the chosen tier of each judged prompt.
+
+    correct: (n_prompts, n_tiers), NaN where not observed.
+    """
+    n_observed = np.isfinite(correct).sum(axis=1)
+    return bool(n_observed.sum() < MIN_TIERS_PER_PROMPT * (n_observed > 0).sum())
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,8 @@ class OutcomeTable:
     groups: prompts of one group stay on one side of a split. segments: `dataset` of the log, or "".
     correct, input_tokens, output_tokens, cost_usd: float64, shape (n_prompts, n_tiers);
         NaN where not observed. cost_usd is the attempt's own cost, else its tokens x price.
+    propensity: same shape; probability with which the tier's outcome came to be observed, NaN where the log
+        does not say.
     """
 
     tiers: tuple[str, ...]
@@ -61,6 +86,7 @@ class OutcomeTable:
     input_tokens: np.ndarray = field(repr=False)
     output_tokens: np.ndarray = field(repr=False)
     cost_usd: np.ndarray = field(repr=False)
+    propensity: np.ndarray = field(repr=False)
     first_timestamp: datetime | None
     last_timestamp: datetime | None
     summary: IngestSummary
@@ -72,19 +98,17 @@ class OutcomeTable:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of prompts, tiers and outcomes."""
+        """SHA-256 of prompts, tiers, outcomes and their propensities."""
         content = hashlib.sha256(json.dumps([self.tiers, self.prompt_ids.tolist()]).encode())
-        for cells in (self.correct, self.output_tokens, self.cost_usd):
+        for cells in (self.correct, self.output_tokens, self.cost_usd, self.propensity):
             content.update(np.ascontiguousarray(cells, dtype=np.float32).tobytes())
         return content.hexdigest()
 
     def rows(self, index: np.ndarray) -> OutcomeTable:
         """The same table with only these prompts (integers or a mask)."""
         index = np.flatnonzero(index) if index.dtype == np.bool_ else index
-        picked = {
-            name: getattr(self, name)[index]
-            for name in ("prompt_ids", "groups", "segments", "correct", "input_tokens", "output_tokens", "cost_usd")
-        }
+        columns = ("prompt_ids", "groups", "segments", *CELL_MEASURES)
+        picked = {name: getattr(self, name)[index] for name in columns}
         return OutcomeTable(
             tiers=self.tiers,
             prompts=[self.prompts[i] for i in index],

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from router.bundle import FORMAT_VERSION, Bundle, EncoderInfo, Manifest
+from router.bundle import FORMAT_VERSION, Bundle, DialPoint, EncoderInfo, Manifest
 from router.tiers import Tier, read_tiers
-from training.calibrate import calibrate_dial
+from training.calibrate import calibrate_dial, doubly_robust
 from training.config import TrainingConfig
 from training.costs import AttemptCosts, attempt_costs
 from training.embed import embed
 from training.encoders import Encoder, StaticRecipe, with_token_kinds
 from training.errors import LogError
-from training.evaluate import evaluate_table
+from training.evaluate import evaluate_table, logged_choices
 from training.evaluation import Evaluation
 from training.export import Parity, check_parity, check_target, draft_bundle, versions
 from training.fit import LengthModel, SuccessEstimator
@@ -27,7 +27,9 @@ from training.ingest import ingest
 from training.label import label_cheapest_correct, label_distribution
 from training.logfiles import LogSource
 from training.model import TierModel
-from training.outcomes import OutcomeTable
+from training.outcomes import OutcomeTable, is_partial
+from training.quantize import check_quantized, quantized
+from training.replay import Overlap
 from training.report import report_figures, write_report
 from training.shelf import EncoderShelf
 from training.split import test_mask
@@ -121,13 +123,18 @@ def _run(
     known, vectors = log.rows(in_training), embeddings.vectors[in_training]
     costs = attempt_costs(known, tiers)
     estimator = SuccessEstimator(config.target, config.seed).fit(
-        vectors, known.correct, cost_usd=costs.cost_usd, groups=known.groups, on_step=done
+        vectors,
+        known.correct,
+        propensity=known.propensity,
+        cost_usd=costs.cost_usd,
+        groups=known.groups,
+        on_step=done,
     )
     lengths = LengthModel.fit(
         estimator.basis_, vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed
     )
     done("lengths")
-    dial = calibrate_dial(estimator.out_of_fold_, known.correct, config.confidence)
+    outcomes, dial = _outcomes_and_dial(known, costs.cost_usd, estimator.out_of_fold_, config.confidence)
     done("dial")
 
     model = TierModel(estimator.parts_, estimator.weights_, estimator.calibration_, lengths)
@@ -135,11 +142,18 @@ def _run(
     held_out = log.rows(in_test)
     parity = check_parity(model, encoder, graph, held_out.prompts, embeddings.vectors[in_test], config.seed)
     done("parity")
+    if encoder.unquantized is not None:
+        slacks = sorted({point.slack for point in dial})
+        check = check_quantized(
+            model, encoder.unquantized, held_out, embeddings.vectors[in_test], tiers, slacks, config.seed
+        )
+        tracker.log_metrics({f"int8.{name}": value for name, value in asdict(check).items()})
+        done("int8")
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         tiers=log.tiers,
-        best_tier=log.tiers[best_tier(known.correct)],
-        success=tuple(np.nanmean(known.correct, axis=0).tolist()),
+        best_tier=log.tiers[best_tier(outcomes)],
+        success=tuple(np.clip(np.nanmean(outcomes, axis=0), 0, 1).tolist()),
         output_tokens=tuple(costs.mean_output_tokens.tolist()),
         encoder=encoder_info(encoder, known, embeddings.n_tokens[in_training]),
         default_quality=config.default_quality,
@@ -198,26 +212,55 @@ def _run(
 
 
 def _check_split(log: OutcomeTable, in_training: np.ndarray, in_test: np.ndarray) -> None:
-    """Raises LogError where there is too little to train or to judge on, before any work is done."""
+    """Raises LogError where a tier cannot be learned or nothing is held out, before any work is done."""
     observed = np.isfinite(log.correct)
     if unseen := [tier for tier, seen in zip(log.tiers, observed[in_training].any(axis=0), strict=True) if not seen]:
         raise LogError(f"found no training outcome of {', '.join(unseen)}; log some, or leave it out of tiers.toml")
-    n_judged = int(observed[in_test].all(axis=1).sum())
-    if n_judged < 2:
+    n_held_out = int(observed[in_test].any(axis=1).sum())
+    if n_held_out < 2:
         raise LogError(
-            f"found {n_judged} prompts that every tier answered in the held-out part ({int(in_test.sum())} of "
+            f"found {n_held_out} prompts with an outcome in the held-out part ({int(in_test.sum())} of "
             f"{log.n_prompts} prompts); expected some hundreds, or no router can be judged"
         )
+
+
+def _outcomes_and_dial(
+    known: OutcomeTable, cost_usd: np.ndarray, success: np.ndarray, confidence: float
+) -> tuple[np.ndarray, tuple[DialPoint, ...]]:
+    """What tiers and dial are judged by in training: the logged outcomes, of partial feedback doubly robust ones.
+
+    success: out of fold, (n_prompts, n_tiers). The dial then promises what it says only where every outcome has a
+    propensity and the log carries the value of every tier alone (`Overlap.refusal`); that the promise still holds
+    where many propensities are small rests on the size of the log, as the bound is a normal one.
+    """
+    if not is_partial(known.correct):
+        return known.correct, calibrate_dial(success, known.correct, confidence)
+    outcomes = doubly_robust(success, known.correct, known.propensity)
+    is_explored = bool(np.isfinite(known.propensity[np.isfinite(known.correct)]).all()) and all(
+        _is_carried(known, cost_usd, tier) for tier in range(len(known.tiers))
+    )
+    largest = float(1 / np.nanmin(known.propensity)) if is_explored else 1.0
+    return outcomes, calibrate_dial(success, outcomes, confidence, largest=largest, promise=is_explored)
+
+
+def _is_carried(known: OutcomeTable, cost_usd: np.ndarray, tier: int) -> bool:
+    """Whether the log says what always asking one tier comes to."""
+    choice = np.full(known.n_prompts, tier)
+    log = logged_choices(known, cost_usd, choice)
+    return Overlap.of(log, np.eye(len(known.tiers))[choice]).refusal is None
 
 
 def make_encoder(config: TrainingConfig, log: OutcomeTable, cache: Path) -> tuple[Encoder, bool]:
     """The encoder that the settings name, and whether an earlier run had learned it."""
     if config.encoder == "static":
         return EncoderShelf(cache / "encoders").static(log.prompts, log.prompt_ids, StaticRecipe(), config.seed)
-    from training.transformer import export_transformer  # torch, only where asked for
+    from training.transformer import PACKAGED, PACKAGED_INT8, export_transformer  # torch, only where asked for
 
-    tokenizer, graph = export_transformer(config.encoder, MAX_TRANSFORMER_TOKENS)
-    return with_token_kinds(config.encoder, tokenizer, graph, MAX_TRANSFORMER_TOKENS), False
+    is_int8 = config.encoder == PACKAGED_INT8
+    name = PACKAGED if is_int8 else config.encoder
+    tokenizer, graph = export_transformer(name, MAX_TRANSFORMER_TOKENS)
+    encoder = with_token_kinds(name, tokenizer, graph, MAX_TRANSFORMER_TOKENS)
+    return (quantized(encoder) if is_int8 else encoder), False
 
 
 def best_tier(correct: np.ndarray) -> int:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from router.bundle import Manifest
-from training.evaluation import Evaluation
+from training.evaluation import Evaluation, OffPolicyResult, off_policy_figures
 from training.metrics import Interval, hull
 from training.outcomes import OutcomeTable
 
@@ -28,7 +28,9 @@ _MIX_COLORS = "viridis"
 
 
 def report_figures(evaluation: Evaluation) -> dict[str, Figure]:
-    """All pictures of the report, by name."""
+    """All pictures of the report, by name; none of a router that was judged off-policy."""
+    if evaluation.off_policy:
+        return {}
     return {
         "cost_quality": cost_quality_figure(evaluation),
         "calibration": calibration_figure(evaluation),
@@ -151,10 +153,41 @@ def report_tables(
     evaluation: Evaluation, labels: Mapping[str, Mapping[str, float]] | None
 ) -> dict[str, tuple[Sequence[str], list[Sequence[str]]]]:
     """Every table of the report: title to (header, rows)."""
+    tables = _off_policy_table(evaluation.off_policy) if evaluation.off_policy else _figure_tables(evaluation)
+    if labels is not None:
+        tables["Cheapest-correct label"] = (
+            ["segment", *labels["all"]],
+            [[segment, *(f"{share:.1%}" for share in shares.values())] for segment, shares in labels.items()],
+        )
+    return tables
+
+
+_Tables = dict[str, tuple[Sequence[str], list[Sequence[str]]]]
+
+
+def _off_policy_table(found: OffPolicyResult) -> _Tables:
+    """What the log says of router and single tiers; no table where it says nothing."""
+    if found.router is None:
+        return {}
+    reports = {f"router at quality {found.quality:g}": found.router}
+    reports |= {f"always {tier}": report for tier, report in found.single.items()}
+    return {
+        "Off-policy": (
+            ["policy", "accuracy", "USD per 1,000 requests", "effective sample size", "not judged because"],
+            [
+                [name, *map(_cell, off_policy_figures(report)), f"{report.effective_sample_size:,.0f}",
+                 report.refused or ""]
+                for name, report in reports.items()
+            ],
+        )
+    }  # fmt: skip
+
+
+def _figure_tables(evaluation: Evaluation) -> _Tables:
     policies = {"router": evaluation.router, **evaluation.baselines}
     names = [name for name in ("aiq", "perf_gain", "cost_save", "cost_at_98", "cost_at_95", "apgr", "cpt50", "cpt80")
              if name in evaluation.router.figures]  # fmt: skip
-    tables: dict[str, tuple[Sequence[str], list[Sequence[str]]]] = {
+    tables: _Tables = {
         "Router and baselines": (
             ["policy", *names],
             [[name, *(_cell(result.figures.get(figure)) for figure in names)] for name, result in policies.items()],
@@ -188,11 +221,6 @@ def report_tables(
                 for name, entry in evaluation.segments.items()
             ],
         )
-    if labels is not None:
-        tables["Cheapest-correct label"] = (
-            ["segment", *labels["all"]],
-            [[segment, *(f"{share:.1%}" for share in shares.values())] for segment, shares in labels.items()],
-        )
     return tables
 
 
@@ -209,16 +237,11 @@ def _facts(manifest: Manifest, evaluation: Evaluation, log: OutcomeTable) -> lis
     facts = [
         *([training["note"]] if training["note"] else []),
         f"Log: {log.summary}.",
-        f"Trained on {training['n_trained_on']:,} prompts; judged on {evaluation.n_prompts:,} others that every tier "
-        f"answered, split by question; target {training['target']}; {training['n_trees']} trees; "
-        f"encoder {manifest.encoder.name}.",
-        f"AIQ is the mean accuracy on the hull of policy and single tiers, over the cost from the cheapest tier's to "
-        f"{evaluation.best_tier}'s ({evaluation.single[evaluation.best_tier][1].value:.4g} USD per 1,000 requests). "
-        "cost_at_98 is the cost relative to always asking the best tier at 98 % of its accuracy. "
-        "In brackets: 95 % bootstrap interval over prompts.",
-        f"The dial's promise: with {manifest.confidence:.0%} confidence, the accuracy kept relative to always asking "
-        f"{manifest.best_tier} is at least the quality asked for, in whatever order prices rank the tiers, as long as "
-        "requests are exchangeable with the log's prompts.",
+        f"Trained on {training['n_trained_on']:,} prompts; judged on {evaluation.n_prompts:,} others "
+        f"{'with partial feedback' if evaluation.off_policy else 'that every tier answered'}, split by question; "
+        f"target {training['target']}; {training['n_trees']} trees; encoder {manifest.encoder.name}.",
+        _meaning(evaluation),
+        _promise(manifest),
     ]
     if evaluation.estimated_cost_share > 0:
         facts.append(
@@ -226,6 +249,32 @@ def _facts(manifest: Manifest, evaluation: Evaluation, log: OutcomeTable) -> lis
             "those are estimated from mean answer lengths, so read costs as ratios."
         )
     return facts
+
+
+def _meaning(evaluation: Evaluation) -> str:
+    """What the figures are."""
+    if evaluation.off_policy:
+        return (
+            "Accuracy and cost are doubly robust off-policy estimates, from the outcome of the tier that was chosen "
+            "and the propensity of that choice; in brackets 95 % intervals. Figures that need the outcome of every "
+            "tier (curves, AIQ, calibration, baselines) cannot be had from such a log."
+        )
+    return (
+        f"AIQ is the mean accuracy on the hull of policy and single tiers, over the cost from the cheapest tier's to "
+        f"{evaluation.best_tier}'s ({evaluation.single[evaluation.best_tier][1].value:.4g} USD per 1,000 requests). "
+        "cost_at_98 is the cost relative to always asking the best tier at 98 % of its accuracy. "
+        "In brackets: 95 % bootstrap interval over prompts."
+    )
+
+
+def _promise(manifest: Manifest) -> str:
+    if not any(point.promised for point in manifest.dial):
+        return "The dial promises nothing: the training log carries no promise, of any quality."
+    return (
+        f"The dial's promise: with {manifest.confidence:.0%} confidence, the accuracy kept relative to always asking "
+        f"{manifest.best_tier} is at least the quality asked for, in whatever order prices rank the tiers, as long as "
+        "requests are exchangeable with the log's prompts."
+    )
 
 
 def _html(
