@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import training.examine as examining
 import training.retrain as line
 from router import Router
 from router.bundle import Bundle, read_manifest
@@ -21,11 +22,13 @@ from router.golden import check_golden
 from router.tiers import read_tiers
 from router.watch import Watcher
 from training import TrainingConfig
+from training.config import RetrainConfig
 from training.errors import ConfigError, StoreBusyError, StoreError
 from training.export import golden_entries
 from training.ingest import ingest
+from training.judge import Comparison, Measure, compare, cost_of_a_correct_answer, worse_segments_of
 from training.metrics import Interval
-from training.retrain import Comparison, Measure, RetrainConfig, compare, retrain, rollback
+from training.retrain import retrain, rollback
 from training.store import Store
 from training.track import tracked_run
 from training.training_part import TrainingPart
@@ -280,13 +283,13 @@ def test_a_segment_counts_only_where_it_is_surely_worse():
     rng = np.random.default_rng(0)
     segments = np.repeat(["bad", "even", "few"], [200, 200, 20])
     difference = np.concatenate([rng.choice([0, -1], 200, p=[0.8, 0.2]), rng.choice([-1, 1], 200), -np.ones(20)])
-    assert list(line._worse_segments(difference, segments)) == ["bad"]
+    assert list(worse_segments_of(difference, segments)) == ["bad"]
 
 
 def test_worth_by_default_makes_always_the_best_tier_worth_nothing():
     correct = np.array([[0, 1], [0, 1], [1, 0], [np.nan, 1.0]])
     cost = np.array([[0.0, 0.03]] * 4)
-    worth = line._cost_of_a_correct_answer(correct, cost)
+    worth = cost_of_a_correct_answer(correct, cost)
     assert worth * 0.75 - 0.03 == pytest.approx(0)
 
 
@@ -378,7 +381,7 @@ def test_a_file_that_a_full_disk_kept_from_being_read_is_not_lost(turn, day, qui
 
     day(1).to_parquet(turn.logs / "day1.parquet")
     with monkeypatch.context() as patch:
-        patch.setattr(line, "append_log", no_room)
+        patch.setattr(examining, "append_log", no_room)
         assert not turn().promoted
     assert turn().champion == bundle_id(challenger)
 

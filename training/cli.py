@@ -12,14 +12,14 @@ from tqdm import tqdm
 
 from router.cli import DONE, Command, say
 from router.router import Router
-from training.config import TrainingConfig
+from training.config import RetrainConfig, TrainingConfig
 from training.evaluate import evaluate as run_evaluation
 from training.evaluation import Evaluation
 from training.fit import Target
 from training.pipeline import TrainingResult
 from training.pipeline import train as run_training
 from training.report import report_tables
-from training.retrain import Receipt, RetrainConfig
+from training.retrain import Receipt
 from training.retrain import retrain as run_retraining
 from training.retrain import rollback as run_rollback
 

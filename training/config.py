@@ -1,8 +1,8 @@
-"""The settings of a training run."""
+"""The settings of a training run, and of a run of `broker retrain`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -46,3 +46,36 @@ class TrainingConfig:
             raise ConfigError(f"default_quality is {self.default_quality!r}; expected a share above 0 and at most 1")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; expected a number of at least 0")
+
+
+@dataclass(frozen=True)
+class RetrainConfig:
+    """What a run of `retrain` goes by.
+
+    worth_usd: what a correct answer is worth, in net value = worth_usd x quality - cost; None takes what a correct
+        answer of the best single tier costs, so that always asking that tier has the net value 0.
+    quality_margin: the quality may be worse by at most so much, with confidence: 0.02 is two percentage points, about
+        what the default quality of 0.98 gives away; less takes thousands of held-out prompts to show.
+    window_prompts: held-out prompts to judge on, of the newest log files; older ones only where these are too few.
+    min_judged: with fewer, no challenger is judged, and the champion stays.
+    accept_change: take log files that were set aside, because someone looked.
+    model_name: in MLflow's model registry.
+    """
+
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    worth_usd: float | None = None
+    quality_margin: float = 0.02
+    window_prompts: int = 2000
+    min_judged: int = 100
+    accept_change: bool = False
+    model_name: str = "token-broker"
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a setting is out of range."""
+        if self.worth_usd is not None and not 0 < self.worth_usd < float("inf"):
+            raise ConfigError(f"worth_usd is {self.worth_usd!r}; expected USD above 0")
+        if not 0 <= self.quality_margin <= 1:
+            raise ConfigError(f"quality_margin is {self.quality_margin!r}; expected a share from 0 to 1")
+        for name in ("window_prompts", "min_judged"):
+            if getattr(self, name) < 2:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected at least 2")

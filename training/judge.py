@@ -1,0 +1,249 @@
+"""Champion and challenger on the same prompts: quality, cost and net value, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from router.bundle import Bundle
+from router.prices import PriceTable
+from router.tiers import Tier
+from training.config import RetrainConfig
+from training.costs import attempt_costs
+from training.evaluate import MIN_SEGMENT_PROMPTS
+from training.metrics import Interval, interval, resamples
+from training.outcomes import OutcomeTable, is_partial
+from training.replay import LoggedChoices, compare_policies
+from training.shipped import Shipped
+from training.training_part import TrainingPart
+
+MIN_COVERAGE = 0.8
+"""Of the prompts on which champion and challenger differ, this share must have the outcomes of both choices."""
+
+SEGMENT_ERROR_RATE = 0.05
+"""Chance that any segment of a challenger that is as good everywhere counts as worse (Bonferroni)."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of both, and the difference challenger - champion with its paired 95 % interval.
+
+    champion, challenger: None where only the difference is known (off-policy).
+    """
+
+    champion: float | None
+    challenger: float | None
+    difference: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """As the receipt has it."""
+        return {**asdict(self), "difference": self.difference.to_json()}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Champion and challenger on the same prompts, without dials, at the prices of tiers.toml.
+
+    quality: share of correct answers. cost_usd, net_value: USD per request. worse_segments: what is significantly worse
+    there, by segment. refused: why they cannot be compared; the measures are None then.
+    """
+
+    n_prompts: int
+    worth_usd: float | None = None
+    quality: Measure | None = None
+    cost_usd: Measure | None = None
+    net_value: Measure | None = None
+    worse_segments: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
+
+    def verdict(self, quality_margin: float) -> tuple[bool, str]:
+        """Whether the challenger takes over, and why or why not, in one line."""
+        if self.refused or self.quality is None or self.net_value is None:
+            return False, self.refused
+        quality, net_value = self.quality.difference, self.net_value.difference
+        quality_text, net_text = _points(quality), _usd_per_1k(net_value)
+        if quality.low < -quality_margin:
+            return False, (
+                f"quality may be worse: {quality_text}, where a loss of at most {quality_margin * 100:g} points "
+                f"is tolerated; {self.n_prompts:,} prompts"
+            )
+        if self.worse_segments:
+            found = "; ".join(f"{segment} {how}" for segment, how in self.worse_segments.items())
+            return False, f"quality is worse in a segment: {found}"
+        if net_value.low <= 0:
+            return False, f"net value is not better with confidence: {net_text}; {self.n_prompts:,} prompts"
+        return True, f"net value is better: {net_text}; quality {quality_text}; {self.n_prompts:,} prompts"
+
+
+def compare(
+    champion: Bundle,
+    challenger: Bundle,
+    log: OutcomeTable,
+    tiers_text: str,
+    tiers: Sequence[Tier],
+    recent: np.ndarray,
+    config: RetrainConfig,
+) -> Comparison:
+    """Both bundles on the recent prompts that neither was trained on, as they answer a request without dials.
+
+    log: with the columns of `tiers`, among which are all tiers of both. recent: prompt_ids.
+    """
+    parts = [TrainingPart.load(TrainingPart.path_of(b.path), b.manifest.bundle_id) for b in (champion, challenger)]
+    trained_on = np.concatenate([part.groups for part in parts])
+    table = log.rows(np.isin(log.prompt_ids, recent) & ~np.isin(log.groups, trained_on))
+    table = table.rows(np.isfinite(table.correct).any(axis=1))
+    if table.n_prompts < config.min_judged:
+        return Comparison(table.n_prompts, refused=_too_few(table.n_prompts, config))
+    has_tokens = np.isfinite(table.input_tokens) & np.isfinite(table.output_tokens)
+    repriced = replace(table, cost_usd=np.where(has_tokens, np.nan, table.cost_usd))
+    cost_usd = attempt_costs(repriced, tiers).cost_usd
+    prices = PriceTable.parse(tiers_text)
+    ours, theirs = (_choices(bundle, prices, table.prompts) for bundle in (champion, challenger))
+    worth_usd = config.worth_usd or cost_of_a_correct_answer(table.correct, cost_usd)
+    if is_partial(table.correct):
+        return _compare_off_policy(
+            table, cost_usd, ours, theirs, _estimates(challenger, prices, table.prompts), worth_usd, config
+        )
+    return _compare_paired(table, cost_usd, ours, theirs, worth_usd, config)
+
+
+def _compare_paired(
+    table: OutcomeTable,
+    cost_usd: np.ndarray,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    worth_usd: float,
+    config: RetrainConfig,
+) -> Comparison:
+    """Where most tiers answered most prompts: what each choice really came to. ours, theirs: (n_prompts,)."""
+    rows = np.arange(table.n_prompts)
+    judged = np.isfinite(table.correct[rows, ours]) & np.isfinite(table.correct[rows, theirs])
+    differ = ours != theirs
+    n_differ, n_known = int(differ.sum()), int((differ & judged).sum())
+    if judged.sum() < config.min_judged:
+        return Comparison(int(judged.sum()), refused=_too_few(int(judged.sum()), config))
+    if n_known < MIN_COVERAGE * n_differ:
+        lacking = np.unique(
+            np.concatenate([side[differ & np.isnan(table.correct[rows, side])] for side in (ours, theirs)])
+        )
+        return Comparison(
+            int(judged.sum()),
+            refused=f"champion and challenger differ on {n_differ:,} prompts, of which only {n_known:,} have the "
+            f"outcomes of both; ask {', '.join(table.tiers[k] for k in lacking)} more of the prompts",
+        )
+    rows = rows[judged]
+    ours, theirs = ours[judged], theirs[judged]
+    quality = np.stack([table.correct[rows, ours], table.correct[rows, theirs]])
+    cost = np.stack([cost_usd[rows, ours], cost_usd[rows, theirs]])
+    weights = resamples(len(rows), config.training.seed)
+    return Comparison(
+        n_prompts=len(rows),
+        worth_usd=worth_usd,
+        quality=_measure(quality, weights),
+        cost_usd=_measure(cost, weights),
+        net_value=_measure(worth_usd * quality - cost, weights),
+        worse_segments=worse_segments_of(quality[1] - quality[0], table.segments[rows]),
+    )
+
+
+def _compare_off_policy(
+    table: OutcomeTable,
+    cost_usd: np.ndarray,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    predicted: Mapping[str, np.ndarray],
+    worth_usd: float,
+    config: RetrainConfig,
+) -> Comparison:
+    """Where each prompt has the outcome of the tier that was chosen: doubly robust, from the logged propensities.
+
+    The interval of the net value adds those of quality and cost, which is wider than it need be.
+    """
+    known = np.isfinite(table.correct) & (table.propensity > 0) & (table.propensity <= 1)
+    rows = np.flatnonzero(known.sum(axis=1) == 1)
+    if len(rows) < config.min_judged:
+        return Comparison(len(rows), refused=_too_few(len(rows), config) + " (with one outcome and its propensity)")
+    action = known[rows].argmax(axis=1)
+    log = LoggedChoices(action, table.propensity[rows, action], table.correct[rows, action], cost_usd[rows, action])
+    one_hot = np.eye(len(table.tiers))
+    found = compare_policies(
+        log, one_hot[ours[rows]], one_hot[theirs[rows]],
+        predicted["success"][rows].astype(float), predicted["cost_usd"][rows].astype(float),
+    )  # fmt: skip
+    if found.quality is None or found.cost_usd is None:
+        return Comparison(len(rows), refused=f"the log does not carry a comparison: {found.refused}")
+    quality = Interval(found.quality.value, found.quality.low, found.quality.high)
+    cost = Interval(found.cost_usd.value, found.cost_usd.low, found.cost_usd.high)
+    net_value = Interval(
+        worth_usd * quality.value - cost.value, worth_usd * quality.low - cost.high, worth_usd * quality.high - cost.low
+    )
+    q, c, v = (Measure(None, None, difference) for difference in (quality, cost, net_value))
+    return Comparison(len(rows), worth_usd, quality=q, cost_usd=c, net_value=v)
+
+
+def _choices(bundle: Bundle, prices: PriceTable, prompts: Sequence[str]) -> np.ndarray:
+    """The tier, as a column of `prices`, of every prompt without dials, int (n_prompts,)."""
+    manifest = bundle.manifest
+    column = {tier.name: number for number, tier in enumerate(prices.tiers)}
+    priced = _at_prices(bundle, prices)
+    slack = manifest.dial_point(manifest.default_quality).slack
+    shipped = Shipped(priced)
+    columns = np.array([column[name] for name in manifest.tiers])
+    return np.asarray(columns[shipped.choices(shipped.estimates(prompts), 0.0, slack)])
+
+
+def _estimates(bundle: Bundle, prices: PriceTable, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    return Shipped(_at_prices(bundle, prices)).estimates(prompts)
+
+
+def _at_prices(bundle: Bundle, prices: PriceTable) -> Bundle:
+    """The bundle at other prices; `prices` may have more tiers."""
+    named = {tier.name: tier for tier in prices.tiers}
+    return replace(bundle, prices=replace(prices, tiers=tuple(named[name] for name in bundle.manifest.tiers)))
+
+
+def cost_of_a_correct_answer(correct: np.ndarray, cost_usd: np.ndarray) -> float:
+    """USD per correct answer of the tier with the highest accuracy; 1 where it is free. Both (n_prompts, n_tiers)."""
+    known = np.isfinite(correct)
+    accuracy = np.where(known, correct, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    best = int(accuracy.argmax())
+    return float(cost_usd[known[:, best], best].mean() / accuracy[best]) if accuracy[best] > 0 else 1.0
+
+
+def _measure(both: np.ndarray, weights: np.ndarray) -> Measure:
+    """both: champion's and challenger's values, (2, n_prompts). weights: (n_resamples, n_prompts)."""
+    return Measure(float(both[0].mean()), float(both[1].mean()), interval(weights @ (both[1] - both[0])))
+
+
+def worse_segments_of(difference: np.ndarray, segments: np.ndarray) -> dict[str, str]:
+    """Segments where the quality is significantly lower; both (n_prompts,)."""
+    names, sizes = np.unique(segments, return_counts=True)
+    large = names[sizes >= MIN_SEGMENT_PROMPTS]
+    worse: dict[str, str] = {}
+    for name in large.tolist():
+        of_segment = difference[segments == name]
+        error = float(of_segment.std(ddof=1)) / len(of_segment) ** 0.5
+        highest = float(of_segment.mean()) + NormalDist().inv_cdf(1 - SEGMENT_ERROR_RATE / len(large)) * error
+        if highest < 0:
+            worse[name or "(no segment)"] = f"{of_segment.mean() * 100:+.1f} points, {len(of_segment):,} prompts"
+    return worse
+
+
+def _too_few(n_prompts: int, config: RetrainConfig) -> str:
+    return (
+        f"only {n_prompts:,} recent prompts that neither bundle was trained on can be judged; "
+        f"{config.min_judged:,} needed"
+    )
+
+
+def _points(difference: Interval) -> str:
+    return f"{difference.value * 100:+.2f} points ({difference.low * 100:+.2f} to {difference.high * 100:+.2f})"
+
+
+def _usd_per_1k(difference: Interval) -> str:
+    low, value, high = (1000 * usd for usd in (difference.low, difference.value, difference.high))
+    return f"{value:+.4g} USD per 1,000 requests ({low:+.4g} to {high:+.4g})"
