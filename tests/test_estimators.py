@@ -264,6 +264,20 @@ def test_expected_length_has_the_right_mean_and_a_tier_without_lengths_its_const
     np.testing.assert_allclose(predicted[:, 1], 256)
 
 
+def test_lengths_of_one_kind_of_prompt_are_not_extrapolated_to_another():
+    embedding, _ = log_of(800, 2)
+    rng = np.random.default_rng(0)
+    other = np.arange(800) >= 400  # a kind of prompt whose lengths were never logged
+    embedding[other, :2] += [1, 2]
+    tokens = np.exp(5 + embedding[:, [0, 0]] + 0.1 * rng.normal(size=(800, 2)))
+    tokens[other] = np.nan
+    basis = KernelBasis.fit(embedding, 50, seed=0)
+    lengths = LengthModel.fit(basis, embedding, tokens, np.nanmean(tokens, axis=0), np.arange(800).astype(str), seed=0)
+    predicted = lengths.predict(embedding)
+    assert np.corrcoef(predicted[~other, 0], tokens[~other, 0])[0, 1] > 0.7
+    assert predicted[other].mean() == pytest.approx(np.nanmean(tokens), rel=0.1)
+
+
 # ---- the sample log --------------------------------------------------------------------------------
 
 

@@ -145,9 +145,9 @@ class KernelBasis:
         """Whitened similarities, (n_prompts, n_landmarks)."""
         return np.asarray(self.similarities(embedding) @ self.whitening)
 
-    def regress(self, features: np.ndarray, targets: np.ndarray) -> Kernel:
-        """Ridge regression on the features; targets complete, (n_prompts, n_targets)."""
-        weights, bias = ridge(features, targets)
+    def regress(self, features: np.ndarray, targets: np.ndarray, weight: np.ndarray | None = None) -> Kernel:
+        """Ridge regression on the features; targets complete, (n_prompts, n_targets); weight: of each prompt."""
+        weights, bias = ridge(features, targets, weight)
         return Kernel(self, self.whitening @ weights, bias)
 
     def add_to(self, graph: Graph, embedding: str) -> tuple[str, np.ndarray]:

@@ -58,6 +58,7 @@ MAX_KERNEL_PROMPTS = 100_000
 CONTRAST_ROUNDS = 60
 LABEL_ROUNDS = 20
 MIN_PROMPTS = 60
+UNLOGGED_WEIGHT = 0.02
 MANY_PROMPTS = 50_000
 LABEL_STRENGTH = 0.1
 _MIN_SELECTION_PROMPTS = 100
@@ -438,23 +439,30 @@ class LengthModel:
         groups: np.ndarray,
         seed: int,
     ) -> LengthModel:
-        """output_tokens: (n_prompts, n_tiers), NaN where not logged; fallback: constant per tier, (n_tiers,)."""
+        """output_tokens: (n_prompts, n_tiers), NaN where not logged; fallback: constant per tier, (n_tiers,).
+
+        A prompt whose length is not logged counts a little, as one of the tier's typical length: where a whole kind
+        of prompt lacks lengths, nothing is extrapolated from other kinds.
+        """
         scale = fallback.astype(float).copy()
         kernels = [Kernel(basis, np.zeros((len(basis.landmarks), 1)), np.zeros(1)) for _ in scale]
-        for tier, tokens in enumerate(output_tokens.T):
-            rows = np.flatnonzero(tokens > 0)[:MAX_KERNEL_PROMPTS]
-            if len(rows) < MIN_PROMPTS:
+        features = basis.features(embedding[:MAX_KERNEL_PROMPTS])
+        folds = fold_numbers(groups[:MAX_KERNEL_PROMPTS], 2, seed)
+        for tier, tokens in enumerate(output_tokens[:MAX_KERNEL_PROMPTS].T):
+            logged = tokens > 0
+            if logged.sum() < MIN_PROMPTS:
                 continue
-            features, logarithm = basis.features(embedding[rows]), np.log(tokens[rows])[:, None]
-            folds = fold_numbers(groups[rows], 2, seed)
-            predicted = np.full(len(rows), logarithm.mean())
+            typical = np.log(tokens[logged]).mean()
+            logarithm = np.where(logged, np.log(np.where(logged, tokens, 1.0)), typical)[:, None]
+            weight = np.where(logged, 1.0, UNLOGGED_WEIGHT)
+            predicted = np.full(len(tokens), typical)
             for fold in (0, 1):
                 held_out = folds == fold
-                if held_out.any() and not held_out.all():
-                    weights, bias = ridge(features[~held_out], logarithm[~held_out])
+                if (logged & ~held_out).any():
+                    weights, bias = ridge(features[~held_out], logarithm[~held_out], weight[~held_out])
                     predicted[held_out] = (features[held_out] @ weights + bias)[:, 0]
-            kernels[tier] = basis.regress(features, logarithm)
-            scale[tier] = tokens[rows].mean() / np.exp(predicted).mean()  # Duan's smearing, as a ratio of means
+            kernels[tier] = basis.regress(features, logarithm, weight)
+            scale[tier] = tokens[logged].mean() / np.exp(predicted[logged]).mean()  # Duan's smearing, a ratio of means
         weights = np.concatenate([kernel.weights for kernel in kernels], axis=1)
         return cls(Kernel(basis, weights, np.concatenate([kernel.bias for kernel in kernels])), scale)
 
