@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from router.errors import BundleError, TierError
 from router.prices import PriceTable
 
 # Raise by one whenever a reader of the former format could not read the new one; say so in CHANGELOG.md.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 GRAPH_FILE = "router.onnx"
 TOKENIZER_FILE = "tokenizer.json"
@@ -59,12 +59,16 @@ class DialPoint:
     kept: lower confidence bound of the accuracy kept, relative to always asking the best tier.
     promised: False where the training log carries no promise of this quality; slack is then 0, or, of partial
         feedback, the best estimate there is.
+    n_needed: about how many prompts with the outcome of every tier would carry a promise; None where none would.
+    segments: `kept` within each segment of the log that has prompts enough, for all of them at once.
     """
 
     quality: float
     slack: float
     kept: float
     promised: bool
+    n_needed: int | None = None
+    segments: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Manifest:
     best_tier: the single tier with the highest accuracy in training.
     success, output_tokens: means per tier in training.
     dial: in rising order of quality, slack never rising.
-    confidence: with which each promised row of the dial holds.
+    confidence: with which each promised row of the dial holds. promise: the same in words, with what it assumes and
+        the evidence for it.
     training: digest and time span of the log, numbers of prompts, target, seed.
     files: SHA-256 of every other file of the bundle.
     """
@@ -89,6 +94,7 @@ class Manifest:
     default_quality: float
     confidence: float
     dial: tuple[DialPoint, ...]
+    promise: Mapping[str, Any]
     training: Mapping[str, Any]
     versions: Mapping[str, str]
     mlflow_run_id: str | None

@@ -42,7 +42,8 @@ class Policy:
 class Dials:
     """What a request's dials come to.
 
-    quality: None where it has no say. promised: whether the bundle stands by it.
+    quality: None where it has no say. promised: whether the bundle stands by it; if not, n_needed is about how many
+        prompts would carry the promise, None where that cannot be said.
     worth_input, slack_input: the two numbers as the graph takes them, float32 (1,).
     """
 
@@ -51,6 +52,7 @@ class Dials:
     worth_usd: float
     critical: bool
     promised: bool
+    n_needed: int | None = None
     worth_input: np.ndarray = field(init=False, repr=False, compare=False)
     slack_input: np.ndarray = field(init=False, repr=False, compare=False)
 
@@ -81,7 +83,9 @@ def resolve_dials(
     if quality is None:
         quality = manifest.default_quality if policy.default_quality is None else policy.default_quality
     point = manifest.dial_point(quality)
-    return Dials(quality, point.slack, worth_usd or 0.0, critical=False, promised=point.promised)
+    return Dials(
+        quality, point.slack, worth_usd or 0.0, critical=False, promised=point.promised, n_needed=point.n_needed
+    )
 
 
 def offer_filter(regions: Collection[str] | None, capabilities: Collection[str]) -> Callable[[Offer], bool] | None:

@@ -335,6 +335,8 @@ class _Call:
             why = f"cheapest of {n_admissible} tiers within {dials.slack:.3f} of the highest success"
         if dials.quality is not None and not dials.promised:
             why += f"; the training log carries no promise of quality {dials.quality:g}"
+            if dials.n_needed:
+                why += f", which takes about {dials.n_needed:,} prompts like its own"
         if not all(is_open):
             why += f"; not eligible: {', '.join(name for name, can in zip(names, is_open, strict=True) if not can)}"
         return f"{names[tier]}: {why}"

@@ -11,7 +11,7 @@ import pytest
 from router.bundle import Bundle
 from router.prices import PriceTable
 from training import TrainingConfig, evaluate, train
-from training.calibrate import DIAL_QUALITIES
+from training.dial import DIAL_QUALITIES
 from training.errors import LogError
 from training.metrics import FIGURES, Interval
 from training.shipped import Shipped

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from router.bundle import FORMAT_VERSION, Bundle, DialPoint, EncoderInfo, Manifest
 from router.tiers import Tier, read_tiers
-from training.calibrate import calibrate_dial, doubly_robust
+from training.calibrate import doubly_robust
 from training.config import TrainingConfig
 from training.costs import AttemptCosts, attempt_costs
+from training.dial import calibrate_dial, promise_statement
 from training.embed import embed
 from training.encoders import Encoder, StaticRecipe, with_token_kinds
 from training.errors import LogError
@@ -149,16 +150,18 @@ def _run(
         )
         tracker.log_metrics({f"int8.{name}": value for name, value in asdict(check).items()})
         done("int8")
+    best = log.tiers[best_tier(outcomes)]
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         tiers=log.tiers,
-        best_tier=log.tiers[best_tier(outcomes)],
+        best_tier=best,
         success=tuple(np.clip(np.nanmean(outcomes, axis=0), 0, 1).tolist()),
         output_tokens=tuple(costs.mean_output_tokens.tolist()),
         encoder=encoder_info(encoder, known, embeddings.n_tokens[in_training]),
         default_quality=config.default_quality,
         confidence=config.confidence,
         dial=dial,
+        promise=promise_statement(dial, config.confidence, best, int(np.isfinite(outcomes).all(axis=1).sum())),
         training={
             "data_digest": log.digest,
             "n_prompts": log.n_prompts,
@@ -230,17 +233,18 @@ def _outcomes_and_dial(
     """What tiers and dial are judged by in training: the logged outcomes, of partial feedback doubly robust ones.
 
     success: out of fold, (n_prompts, n_tiers). The dial then promises what it says only where every outcome has a
-    propensity and the log carries the value of every tier alone (`Overlap.refusal`); that the promise still holds
-    where many propensities are small rests on the size of the log, as the bound is a normal one.
+    propensity and the log carries the value of every tier alone (`Overlap.refusal`).
     """
     if not is_partial(known.correct):
-        return known.correct, calibrate_dial(success, known.correct, confidence)
+        return known.correct, calibrate_dial(success, known.correct, confidence, segments=known.segments)
     outcomes = doubly_robust(success, known.correct, known.propensity)
     is_explored = bool(np.isfinite(known.propensity[np.isfinite(known.correct)]).all()) and all(
         _is_carried(known, cost_usd, tier) for tier in range(len(known.tiers))
     )
     largest = float(1 / np.nanmin(known.propensity)) if is_explored else 1.0
-    return outcomes, calibrate_dial(success, outcomes, confidence, largest=largest, promise=is_explored)
+    return outcomes, calibrate_dial(
+        success, outcomes, confidence, segments=known.segments, largest=largest, promise=is_explored
+    )
 
 
 def _is_carried(known: OutcomeTable, cost_usd: np.ndarray, tier: int) -> bool:

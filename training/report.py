@@ -268,13 +268,8 @@ def _meaning(evaluation: Evaluation) -> str:
 
 
 def _promise(manifest: Manifest) -> str:
-    if not any(point.promised for point in manifest.dial):
-        return "The dial promises nothing: the training log carries no promise, of any quality."
-    return (
-        f"The dial's promise: with {manifest.confidence:.0%} confidence, the accuracy kept relative to always asking "
-        f"{manifest.best_tier} is at least the quality asked for, in whatever order prices rank the tiers, as long as "
-        "requests are exchangeable with the log's prompts."
-    )
+    parts = (manifest.promise[name] for name in ("statement", "assumption", "evidence") if name in manifest.promise)
+    return f"The dial's promise. {' '.join(parts)}"
 
 
 def _html(

@@ -173,6 +173,7 @@ export class Router {
     else why = `cheapest of ${nAdmissible} tiers within ${slack} of the highest success`;
     if (dials.quality !== null && !dials.promised) {
       why += `; the training log carries no promise of quality ${dials.quality}`;
+      if (dials.nNeeded) why += `, which takes about ${dials.nNeeded.toLocaleString("en-US")} prompts like its own`;
     }
     if (notEligible.length > 0) why += `; not eligible: ${notEligible.join(", ")}`;
     return `${names[tier]}: ${why}`;
@@ -248,7 +249,8 @@ function resolveDials(manifest, request) {
   }
   const inForce = quality ?? manifest.default_quality;
   const point = manifest.dial.find((row) => row.quality >= inForce) ?? manifest.dial.at(-1);
-  return { quality: inForce, slack: point.slack, worthUsd: worth_usd ?? 0, critical, promised: point.promised };
+  const { slack, promised, n_needed: nNeeded } = point;
+  return { quality: inForce, slack, worthUsd: worth_usd ?? 0, critical, promised, nNeeded };
 }
 
 /** Which offers a request accepts: of any region where it names none, and with every capability it asks for. */

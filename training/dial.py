@@ -1,0 +1,242 @@
+"""The quality dial: how far below the highest success a tier may be, so that a promised share of accuracy is kept.
+
+The promise of a quality q: with confidence 1 - delta, the accuracy kept is at least q x that of always asking the best
+tier, for requests like those of the log and in whatever order prices rank the tiers. It is tested by betting
+(Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables by betting", JRSS B 86): prompt by prompt, a
+stake is set on z = y - q x b, where y is the outcome of the tier chosen and b that of the best tier. Were the mean of z
+at most 0, the wealth would on average never rise above the 1 that it began with, so it would come to 1 / delta with
+probability delta at most (Ville's inequality). Nothing is assumed of the outcomes' distribution, and no number of
+prompts is too small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from router.bundle import DialPoint
+
+DIAL_QUALITIES = (0.80, 0.85, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.00)
+SLACKS = np.concatenate([np.arange(0, 0.1, 0.005), np.arange(0.1, 0.3, 0.01), np.arange(0.3, 1.0001, 0.05)])
+
+MAX_DIAL_PROMPTS = 200_000
+"""More would widen the slack by less than a step."""
+
+MIN_SEGMENT_PROMPTS = 200
+MAX_SEGMENTS = 20
+"""Bounds within segments are for those of so many prompts, the largest first."""
+
+MAX_STAKE = 0.5
+"""Share of the wealth that one prompt can lose."""
+
+MAX_QUALITY = 1.25
+"""Bounds of the accuracy kept are looked for up to here."""
+
+_N_BISECTIONS = 12
+_MOST_PROMPTS = 10**9
+
+
+def calibrate_dial(
+    success: np.ndarray,
+    correct: np.ndarray,
+    confidence: float,
+    *,
+    segments: np.ndarray | None = None,
+    largest: float = 1.0,
+    promise: bool = True,
+    qualities: Sequence[float] = DIAL_QUALITIES,
+) -> tuple[DialPoint, ...]:
+    """For each quality the largest slack that keeps it, with confidence, in whatever order prices rank the tiers.
+
+    success: calibrated, for prompts that were not trained on, (n_prompts, n_tiers).
+    correct: 0..1, same shape; only prompts that every tier answered count. Of partial feedback: doubly robust outcomes.
+        Prompts stand in an order that has nothing to do with their outcomes, as that of their digests.
+    segments: text, (n_prompts,); the accuracy kept is then bounded within large segments too, all at once (Bonferroni).
+    largest: what one outcome can come to; of doubly robust outcomes the largest 1 / propensity.
+    promise: False where `correct` is not to be relied on, as of partial feedback without propensities: slacks are
+        found in the same way, as the best estimate there is, and none is promised.
+
+    Fixed-sequence testing (Angelopoulos et al. 2021, "Learn then test") from slack 0 upwards stops at the first slack
+    that does not pass. It must pass for the tier of the lowest estimate among the admissible ones, for every order in
+    which prices can rank the tiers, and with every tier in the place of the best one: as all must pass, none needs a
+    correction (intersection-union test). A quality that not even slack 0 keeps is not promised. Each quality is tested
+    for itself, at the full confidence.
+    """
+    full = np.flatnonzero(np.isfinite(correct).all(axis=1))[:MAX_DIAL_PROMPTS]
+    success, correct = success[full], correct[full]
+    if not len(correct):
+        return tuple(DialPoint(quality, 0.0, 0.0, promised=False, n_needed=None) for quality in qualities)
+    enough = float(-np.log(1 - confidence))
+    tables = {slack: _Table.at(slack, success, correct, enough, largest) for slack in SLACKS.tolist()}
+    found: dict[float, tuple[float, bool]] = {}
+    for quality in qualities:
+        passing = 0
+        while passing < len(SLACKS) and tables[SLACKS[passing]].log_wealth(quality) >= enough:
+            passing += 1
+        found[quality] = float(SLACKS[max(0, passing - 1)]), passing > 0
+    slacks = np.minimum.accumulate([slack for slack, _ in found.values()]).tolist()  # no higher quality, more slack
+    kept = {slack: tables[slack].kept() for slack in set(slacks)}
+    within = (
+        {} if segments is None else _within_segments(segments[full], success, correct, set(slacks), enough, largest)
+    )
+    return tuple(
+        DialPoint(
+            quality,
+            slack,
+            max(kept[slack], quality if passes else 0.0),
+            promised=passes and promise,
+            n_needed=tables[0.0].n_needed(quality) if promise else None,
+            segments={name: bounds[slack] for name, bounds in within.items()},
+        )
+        for slack, (quality, (_, passes)) in zip(slacks, found.items(), strict=True)
+    )
+
+
+def promise_statement(dial: Sequence[DialPoint], confidence: float, best_tier: str, n_prompts: int) -> dict[str, Any]:
+    """What the manifest and the model card say of the dial: statement, assumption, evidence; n_prompts it rests on."""
+    promised = [point for point in dial if point.promised]
+    if not promised:
+        return {"statement": "None: the training log carries no promise, of any quality.", "n_prompts": n_prompts}
+    return {
+        "statement": (
+            f"With {confidence:.0%} confidence for each quality up to {promised[-1].quality:g}, the accuracy kept "
+            f"relative to always asking the best tier ({best_tier} in the log) is at least the quality asked for, "
+            "whatever the prices: in every order in which they can rank the tiers."
+        ),
+        "assumption": (
+            "Requests are exchangeable with the log's prompts, and an order of prices holds for all of them. The "
+            "promise is of the average over many requests, not of each."
+        ),
+        "evidence": (
+            f"{n_prompts:,} prompts, judged by estimates that did not see them (out of fold); fixed-sequence testing "
+            "by betting, which assumes nothing of how outcomes are distributed."
+        ),
+        "n_prompts": n_prompts,
+    }
+
+
+def _within_segments(
+    segments: np.ndarray, success: np.ndarray, correct: np.ndarray, slacks: set[float], enough: float, largest: float
+) -> Mapping[str, Mapping[float, float]]:
+    """Lower bounds of the accuracy kept within segments, against the tier that is best overall, by slack."""
+    best = int(correct.mean(axis=0).argmax())
+    names, sizes = np.unique(segments, return_counts=True)
+    large = [
+        str(names[at]) for at in np.argsort(-sizes, kind="stable") if names[at] and sizes[at] >= MIN_SEGMENT_PROMPTS
+    ][:MAX_SEGMENTS]
+    return {
+        name: {
+            slack: _Table.at(
+                slack, success[rows], correct[rows], enough + float(np.log(len(large))), largest, references=(best,)
+            ).kept()
+            for slack in slacks
+        }
+        for name in sorted(large)
+        for rows in [segments == name]
+    }
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The prompts at one slack. correct: (n_prompts, n_tiers); sets: admissible tiers as a bit mask, lowest: the
+    admissible tier of the lowest estimate, (n_prompts,). enough: log wealth that proves; references: tiers that may be
+    the best.
+    """
+
+    correct: np.ndarray
+    sets: np.ndarray
+    lowest: np.ndarray
+    enough: float
+    largest: float
+    references: tuple[int, ...]
+
+    @classmethod
+    def at(
+        cls,
+        slack: float,
+        success: np.ndarray,
+        correct: np.ndarray,
+        enough: float,
+        largest: float,
+        references: tuple[int, ...] | None = None,
+    ) -> _Table:
+        admissible = success >= success.max(axis=1, keepdims=True) - slack
+        lowest = np.where(admissible, success, np.inf).argmin(axis=1)
+        sets = admissible @ (1 << np.arange(correct.shape[1]))
+        # The hardest reference first: most tests that fail then fail at once.
+        order = tuple(np.argsort(-correct.mean(axis=0), kind="stable").tolist()) if references is None else references
+        return cls(correct, sets, lowest, enough, largest, order)
+
+    def log_wealth(self, quality: float) -> float:
+        """Of the bets on `quality`, in the worst case; below `enough`, only an upper bound of it."""
+        least = np.inf
+        for reference in self.references:
+            least = min(least, self._log_wealth(quality, reference))
+            if least < self.enough:
+                break
+        return float(least)
+
+    def _log_wealth(self, quality: float, reference: int) -> float:
+        """The least over all orders of prices: as stakes are the same for each, a sum over prompts."""
+        z = self.correct - quality * self.correct[:, reference, None]
+        rows = np.arange(len(z))
+        of_lowest = z[rows, self.lowest]
+        n_before = np.maximum(rows, 1)
+        mean = np.concatenate([[0.0], np.cumsum(of_lowest)[:-1]]) / n_before
+        square = np.concatenate([[0.0], np.cumsum(of_lowest**2)[:-1]])
+        variance = (0.25 * self.largest**2 + np.maximum(square - n_before * mean**2, 0.0)) / (rows + 1)
+        worst_loss = quality * self.largest + self.largest - 1
+        stake = np.minimum(np.sqrt(2 * self.enough / (len(z) * variance)), MAX_STAKE / max(worst_loss, 1e-9))
+        growth = np.log1p(stake[:, None] * z)
+        return min(_least_over_orders(_placed(growth, self.sets)), float(growth[rows, self.lowest].sum()))
+
+    def kept(self) -> float:
+        """Lower confidence bound of the accuracy kept: the largest quality that passes."""
+        low, high = 0.0, MAX_QUALITY
+        for _ in range(_N_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.log_wealth(middle) >= self.enough else (low, middle)
+        return low
+
+    def n_needed(self, quality: float) -> int | None:
+        """About how many prompts like these would prove the quality; None where no number would.
+
+        With stakes of sqrt(2 L / (n variance)), L the wealth needed, the log wealth of n prompts is a sqrt(n) - L.
+        """
+        growth = (
+            min(self._log_wealth(quality, reference) for reference in self.references) + self.enough
+        ) / self.enough
+        n = len(self.correct) * (2 / growth) ** 2 if growth > 0 else np.inf
+        return int(np.ceil(n)) if n <= _MOST_PROMPTS else None
+
+
+def _placed(growth: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """Growth by tier k after the tiers of set S: where k is admissible and none of S is, (n_sets, n_tiers)."""
+    n_tiers = growth.shape[1]
+    placed = np.empty((2**n_tiers, n_tiers))
+    for tier in range(n_tiers):
+        is_admissible = (sets >> tier) & 1
+        within = np.bincount(sets, growth[:, tier] * is_admissible, 2**n_tiers)  # where the admissible set is S
+        for other in range(n_tiers):  # then: where it lies within S
+            halves = within.reshape(-1, 2, 1 << other)
+            halves[:, 1] += halves[:, 0]
+        placed[:, tier] = within[::-1]  # none of S: all within its complement
+    return placed
+
+
+def _least_over_orders(gain: np.ndarray) -> float:
+    """The least sum over all orders of the tiers, where tier k after the set S adds gain[S, k]; (n_sets, n_tiers)."""
+    n_sets, n_tiers = gain.shape
+    sets = np.arange(n_sets)
+    sizes = np.bitwise_count(sets)
+    least = np.where(sets == 0, 0.0, np.inf)
+    for size in range(n_tiers):
+        layer = sets[sizes == size]
+        for tier in range(n_tiers):
+            before = layer[(layer >> tier) & 1 == 0]
+            after = before | (1 << tier)
+            least[after] = np.minimum(least[after], least[before] + gain[before, tier])
+    return float(least[-1])
