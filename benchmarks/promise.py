@@ -1,12 +1,12 @@
 """Does the quality dial keep its promise, and what does the promise cost? The tables of promise.md.
 
-    BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/promise.py [--draws 400] [--sizes 500 2000 8000]
+    BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/promise.py [--draws 200] [--sizes 500 2000 8000]
 
-Out-of-fold estimates are made once per log, as training makes them. The log's prompts are then the population: dials are
-calibrated again and again on prompts drawn from it at random, with replacement, and each dial is held against what it
-keeps on the whole log, in the worst of ALL orders in which prices can rank the tiers. So the truth is known exactly,
-and a promise is broken where less is kept than was promised. Costs are those at the log's own prices, relative to
-always asking the best tier.
+Out-of-fold estimates are made once per log, as training makes them. The log's prompts are then the population: dials
+are calibrated again and again on prompts drawn from it at random, with replacement, and each dial is held against what
+it keeps on the whole log, in the worst of the orders in which prices can rank the tiers (of more than six tiers, of 720
+orders drawn at random). So the truth is known exactly, and a promise is broken where less is kept than was promised.
+Costs are those at the log's own prices, relative to always asking the best tier.
 """
 
 import argparse
@@ -35,7 +35,7 @@ MAX_ORDERS = 720
 
 
 class Population:
-    """A log's prompts that every tier answered: estimates that did not see them, outcomes, costs (n_prompts, n_tiers)."""
+    """Prompts that every tier answered: out-of-fold success, outcomes and costs, (n_prompts, n_tiers) each."""
 
     def __init__(self, log: Path, cache: Path) -> None:
         tiers = read_tiers(TIERS / f"{log.name}.toml")
@@ -96,7 +96,7 @@ def line(population: Population, n: int, draws: int, bar: tqdm) -> list[str]:
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="The promise of the quality dial on public outcome logs.")
-    parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 2000, 8000])
     parser.add_argument("--logs", nargs="+", default=LOGS, choices=LOGS)
     options = parser.parse_args()

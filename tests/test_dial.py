@@ -8,7 +8,7 @@ from scipy.stats import binom
 from simulated import draw, log_one_tier, shares_by_difficulty
 
 from training.calibrate import doubly_robust
-from training.dial import DIAL_QUALITIES, SLACKS, calibrate_dial, promise_statement
+from training.dial import DIAL_QUALITIES, N_CHECKPOINTS, SLACKS, calibrate_dial, promise_statement
 from training.estimators import logit, sigmoid
 
 
@@ -55,25 +55,29 @@ def test_a_promise_is_not_just_caution_it_leaves_room_to_save():
     assert dial[0.8] > dial[0.95] > 0
 
 
+CHECKPOINTS = 40 * np.arange(1, N_CHECKPOINTS + 1) - 1
+
+
 @pytest.mark.parametrize("n_tiers", [2, 3, 4, 5])
 def test_no_order_of_prices_has_less_wealth_than_the_one_that_decides(n_tiers):
     from training.dial import _Table
 
-    success, correct = draw(300, n_tiers, seed=n_tiers)
+    success, correct = draw(40 * N_CHECKPOINTS, n_tiers, seed=n_tiers)
     rows = np.arange(len(correct))
     for slack, quality in product((0.0, 0.05, 0.3, 1.0), (0.8, 0.98)):
         admissible = success >= success.max(axis=1, keepdims=True) - slack
         chosen = [np.array(order)[admissible[:, order].argmax(axis=1)] for order in permutations(range(n_tiers))]
         lowest = np.where(admissible, success, np.inf).argmin(axis=1)
-        wealth = []
+        least = np.inf
         for best in range(n_tiers):
             stake = stakes(correct[rows, lowest] - quality * correct[:, best], quality, enough=3.0)
-            wealth += [
-                np.log1p(stake * (correct[rows, tier] - quality * correct[:, best])).sum() for tier in (*chosen, lowest)
+            wealth = [
+                np.log1p(stake * (correct[rows, tier] - quality * correct[:, best])).cumsum()[CHECKPOINTS]
+                for tier in (*chosen, lowest)
             ]
+            least = min(least, np.min(wealth, axis=0).max())
         found = _Table.at(slack, success, correct, enough=3.0, largest=1.0).log_wealth(quality)
-        least = min(wealth)
-        assert found == pytest.approx(least) if least >= 3 else least - 1e-9 <= found < 3
+        assert 3 <= found <= least + 1e-9 if least >= 3 else least - 1e-9 <= found < 3
 
 
 def stakes(z, quality, enough):
@@ -86,26 +90,26 @@ def stakes(z, quality, enough):
     return np.array(result)
 
 
-def test_wealth_never_grows_on_average_where_the_quality_is_just_not_kept():
-    """The test is a betting game: at a mean of 0 its expected wealth is 1, however the outcomes are distributed."""
+def test_the_wealth_that_proves_is_hardly_ever_come_to_where_the_quality_is_just_not_kept():
+    """A betting game: with a mean of 0 the wealth comes to 1 / delta with probability delta at most."""
     from training.dial import _Table
 
-    rng, quality = np.random.default_rng(0), 0.9
+    rng, quality, delta, n_games = np.random.default_rng(0), 0.9, 0.05, 1500
     for share in (0.02, 0.5):  # rare large losses, and frequent ones
-        wealth = []
-        for _ in range(2000):
-            best = (rng.random(50) < 0.8).astype(float)
-            other = np.where(rng.random(50) < share, (rng.random(50) < 0.72).astype(float), quality * best)
-            table = _Table.at(0.0, np.tile([0.6, 0.5], (50, 1)), np.stack([other, best], axis=1), 3.0, 1.0, (1,))
-            wealth.append(np.exp(table.log_wealth(quality)))
-        assert np.mean(wealth) <= 1 + 4 * np.std(wealth) / len(wealth) ** 0.5
+        n_proofs = 0
+        for _ in range(n_games):
+            best = (rng.random(60) < 0.8).astype(float)
+            other = np.where(rng.random(60) < share, (rng.random(60) < 0.72).astype(float), quality * best)
+            table = _Table.at(0.0, np.tile([0.6, 0.5], (60, 1)), np.stack([other, best], axis=1), 3.0, 1.0, (1,))
+            n_proofs += table.log_wealth(quality) >= np.log(1 / delta)
+        assert n_proofs <= binom.ppf(0.999, n_games, delta)
 
 
-def test_twelve_tiers_are_promised_for_too():
-    success, correct = draw(1000, 12)
+def test_ten_tiers_are_promised_for_too():
+    success, correct = draw(1000, 10)
     dial = calibrate_dial(success, correct, 0.95)
     assert dial[0].promised and dial[0].slack > 0
-    orders = [np.random.default_rng(seed).permutation(12) for seed in range(200)]
+    orders = [np.random.default_rng(seed).permutation(10) for seed in range(200)]
     for point in dial:
         if point.promised:
             assert kept_by(orders, success, correct, point.slack) >= point.quality
@@ -149,20 +153,19 @@ def test_the_order_of_tiers_changes_nothing_and_that_of_prompts_hardly_anything(
     mirrored = calibrate_dial(success[:, ::-1], correct[:, ::-1], 0.95)
     assert [(a.slack, a.promised) for a in dial] == [(b.slack, b.promised) for b in mirrored]
     for point, shuffled in zip(dial, calibrate_dial(success[rows], correct[rows], 0.95), strict=True):
-        assert abs(point.slack - shuffled.slack) <= 0.02
+        assert abs(point.slack - shuffled.slack) <= 0.05
 
 
-def test_so_many_prompts_as_are_said_to_be_needed_carry_the_promise_and_half_as_many_do_not():
+def test_so_many_prompts_as_are_said_to_be_needed_carry_the_promise_and_a_quarter_of_them_do_not():
     sample = draw(500, 3)
     for quality in (0.98, 0.99):
         (point,) = calibrate_dial(*sample, 0.95, qualities=(quality,))
         assert not point.promised and point.n_needed > 500
         repeats = -(-2 * point.n_needed // 500)
-        (enough,) = calibrate_dial(*(np.tile(values, (repeats, 1)) for values in sample), 0.95, qualities=(quality,))
-        (half,) = calibrate_dial(
-            *(np.tile(v, (9, 1))[: point.n_needed // 2] for v in sample), 0.95, qualities=(quality,)
-        )
-        assert enough.promised and not half.promised
+        many = [np.tile(values, (repeats, 1)) for values in sample]
+        (enough,) = calibrate_dial(*many, 0.95, qualities=(quality,))
+        (few,) = calibrate_dial(*(values[: point.n_needed // 4] for values in many), 0.95, qualities=(quality,))
+        assert enough.promised and not few.promised
 
 
 def test_a_quality_that_the_estimates_do_not_keep_needs_more_than_any_number_of_prompts():

@@ -32,10 +32,13 @@ MAX_SEGMENTS = 20
 MAX_STAKE = 0.5
 """Share of the wealth that one prompt can lose."""
 
+N_CHECKPOINTS = 8
+"""So often, evenly spread over the prompts, the wealth is looked at; once enough is enough, whatever comes later."""
+
 MAX_QUALITY = 1.25
 """Bounds of the accuracy kept are looked for up to here."""
 
-_N_BISECTIONS = 12
+_BOUND_PRECISION = 0.001
 _MOST_PROMPTS = 10**9
 
 
@@ -78,15 +81,20 @@ def calibrate_dial(
             passing += 1
         found[quality] = float(SLACKS[max(0, passing - 1)]), passing > 0
     slacks = np.minimum.accumulate([slack for slack, _ in found.values()]).tolist()  # no higher quality, more slack
-    kept = {slack: tables[slack].kept() for slack in set(slacks)}
-    within = (
-        {} if segments is None else _within_segments(segments[full], success, correct, set(slacks), enough, largest)
-    )
+    kept = {
+        slack: tables[slack].kept(
+            max((q for q, (most, passes) in found.items() if passes and most >= slack), default=0.0)
+        )
+        for slack in set(slacks)
+    }
+    within: Mapping[str, Mapping[float, float]] = {}
+    if segments is not None:
+        within = _within_segments(segments[full], success, correct, set(slacks), enough, largest)
     return tuple(
         DialPoint(
             quality,
             slack,
-            max(kept[slack], quality if passes else 0.0),
+            kept[slack],
             promised=passes and promise,
             n_needed=tables[0.0].n_needed(quality) if promise else None,
             segments={name: bounds[slack] for name, bounds in within.items()},
@@ -171,16 +179,19 @@ class _Table:
         return cls(correct, sets, lowest, enough, largest, order)
 
     def log_wealth(self, quality: float) -> float:
-        """Of the bets on `quality`, in the worst case; below `enough`, only an upper bound of it."""
+        """The largest that bets on `quality` came to, in the worst case; below `enough`, only an upper bound of it."""
         least = np.inf
         for reference in self.references:
-            least = min(least, self._log_wealth(quality, reference))
+            least = min(least, self._log_wealths(quality, reference).max())
             if least < self.enough:
                 break
         return float(least)
 
-    def _log_wealth(self, quality: float, reference: int) -> float:
-        """The least over all orders of prices: as stakes are the same for each, a sum over prompts."""
+    def _log_wealths(self, quality: float, reference: int) -> np.ndarray:
+        """The least over all orders of prices, (N_CHECKPOINTS,).
+
+        As the stakes are the same for each order, the log wealth is a sum over prompts.
+        """
         z = self.correct - quality * self.correct[:, reference, None]
         rows = np.arange(len(z))
         of_lowest = z[rows, self.lowest]
@@ -191,12 +202,17 @@ class _Table:
         worst_loss = quality * self.largest + self.largest - 1
         stake = np.minimum(np.sqrt(2 * self.enough / (len(z) * variance)), MAX_STAKE / max(worst_loss, 1e-9))
         growth = np.log1p(stake[:, None] * z)
-        return min(_least_over_orders(_placed(growth, self.sets)), float(growth[rows, self.lowest].sum()))
+        of_lowest_estimates = _by_checkpoint(growth[rows, self.lowest], np.zeros(len(z), int), 1)[:, 0]
+        is_admissible = (self.sets[:, None] >> np.arange(z.shape[1])) & 1
+        at_worst = np.where(is_admissible, growth, np.inf).min(axis=1).sum()
+        if at_worst >= self.enough:  # passes however tiers are chosen, so no order need be tried
+            return np.asarray(np.minimum(at_worst, of_lowest_estimates))
+        return np.asarray(np.minimum(_least_over_orders(_placed(growth, self.sets)), of_lowest_estimates))
 
-    def kept(self) -> float:
-        """Lower confidence bound of the accuracy kept: the largest quality that passes."""
-        low, high = 0.0, MAX_QUALITY
-        for _ in range(_N_BISECTIONS):
+    def kept(self, low: float = 0.0) -> float:
+        """Lower confidence bound of the accuracy kept: the largest quality that passes; `low` is known to pass."""
+        high = MAX_QUALITY
+        while high - low > _BOUND_PRECISION:
             middle = (low + high) / 2
             low, high = (middle, high) if self.log_wealth(middle) >= self.enough else (low, middle)
         return low
@@ -206,37 +222,46 @@ class _Table:
 
         With stakes of sqrt(2 L / (n variance)), L the wealth needed, the log wealth of n prompts is a sqrt(n) - L.
         """
-        growth = (
-            min(self._log_wealth(quality, reference) for reference in self.references) + self.enough
-        ) / self.enough
+        least = min(float(self._log_wealths(quality, reference)[-1]) for reference in self.references)
+        growth = (least + self.enough) / self.enough
         n = len(self.correct) * (2 / growth) ** 2 if growth > 0 else np.inf
         return int(np.ceil(n)) if n <= _MOST_PROMPTS else None
 
 
+def _by_checkpoint(growth: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
+    """Growth of each group up to each checkpoint, (N_CHECKPOINTS, n_groups); growth, group: (n_prompts,)."""
+    block = np.arange(len(growth)) * N_CHECKPOINTS // len(growth)
+    sums = np.bincount(block * n_groups + group, growth, N_CHECKPOINTS * n_groups)
+    return np.asarray(sums.reshape(N_CHECKPOINTS, n_groups).cumsum(axis=0))
+
+
 def _placed(growth: np.ndarray, sets: np.ndarray) -> np.ndarray:
-    """Growth by tier k after the tiers of set S: where k is admissible and none of S is, (n_sets, n_tiers)."""
+    """Growth up to each checkpoint by tier k after the tiers of set S: where k is admissible and none of S is.
+
+    (N_CHECKPOINTS, n_sets, n_tiers).
+    """
     n_tiers = growth.shape[1]
-    placed = np.empty((2**n_tiers, n_tiers))
+    placed = np.empty((N_CHECKPOINTS, 2**n_tiers, n_tiers))
     for tier in range(n_tiers):
-        is_admissible = (sets >> tier) & 1
-        within = np.bincount(sets, growth[:, tier] * is_admissible, 2**n_tiers)  # where the admissible set is S
-        for other in range(n_tiers):  # then: where it lies within S
-            halves = within.reshape(-1, 2, 1 << other)
-            halves[:, 1] += halves[:, 0]
-        placed[:, tier] = within[::-1]  # none of S: all within its complement
+        within = _by_checkpoint(growth[:, tier] * ((sets >> tier) & 1), sets, 2**n_tiers)  # the admissible set is S
+        for other in range(n_tiers):  # then: it lies within S
+            halves = within.reshape(N_CHECKPOINTS, -1, 2, 1 << other)
+            halves[:, :, 1] += halves[:, :, 0]
+        placed[:, :, tier] = within[:, ::-1]  # none of S: all within its complement
     return placed
 
 
-def _least_over_orders(gain: np.ndarray) -> float:
-    """The least sum over all orders of the tiers, where tier k after the set S adds gain[S, k]; (n_sets, n_tiers)."""
-    n_sets, n_tiers = gain.shape
+def _least_over_orders(gain: np.ndarray) -> np.ndarray:
+    """The least sum over all orders of the tiers, (n,), where tier k after set S adds gain[:, S, k]."""
+    n, n_sets, n_tiers = gain.shape
     sets = np.arange(n_sets)
     sizes = np.bitwise_count(sets)
-    least = np.where(sets == 0, 0.0, np.inf)
+    least = np.full((n, n_sets), np.inf)
+    least[:, 0] = 0.0
     for size in range(n_tiers):
         layer = sets[sizes == size]
         for tier in range(n_tiers):
             before = layer[(layer >> tier) & 1 == 0]
             after = before | (1 << tier)
-            least[after] = np.minimum(least[after], least[before] + gain[before, tier])
-    return float(least[-1])
+            least[:, after] = np.minimum(least[:, after], least[:, before] + gain[:, before, tier])
+    return np.asarray(least[:, -1])
