@@ -73,6 +73,7 @@ def calibrate_dial(
     if not len(correct):
         return tuple(DialPoint(quality, 0.0, 0.0, promised=False, n_needed=None) for quality in qualities)
     enough = float(-np.log(1 - confidence))
+    largest = max(largest, float(np.abs(correct).max()))  # no more than it was, where `largest` is right
     tables = {slack: _Table.at(slack, success, correct, enough, largest) for slack in SLACKS.tolist()}
     found: dict[float, tuple[float, bool]] = {}
     for quality in qualities:
