@@ -279,11 +279,41 @@ def test_a_challenger_must_be_no_worse_anywhere_and_better_with_confidence(quali
     assert found[0] is promoted and reason in found[1] and "\n" not in found[1]
 
 
+def test_a_champion_that_surely_breaks_its_promise_falls_to_a_better_one_even_where_that_costs_more():
+    quality, dearer = Measure(0.6, 0.7, Interval(0.1, 0.05, 0.15)), Measure(0.0, -1.0, Interval(-1.0, -1.2, -0.8))
+    found = Comparison(500, 1.0, quality, dearer, dearer, promised=0.95, champion_kept=Interval(0.85, 0.80, 0.90))
+    promoted, reason = found.verdict(0.02)
+    assert promoted and "no longer keeps the quality it promises: 0.850" in reason and "0.95 promised" in reason
+    assert not replace(found, champion_kept=Interval(0.93, 0.90, 0.96)).verdict(0.02)[0]  # it may still keep it
+    assert not replace(found, quality=Measure(0.6, 0.5, Interval(-0.1, -0.2, 0.0))).verdict(0.02)[0]
+
+
+def test_the_tolerated_loss_is_what_the_default_quality_gives_away_unless_set():
+    assert RetrainConfig(training=TrainingConfig(default_quality=0.95)).tolerated_loss == pytest.approx(0.05)
+    assert RetrainConfig(quality_margin=0.01).tolerated_loss == 0.01
+
+
+def test_of_a_panel_among_partial_feedback_only_the_panel_is_judged_on(challenger, turn, sample):
+    """Where every tier was asked of a random few hundred prompts, they say what weights on the others say less well."""
+    champion, challenger = Bundle.load(turn.store.champion.resolve()), Bundle.load(challenger)
+    text, tiers = sample[1].read_text(), read_tiers(sample[1])
+    keys = sample[0].question_key.drop_duplicates().sample(frac=1, random_state=0)
+    panel = sample[0][sample[0].question_key.isin(keys[:400])]
+    rest = sample[0][sample[0].question_key.isin(keys[400:])].drop_duplicates("question_key")
+    mixed, alone = ingest(pd.concat([panel, rest]), tiers), ingest(panel, tiers)
+    complete = alone.prompt_ids[np.isfinite(alone.correct).all(axis=1)]
+    found = compare(champion, challenger, mixed, text, tiers, mixed.prompt_ids, CHEAPER_IS_BETTER)
+    expected = compare(champion, challenger, alone, text, tiers, complete, CHEAPER_IS_BETTER)
+    assert not found.refused and found.n_prompts == expected.n_prompts
+    assert found.quality == expected.quality
+
+
 def test_a_segment_counts_only_where_it_is_surely_worse():
     rng = np.random.default_rng(0)
     segments = np.repeat(["bad", "even", "few"], [200, 200, 20])
     difference = np.concatenate([rng.choice([0, -1], 200, p=[0.8, 0.2]), rng.choice([-1, 1], 200), -np.ones(20)])
     assert list(worse_segments_of(difference, segments)) == ["bad"]
+    assert worse_segments_of(difference, np.full(len(segments), "")) == {}  # all prompts: the verdict judges them
 
 
 def test_worth_by_default_makes_always_the_best_tier_worth_nothing():

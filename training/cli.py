@@ -188,7 +188,9 @@ def _retrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--drop-unparsed", action="store_true", help="treat truncated generations as unobserved")
     parser.add_argument("--worth-usd", type=float, help="what a correct answer is worth; default: what it costs")
     parser.add_argument(
-        "--quality-margin", type=float, default=RetrainConfig.quality_margin, help="tolerated loss of quality, a share"
+        "--quality-margin",
+        type=float,
+        help="tolerated loss of quality, a share; default: what --default-quality gives away",
     )
     parser.add_argument("--accept-change", action="store_true", help="take log files that were set aside")
     parser.add_argument("--model-name", default=RetrainConfig.model_name, help="in MLflow's model registry")

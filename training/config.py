@@ -54,8 +54,8 @@ class RetrainConfig:
 
     worth_usd: what a correct answer is worth, in net value = worth_usd x quality - cost; None takes what a correct
         answer of the best single tier costs, so that always asking that tier has the net value 0.
-    quality_margin: the quality may be worse by at most so much, with confidence: 0.02 is two percentage points, about
-        what the default quality of 0.98 gives away; less takes thousands of held-out prompts to show.
+    quality_margin: the share of correct answers may be smaller by at most so much, with confidence; None takes what
+        the default quality gives away, 0.02 for 0.98. Less takes thousands of held-out prompts to show.
     window_prompts: held-out prompts to judge on, of the newest log files; older ones only where these are too few.
     min_judged: with fewer, no challenger is judged, and the champion stays.
     accept_change: take log files that were set aside, because someone looked.
@@ -64,7 +64,7 @@ class RetrainConfig:
 
     training: TrainingConfig = field(default_factory=TrainingConfig)
     worth_usd: float | None = None
-    quality_margin: float = 0.02
+    quality_margin: float | None = None
     window_prompts: int = 2000
     min_judged: int = 100
     accept_change: bool = False
@@ -74,8 +74,13 @@ class RetrainConfig:
         """Raises ConfigError where a setting is out of range."""
         if self.worth_usd is not None and not 0 < self.worth_usd < float("inf"):
             raise ConfigError(f"worth_usd is {self.worth_usd!r}; expected USD above 0")
-        if not 0 <= self.quality_margin <= 1:
+        if self.quality_margin is not None and not 0 <= self.quality_margin <= 1:
             raise ConfigError(f"quality_margin is {self.quality_margin!r}; expected a share from 0 to 1")
         for name in ("window_prompts", "min_judged"):
             if getattr(self, name) < 2:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected at least 2")
+
+    @property
+    def tolerated_loss(self) -> float:
+        """The quality margin in force."""
+        return 1 - self.training.default_quality if self.quality_margin is None else self.quality_margin

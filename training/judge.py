@@ -14,7 +14,7 @@ from router.prices import PriceTable
 from router.tiers import Tier
 from training.config import RetrainConfig
 from training.costs import attempt_costs
-from training.evaluate import MIN_SEGMENT_PROMPTS
+from training.evaluate import MIN_COMPLETE_PROMPTS, MIN_SEGMENT_PROMPTS
 from training.metrics import Interval, interval, resamples
 from training.outcomes import OutcomeTable, is_partial
 from training.replay import LoggedChoices, compare_policies
@@ -50,6 +50,8 @@ class Comparison:
 
     quality: share of correct answers. cost_usd, net_value: USD per request. worse_segments: what is significantly worse
     there, by segment. refused: why they cannot be compared; the measures are None then.
+    champion_kept: accuracy of the champion relative to the best tier's, on recent prompts of which every tier was
+    asked and that it was not trained on; None where these are too few, or nothing was promised. promised: the share.
     """
 
     n_prompts: int
@@ -59,6 +61,8 @@ class Comparison:
     net_value: Measure | None = None
     worse_segments: Mapping[str, str] = field(default_factory=dict)
     refused: str = ""
+    promised: float | None = None
+    champion_kept: Interval | None = None
 
     def verdict(self, quality_margin: float) -> tuple[bool, str]:
         """Whether the challenger takes over, and why or why not, in one line."""
@@ -66,6 +70,8 @@ class Comparison:
             return False, self.refused
         quality, net_value = self.quality.difference, self.net_value.difference
         quality_text, net_text = _points(quality), _usd_per_1k(net_value)
+        if self.broken_promise and quality.value > 0:
+            return True, f"{self.broken_promise}; quality {quality_text}; {self.n_prompts:,} prompts"
         if quality.low < -quality_margin:
             return False, (
                 f"quality may be worse: {quality_text}, where a loss of at most {quality_margin * 100:g} points "
@@ -78,6 +84,17 @@ class Comparison:
             return False, f"net value is not better with confidence: {net_text}; {self.n_prompts:,} prompts"
         return True, f"net value is better: {net_text}; quality {quality_text}; {self.n_prompts:,} prompts"
 
+    @property
+    def broken_promise(self) -> str:
+        """That the champion surely no longer keeps the quality it promises, as requests drift; "" where it may."""
+        kept = self.champion_kept
+        if kept is None or self.promised is None or kept.high >= self.promised:
+            return ""
+        return (
+            f"the champion no longer keeps the quality it promises: {kept.value:.3f} ({kept.low:.3f} to "
+            f"{kept.high:.3f}) of the best tier's, {self.promised:g} promised"
+        )
+
 
 def compare(
     champion: Bundle,
@@ -88,26 +105,85 @@ def compare(
     recent: np.ndarray,
     config: RetrainConfig,
 ) -> Comparison:
-    """Both bundles on the recent prompts that neither was trained on, as they answer a request without dials.
+    """Both bundles on recent prompts that the champion was not trained on, as they answer a request without dials.
+
+    Where the challenger was trained on a prompt, models that did not see it stand in for it: its out-of-fold estimates.
+    So a few hundred new prompts are enough to judge on.
 
     log: with the columns of `tiers`, among which are all tiers of both. recent: prompt_ids.
     """
-    parts = [TrainingPart.load(TrainingPart.path_of(b.path), b.manifest.bundle_id) for b in (champion, challenger)]
-    trained_on = np.concatenate([part.groups for part in parts])
-    table = log.rows(np.isin(log.prompt_ids, recent) & ~np.isin(log.groups, trained_on))
+    ours, theirs = (_Judged.at(bundle, PriceTable.parse(tiers_text)) for bundle in (champion, challenger))
+    log = log.rows(np.isin(log.prompt_ids, recent) & ~np.isin(log.groups, ours.part.groups))
+    promised, kept = _promise_kept(ours, log, config)
+    return replace(_compare(ours, theirs, log, tiers, config), promised=promised, champion_kept=kept)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A bundle at today's prices, and what it was trained on. columns: of its tiers in the table of prices."""
+
+    bundle: Bundle
+    part: TrainingPart
+    columns: np.ndarray
+
+    @classmethod
+    def at(cls, bundle: Bundle, prices: PriceTable) -> _Judged:
+        """`prices` may have more tiers."""
+        part = TrainingPart.load(TrainingPart.path_of(bundle.path), bundle.manifest.bundle_id)
+        column = {tier.name: number for number, tier in enumerate(prices.tiers)}
+        columns = np.array([column[name] for name in bundle.manifest.tiers])
+        priced = replace(bundle, prices=replace(prices, tiers=tuple(prices.tiers[number] for number in columns)))
+        return cls(priced, part, columns)
+
+    def estimates(self, table: OutcomeTable) -> dict[str, np.ndarray]:
+        """As `Shipped.estimates`; success of a prompt that was trained on by models that did not see it."""
+        found = Shipped(self.bundle).estimates(table.prompts)
+        order = np.argsort(self.part.prompt_ids)
+        at = np.searchsorted(self.part.prompt_ids, table.prompt_ids, sorter=order).clip(max=len(order) - 1)
+        seen = self.part.prompt_ids[order[at]] == table.prompt_ids
+        return {**found, "success": np.where(seen[:, None], self.part.out_of_fold[order[at]], found["success"])}
+
+    def choices(self, estimates: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The tier without dials, as a column of the table of prices, int (n_prompts,)."""
+        manifest = self.bundle.manifest
+        slack = manifest.dial_point(manifest.default_quality).slack
+        return np.asarray(self.columns[Shipped(self.bundle).choices(estimates, 0.0, slack)])
+
+
+def _promise_kept(
+    champion: _Judged, table: OutcomeTable, config: RetrainConfig
+) -> tuple[float | None, Interval | None]:
+    """The quality that the champion promises without dials, and what it kept on prompts not trained on."""
+    manifest = champion.bundle.manifest
+    point = manifest.dial_point(manifest.default_quality)
+    table = table.rows(np.isfinite(table.correct).all(axis=1))
+    if not point.promised or table.n_prompts < config.min_judged:
+        return None, None
+    choice = champion.choices(champion.estimates(table))
+    outcome = table.correct[np.arange(table.n_prompts), choice]
+    best = table.correct[:, table.correct.mean(axis=0).argmax()]
+    weights = resamples(table.n_prompts, config.training.seed)
+    return point.quality, interval((weights @ outcome) / np.maximum(weights @ best, 1e-9))
+
+
+def _compare(
+    champion: _Judged, challenger: _Judged, table: OutcomeTable, tiers: Sequence[Tier], config: RetrainConfig
+) -> Comparison:
+    """Both on the same prompts, which the champion was not trained on."""
     table = table.rows(np.isfinite(table.correct).any(axis=1))
     if table.n_prompts < config.min_judged:
         return Comparison(table.n_prompts, refused=_too_few(table.n_prompts, config))
+    complete = np.isfinite(table.correct).all(axis=1)
+    if complete.mean() < MIN_COVERAGE and complete.sum() >= max(config.min_judged, MIN_COMPLETE_PROMPTS):
+        table = table.rows(complete)  # a panel: prompts of which every tier was asked say more than all the others
     has_tokens = np.isfinite(table.input_tokens) & np.isfinite(table.output_tokens)
     repriced = replace(table, cost_usd=np.where(has_tokens, np.nan, table.cost_usd))
     cost_usd = attempt_costs(repriced, tiers).cost_usd
-    prices = PriceTable.parse(tiers_text)
-    ours, theirs = (_choices(bundle, prices, table.prompts) for bundle in (champion, challenger))
+    predicted = challenger.estimates(table)
+    ours, theirs = champion.choices(champion.estimates(table)), challenger.choices(predicted)
     worth_usd = config.worth_usd or cost_of_a_correct_answer(table.correct, cost_usd)
     if is_partial(table.correct):
-        return _compare_off_policy(
-            table, cost_usd, ours, theirs, _estimates(challenger, prices, table.prompts), worth_usd, config
-        )
+        return _compare_off_policy(table, cost_usd, ours, theirs, predicted, worth_usd, config)
     return _compare_paired(table, cost_usd, ours, theirs, worth_usd, config)
 
 
@@ -185,27 +261,6 @@ def _compare_off_policy(
     return Comparison(len(rows), worth_usd, quality=q, cost_usd=c, net_value=v)
 
 
-def _choices(bundle: Bundle, prices: PriceTable, prompts: Sequence[str]) -> np.ndarray:
-    """The tier, as a column of `prices`, of every prompt without dials, int (n_prompts,)."""
-    manifest = bundle.manifest
-    column = {tier.name: number for number, tier in enumerate(prices.tiers)}
-    priced = _at_prices(bundle, prices)
-    slack = manifest.dial_point(manifest.default_quality).slack
-    shipped = Shipped(priced)
-    columns = np.array([column[name] for name in manifest.tiers])
-    return np.asarray(columns[shipped.choices(shipped.estimates(prompts), 0.0, slack)])
-
-
-def _estimates(bundle: Bundle, prices: PriceTable, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-    return Shipped(_at_prices(bundle, prices)).estimates(prompts)
-
-
-def _at_prices(bundle: Bundle, prices: PriceTable) -> Bundle:
-    """The bundle at other prices; `prices` may have more tiers."""
-    named = {tier.name: tier for tier in prices.tiers}
-    return replace(bundle, prices=replace(prices, tiers=tuple(named[name] for name in bundle.manifest.tiers)))
-
-
 def cost_of_a_correct_answer(correct: np.ndarray, cost_usd: np.ndarray) -> float:
     """USD per correct answer of the tier with the highest accuracy; 1 where it is free. Both (n_prompts, n_tiers)."""
     known = np.isfinite(correct)
@@ -220,22 +275,22 @@ def _measure(both: np.ndarray, weights: np.ndarray) -> Measure:
 
 
 def worse_segments_of(difference: np.ndarray, segments: np.ndarray) -> dict[str, str]:
-    """Segments where the quality is significantly lower; both (n_prompts,)."""
+    """Segments where the quality is significantly lower; both (n_prompts,). "" is no segment: the verdict judges it."""
     names, sizes = np.unique(segments, return_counts=True)
-    large = names[sizes >= MIN_SEGMENT_PROMPTS]
+    large = names[(sizes >= MIN_SEGMENT_PROMPTS) & (names != "")]
     worse: dict[str, str] = {}
     for name in large.tolist():
         of_segment = difference[segments == name]
         error = float(of_segment.std(ddof=1)) / len(of_segment) ** 0.5
         highest = float(of_segment.mean()) + NormalDist().inv_cdf(1 - SEGMENT_ERROR_RATE / len(large)) * error
         if highest < 0:
-            worse[name or "(no segment)"] = f"{of_segment.mean() * 100:+.1f} points, {len(of_segment):,} prompts"
+            worse[name] = f"{of_segment.mean() * 100:+.1f} points, {len(of_segment):,} prompts"
     return worse
 
 
 def _too_few(n_prompts: int, config: RetrainConfig) -> str:
     return (
-        f"only {n_prompts:,} recent prompts that neither bundle was trained on can be judged; "
+        f"only {n_prompts:,} recent prompts that the champion was not trained on can be judged; "
         f"{config.min_judged:,} needed"
     )
 

@@ -20,7 +20,7 @@ from training.dial import calibrate_dial, promise_statement
 from training.embed import embed
 from training.encoders import Encoder, StaticRecipe, with_token_kinds
 from training.errors import LogError
-from training.evaluate import evaluate_table, logged_choices
+from training.evaluate import MIN_COMPLETE_PROMPTS, evaluate_table, logged_choices
 from training.evaluation import Evaluation
 from training.export import Parity, check_parity, check_target, draft_bundle, versions
 from training.fit import LengthModel, SuccessEstimator
@@ -181,7 +181,14 @@ def _run(
     )
     draft = draft_bundle(out, encoder, graph, tiers_text, manifest)
     try:
-        part = TrainingPart(known.groups, vectors, known.correct, costs.cost_usd)
+        part = TrainingPart(
+            prompt_ids=known.prompt_ids,
+            groups=known.groups,
+            embedding=vectors,
+            out_of_fold=estimator.out_of_fold_,
+            correct=known.correct,
+            cost_usd=costs.cost_usd,
+        )
         evaluation = evaluate_table(
             Bundle.load(draft.folder),
             held_out,
@@ -233,7 +240,8 @@ def _outcomes_and_dial(
     """What tiers and dial are judged by in training: the logged outcomes, of partial feedback doubly robust ones.
 
     success: out of fold, (n_prompts, n_tiers). The dial then promises what it says only where every outcome has a
-    propensity and the log carries the value of every tier alone (`Overlap.refusal`).
+    propensity and the log carries the value of every tier alone (`Overlap.refusal`); or else on a panel, the prompts of
+    which every tier was asked, if these are enough.
     """
     if not is_partial(known.correct):
         return known.correct, calibrate_dial(success, known.correct, confidence, segments=known.segments)
@@ -241,6 +249,8 @@ def _outcomes_and_dial(
     is_explored = bool(np.isfinite(known.propensity[np.isfinite(known.correct)]).all()) and all(
         _is_carried(known, cost_usd, tier) for tier in range(len(known.tiers))
     )
+    if not is_explored and np.isfinite(known.correct).all(axis=1).sum() >= MIN_COMPLETE_PROMPTS:
+        return outcomes, calibrate_dial(success, known.correct, confidence, segments=known.segments)
     largest = float(1 / np.nanmin(known.propensity)) if is_explored else 1.0
     return outcomes, calibrate_dial(
         success, outcomes, confidence, segments=known.segments, largest=largest, promise=is_explored

@@ -2,10 +2,11 @@
 
     log files ─ watermark ─ examine ─ train ─ judge ─ decide ─ commit ─► champion ─► Router, Watcher
 
-A challenger takes over only where it is shown to be better on held-out prompts that neither bundle was trained on:
-the split depends on question and seed alone, so what one run held out the next one holds out too. New log files are
-examined first: outcomes that contradict the champion's calibrated expectation (labels flipped, a model exchanged, a day
-of garbage) would spoil training and judging alike, so such a file is set aside until someone accepts it.
+A challenger takes over only where it is shown to be better, or where the champion is shown to break its promise, on
+recent prompts that the champion was not trained on, and that the challenger's estimates have not seen either. New log
+files are examined first: outcomes that contradict the champion's calibrated expectation (labels flipped, a model
+exchanged, a day of garbage) would spoil training and judging alike, so such a file is set aside until someone accepts
+it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Receipt:
     """What a run did, for a scheduler to act on.
 
     run: number of the decision. champion, challenger: bundle_ids after it. n_judged: prompts compared on.
+    promised, champion_kept: the quality that the former champion promises, and what it kept on recent prompts.
     set_aside: by log file of this run's logs, why it is kept out. tracking: "ok", "none", or what failed.
     """
 
@@ -63,6 +65,8 @@ class Receipt:
     drift: Mapping[str, Any] | None = None
     worth_usd: float | None = None
     n_judged: int = 0
+    promised: float | None = None
+    champion_kept: Mapping[str, Any] | None = None
     set_aside: Mapping[str, str] = field(default_factory=dict)
     tracking: str = "none"
     finished_utc: str = ""
@@ -338,7 +342,7 @@ def _decide(
         return False, f"golden prompts failed: {len(golden.other_tier)} of {golden.n_prompts} went to another tier"
     if comparison is None:
         return True, uncompared
-    return comparison.verdict(config.quality_margin)
+    return comparison.verdict(config.tolerated_loss)
 
 
 def _lineage(challenger: Bundle, state: State) -> StoredBundle:
@@ -371,6 +375,8 @@ def _judged(comparison: Comparison) -> dict[str, Any]:
         **{name: measure and measure.to_json() for name, measure in measures.items()},
         "worth_usd": comparison.worth_usd,
         "n_judged": comparison.n_prompts,
+        "promised": comparison.promised,
+        "champion_kept": comparison.champion_kept and comparison.champion_kept.to_json(),
     }
 
 

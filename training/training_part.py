@@ -12,18 +12,24 @@ import pyarrow.parquet as pq
 from training.errors import LogError
 
 _BUNDLE_ID = b"bundle_id"
+_ARRAYS = ("embedding", "out_of_fold", "correct", "cost_usd")
 
 
 @dataclass(frozen=True)
 class TrainingPart:
-    """The prompts a bundle was trained on, without their text: baselines are fitted on them, and none is judged.
+    """The prompts a bundle was trained on, without their text: baselines are fitted on them.
 
-    groups: text (n_prompts,). embedding: float32 (n_prompts, n_dims).
+    The bundle is never judged on them, but models like it that did not see them are: out_of_fold, float32
+    (n_prompts, n_tiers), is their calibrated success.
+
+    prompt_ids, groups: text (n_prompts,). embedding: float32 (n_prompts, n_dims).
     correct, cost_usd: (n_prompts, n_tiers); correct is NaN where not observed.
     """
 
+    prompt_ids: np.ndarray
     groups: np.ndarray
     embedding: np.ndarray
+    out_of_fold: np.ndarray
     correct: np.ndarray
     cost_usd: np.ndarray
 
@@ -34,8 +40,8 @@ class TrainingPart:
 
     def save(self, path: Path, bundle_id: str) -> None:
         """One Parquet file, which says whose training part it is."""
-        columns = {"group": pa.array(self.groups.tolist())}
-        for name in ("embedding", "correct", "cost_usd"):
+        columns = {"prompt_id": pa.array(self.prompt_ids.tolist()), "group": pa.array(self.groups.tolist())}
+        for name in _ARRAYS:
             values = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         unfinished = path.with_name(f".{path.name}.tmp")
@@ -52,9 +58,10 @@ class TrainingPart:
                 raise KeyError(f"it is of bundle {found or 'unknown'}, not of {bundle_id}")
             arrays = {
                 name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-                for name in ("embedding", "correct", "cost_usd")
+                for name in _ARRAYS
             }
-            return cls(groups=np.array(table["group"].to_pylist(), dtype=np.str_), **arrays)
+            prompt_ids, groups = (np.array(table[name].to_pylist(), dtype=np.str_) for name in ("prompt_id", "group"))
+            return cls(prompt_ids=prompt_ids, groups=groups, **arrays)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise LogError(
                 f"{path}: cannot read the training part that stands beside a bundle ({error}); "
