@@ -3,8 +3,9 @@
 A request for `broker` is routed by the bundle, goes to the cheapest offer of the chosen tier, and carries the offers to
 try next as LiteLLM's own fallbacks. Dials stand in the model's name, `broker/quality=0.98,worth=0.002` or
 `broker/critical`, or in the request's metadata, `{"broker": {"quality": 0.98, "worth_usd": 0.002, "critical": true}}`,
-which wins over the name. Every other model passes untouched. An offer's `model` in the price table is a `model_name` of
-LiteLLM's `model_list`; keys stay in LiteLLM's own configuration. See examples/litellm.
+which wins over the name. What was decided, and what became of it, goes into an `OutcomeLog` where there is one. Every
+other model passes untouched. An offer's `model` in the price table is a `model_name` of LiteLLM's `model_list`; keys
+stay in LiteLLM's own configuration. See examples/litellm.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from router.decision import Decision
 from router.errors import DialError
+from router.outcomes import OutcomeLog
 from router.policy import offer_filter
 from router.prices import PriceTable
 from router.router import Router
@@ -41,11 +44,14 @@ class BrokerHook(CustomLogger):
     """LiteLLM callback that routes every request for `broker`; answers say why in the headers `x-broker-*`.
 
     router: may take other prices or another bundle at any time; they hold from the next request on.
+    outcomes: takes every decision and, of an answer, who gave it, its tokens, cost and latency; whether it was right is
+        for someone else to say, later, by the decision_id that the client was told. It never fails a request.
     """
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, outcomes: OutcomeLog | None = None) -> None:
         super().__init__()
         self._router = router
+        self._outcomes = outcomes
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: Any
@@ -71,7 +77,37 @@ class BrokerHook(CustomLogger):
         data["model"], *fallbacks = dict.fromkeys(offer.model for offer in offers)
         if fallbacks:
             data.setdefault("fallbacks", fallbacks)
+        if self._outcomes is not None:
+            self._outcomes.decided(metadata[DECISION_KEY], _prompt(data), messages=data.get("messages"))
         return data
+
+    async def async_log_success_event(
+        self, kwargs: dict[str, Any], response_obj: Any, start_time: datetime, end_time: datetime
+    ) -> None:
+        """What became of a routed request, once its answer is whole; LiteLLM calls this."""
+        metadata = (kwargs.get("litellm_params") or {}).get("metadata") or {}
+        decision = metadata.get(DECISION_KEY)
+        if self._outcomes is None or not isinstance(decision, Decision):
+            return
+        answer = kwargs.get("standard_logging_object") or {}
+        group = answer.get("model_group") or metadata.get("model_group")
+        who: dict[str, Any] = {}
+        # Of a stream that its provider did not count, LiteLLM says 0.
+        input_tokens, output_tokens = answer.get("prompt_tokens") or None, answer.get("completion_tokens") or None
+        for tier in self._router.prices.tiers:
+            for offer in tier.offers:
+                if offer.model == group:
+                    who = {"model": offer.model, "provider": offer.provider, "tier": tier.name}
+                    if input_tokens is not None and output_tokens is not None:
+                        usd = input_tokens * offer.usd_per_mtok_input + output_tokens * offer.usd_per_mtok_output
+                        who["cost_usd"] = usd / 1e6
+        self._outcomes.outcome(
+            decision.decision_id,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            latency_ms=(end_time - start_time).total_seconds() * 1000,
+            **who,
+        )
 
     async def async_post_call_response_headers_hook(
         self,

@@ -127,11 +127,13 @@ class OutcomeLog:
         latency_ms: float | None = None,
         model: str | None = None,
         provider: str | None = None,
+        tier: str | None = None,
     ) -> None:
         """Take what became of a decision, at once or piece by piece; the later value of a field holds.
 
         correct: whether the answer was right, or 0 to 1; missing as long as nobody has judged it.
-        model, provider: who answered, where it was not the decision's offer.
+        model, provider, tier: who answered, where it was not the decision's offer. Of another tier than the one chosen
+            the decision's propensity says nothing, so the row has none.
         A second attempt, as after an escalation, is a second decision with its own outcome.
         """
         try:
@@ -143,6 +145,7 @@ class OutcomeLog:
                 "latency_ms": latency_ms,
                 "model": model,
                 "provider": provider,
+                "tier": tier,
             }
             values = {name: _checked(name, value) for name, value in given.items() if value is not None}
             event = {"at": time.time_ns() // 1000, "outcome_of": _checked("decision_id", decision_id), **values}
@@ -279,7 +282,7 @@ def _compact_batch(files: _Files) -> tuple[Compaction, bool]:
     waiting = _joined(state.orphans, outcomes)
     n_waiting = len(waiting)
     for decision_id in attempts.keys() & waiting.keys():
-        attempts[decision_id].update(waiting.pop(decision_id))
+        _join(attempts[decision_id], waiting.pop(decision_id))
     for name in reversed(partitions):
         if new := {decision_id: waiting[decision_id] for decision_id, _ in outcomes if decision_id in waiting}:
             for decision_id in _update_partition(files, name, new):
@@ -383,6 +386,13 @@ def _joined(
     return joined
 
 
+def _join(row: dict[str, Any], outcome: Mapping[str, Any]) -> None:
+    """Complete the row of a decision by what became of it."""
+    if outcome.get("tier", row["tier"]) != row["tier"]:
+        row["propensity"] = None
+    row.update(outcome)
+
+
 def _update_partition(files: _Files, name: str, outcomes: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """Join outcomes to the rows of a Parquet file; the decisions that were there."""
     parquet = _extra("pyarrow.parquet")
@@ -391,7 +401,7 @@ def _update_partition(files: _Files, name: str, outcomes: Mapping[str, Mapping[s
         found = outcomes.keys() & set(table.read(["decision_id"])["decision_id"].to_pylist())
         rows = table.read().to_pylist() if found else []
     for row in rows:
-        row.update(outcomes.get(row["decision_id"], {}))
+        _join(row, outcomes.get(row["decision_id"], {}))
     if rows:
         _write_rows(files, name, rows)
     return found

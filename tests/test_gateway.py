@@ -22,12 +22,14 @@ from pathlib import Path
 import pytest
 
 from router import Router
+from router.outcomes import OutcomeLog
 
 if importlib.util.find_spec("litellm") is None:
     pytest.skip("litellm is not installed: make test-gateway installs it", allow_module_level=True)
 
 import httpx
 import openai
+import pandas as pd
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "litellm"
 MARKER = "Zanzibar-4711"
@@ -69,11 +71,12 @@ HOOK = """
 import signal
 from router import Router
 from router.gateway import BrokerHook
+from router.outcomes import OutcomeLog
 
 router = Router.load({bundle!r})
 router.update_prices({prices!r})
 signal.signal(signal.SIGHUP, lambda *_: router.update_prices({prices!r}))
-broker = BrokerHook(router)
+broker = BrokerHook(router, OutcomeLog({log!r}, keep_prompts=True))
 """
 
 
@@ -162,6 +165,10 @@ class Proxy:
     process: subprocess.Popen
     log: Path
 
+    @property
+    def outcomes(self) -> Path:
+        return self.log.with_name("outcomes")
+
 
 @contextmanager
 def running_proxy(config: Path, log: Path, **environment: str) -> Iterator[Proxy]:
@@ -226,7 +233,9 @@ def proxy(bundle, prices, upstreams, tmp_path_factory) -> Iterator[Proxy]:
         "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
     }
     (folder / "config.yaml").write_text(json.dumps(config))
-    (folder / "broker_hook.py").write_text(HOOK.format(bundle=str(bundle), prices=str(prices)))
+    (folder / "broker_hook.py").write_text(
+        HOOK.format(bundle=str(bundle), prices=str(prices), log=str(folder / "outcomes"))
+    )
     with running_proxy(folder / "config.yaml", folder / "proxy.log") as running:
         yield running
 
@@ -261,6 +270,19 @@ def ask(client: openai.OpenAI, model: str = "broker", **arguments) -> tuple[str,
     if arguments.get("stream"):
         return "".join(chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices), raw.headers
     return answer.choices[0].message.content, raw.headers
+
+
+def logged(proxy: Proxy, decision_id: str) -> dict:
+    """The row that training reads of a decision, once the proxy has told what became of it."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        OutcomeLog(proxy.outcomes).compact()
+        rows = pd.concat([pd.read_parquet(path) for path in proxy.outcomes.rglob("*.parquet")])
+        [row] = rows[rows.decision_id == decision_id].to_dict("records")
+        if row["latency_ms"] == row["latency_ms"]:
+            return row
+        time.sleep(0.2)
+    raise AssertionError("the proxy did not tell what became of the request")
 
 
 # ---- laws ------------------------------------------------------------------------------------------
@@ -400,6 +422,30 @@ def test_where_offers_fail_the_next_one_answers(client, providers, reference, n_
     assert text == headers["x-litellm-model-group"] == order[n_failing]
     assert providers[text].asked == order[: n_failing + 1]
     assert (headers["x-broker-tier"], headers["x-broker-model"]) == ("distilled", "distilled-cheap")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_decided_and_what_became_of_it_is_in_the_outcome_log(proxy, client, providers, reference, stream):
+    _, headers = ask(client, "broker/worth=0", stream=stream)
+    row, offer = logged(proxy, headers["x-broker-decision-id"]), reference.route(messages=CHAT, worth_usd=0).offer
+    assert (row["model"], row["provider"], row["tier"]) == (offer.model, offer.provider, "distilled")
+    assert row["propensity"] == 1 and row["prompt"] == PROMPT and row["latency_ms"] > 0
+    usd = row["input_tokens"] * offer.usd_per_mtok_input + row["output_tokens"] * offer.usd_per_mtok_output
+    assert row["cost_usd"] == pytest.approx(usd / 1e6, nan_ok=True)
+    assert stream or row["cost_usd"] > 0  # the simulated providers do not count what they stream
+    OutcomeLog(proxy.outcomes).outcome(row["decision_id"], correct=True)
+    assert logged(proxy, row["decision_id"])["correct"] == 1
+
+
+def test_the_answer_of_another_tier_is_logged_as_that_tiers_and_without_a_propensity(
+    proxy, client, providers, reference
+):
+    order = order_to_try(reference)
+    for name in order[:2]:
+        providers[name].status = 500
+    _, headers = ask(client, "broker/worth=0")
+    row = logged(proxy, headers["x-broker-decision-id"])
+    assert row["model"] == order[2] and row["tier"] != "distilled" and row["propensity"] != row["propensity"]
 
 
 def test_where_all_offers_fail_each_was_asked_once_and_the_error_says_the_decision(client, providers, reference):

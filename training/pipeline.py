@@ -30,7 +30,7 @@ from training.logfiles import LogSource
 from training.model import TierModel
 from training.outcomes import OutcomeTable, is_partial
 from training.quantize import check_quantized, quantized
-from training.replay import Overlap
+from training.replay import MAX_UNSUPPORTED_SHARE, Overlap
 from training.report import report_figures, write_report
 from training.shelf import EncoderShelf
 from training.split import test_mask
@@ -239,16 +239,20 @@ def _outcomes_and_dial(
 ) -> tuple[np.ndarray, tuple[DialPoint, ...]]:
     """What tiers and dial are judged by in training: the logged outcomes, of partial feedback doubly robust ones.
 
-    success: out of fold, (n_prompts, n_tiers). The dial then promises what it says only where every outcome has a
-    propensity and the log carries the value of every tier alone (`Overlap.refusal`); or else on a panel, the prompts of
-    which every tier was asked, if these are enough.
+    success: out of fold, (n_prompts, n_tiers). The dial then promises what it says only where all but 1 % of outcomes
+    have a propensity and the log carries the value of every tier alone (`Overlap.refusal`); or else on a panel, the
+    prompts of which every tier was asked, if these are enough.
     """
     if not is_partial(known.correct):
         return known.correct, calibrate_dial(success, known.correct, confidence, segments=known.segments)
-    outcomes = doubly_robust(success, known.correct, known.propensity)
-    is_explored = bool(np.isfinite(known.propensity[np.isfinite(known.correct)]).all()) and all(
+    has_propensity = np.isfinite(known.propensity)
+    share = has_propensity[np.isfinite(known.correct)].mean()
+    is_explored = bool(share >= 1 - MAX_UNSUPPORTED_SHARE) and all(
         _is_carried(known, cost_usd, tier) for tier in range(len(known.tiers))
     )
+    # Of explored feedback, the rare answer of a fallback says nothing of how its tier was chosen, and is left out.
+    correct = np.where(has_propensity, known.correct, np.nan) if is_explored else known.correct
+    outcomes = doubly_robust(success, correct, known.propensity)
     if not is_explored and np.isfinite(known.correct).all(axis=1).sum() >= MIN_COMPLETE_PROMPTS:
         return outcomes, calibrate_dial(success, known.correct, confidence, segments=known.segments)
     largest = float(1 / np.nanmin(known.propensity)) if is_explored else 1.0
