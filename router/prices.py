@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +85,31 @@ class PriceTable:
                 f"expected exactly those of the bundle: {', '.join(sorted(tier_names))}"
             )
         return cls(tuple(found[name] for name in tier_names), table.id, table.text)
+
+    def scaled(self, factors: Mapping[str, float]) -> PriceTable:
+        """The same offers with all prices of some providers multiplied: {"alibaba": 0.1} is a cut by 90 %.
+
+        Raises PriceError for a provider that has no offer, or a factor that is negative or not finite.
+        """
+        providers = {offer.provider for tier in self.tiers for offer in tier.offers}
+        for provider, factor in factors.items():
+            if provider not in providers:
+                raise PriceError(f"no offer of provider {provider!r}; expected one of {', '.join(sorted(providers))}")
+            if not (math.isfinite(factor) and factor >= 0):
+                raise PriceError(f"the factor of {provider} is {factor!r}; expected a number of at least 0")
+
+        def scale(offer: Offer) -> Offer:
+            factor = factors.get(offer.provider, 1.0)
+            return replace(
+                offer,
+                usd_per_mtok_input=factor * offer.usd_per_mtok_input,
+                usd_per_mtok_output=factor * offer.usd_per_mtok_output,
+            )
+
+        tiers = tuple(replace(tier, offers=tuple(scale(offer) for offer in tier.offers)) for tier in self.tiers)
+        change = "".join(f"\n# {provider} x {factor!r}" for provider, factor in sorted(factors.items()))
+        text = self.text + change
+        return PriceTable(tiers, hashlib.sha256(text.encode()).hexdigest()[:16], text)
 
     def quote(
         self, context_tokens: float, output_tokens: Sequence[float], accepts: Callable[[Offer], bool] | None = None

@@ -7,13 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router.bundle import Bundle
+from router.errors import PriceError
 from router.prices import PriceTable
 from training import TrainingConfig, evaluate, train
 from training.dial import DIAL_QUALITIES
 from training.errors import LogError
 from training.metrics import FIGURES, Interval
+from training.net_value import break_evens
 from training.shipped import Shipped
 from training.split import test_mask as held_out_mask
 from training.training_part import TrainingPart
@@ -21,7 +25,8 @@ from training.training_part import TrainingPart
 KEYS_OF_THE_CONTRACT = {"n_prompts", "tiers", "single", "router", "baselines", "calibration", "dial"}
 MORE_KEYS = {
     "verdict", "bundle_id", "n_trained_on", "n_incomplete", "estimated_cost_share", "best_tier", "best_baseline",
-    "lead_aiq", "off_policy", "segments", "output_tokens", "cost_predicted_over_measured",
+    "lead_aiq", "off_policy", "segments", "output_tokens", "cost_predicted_over_measured", "net_value",
+    "chosen_dials",
 }  # fmt: skip
 BASELINES = {"random", "cheapest", "strongest", "oracle", "knn", "kmeans", "linear"}
 
@@ -82,7 +87,7 @@ def test_the_document_has_the_keys_of_the_contract_and_known_ones_beside(trained
         assert_policy(policy, n_tiers=3)
     assert list(document["single"]) == document["tiers"]
     for single in document["single"].values():
-        assert set(single) == {"accuracy", "usd_per_1k"}
+        assert set(single) == {"accuracy", "usd_per_1k", "usd_per_correct"}
         assert_figure(single["accuracy"])
         assert_figure(single["usd_per_1k"])
     assert set(document["calibration"]) == {"ece", "brier", "per_tier"}
@@ -90,7 +95,7 @@ def test_the_document_has_the_keys_of_the_contract_and_known_ones_beside(trained
     assert_figure(document["calibration"]["brier"])
     assert [point["quality"] for point in document["dial"]] == list(DIAL_QUALITIES)
     for point in document["dial"]:
-        assert set(point) == {"quality", "slack", "promised", "accuracy", "usd_per_1k", "kept"}
+        assert {"quality", "slack", "promised", "accuracy", "usd_per_1k", "kept", "cost_of_best"} <= set(point)
         for name in ("accuracy", "usd_per_1k", "kept"):
             assert_figure(point[name])
 
@@ -226,3 +231,79 @@ def test_a_few_complete_prompts_among_partial_feedback_judge_nothing_alone(train
     assert document["router"]["aiq"] is None and document["single"] == {} and document["calibration"]["ece"] is None
     assert document["off_policy"] is not None and document["n_prompts"] == first.prompt.nunique()
     assert document == json.loads(json.dumps(document, allow_nan=False))
+
+
+# ---- dials and prices ------------------------------------------------------------------------------
+
+
+def test_the_default_dial_is_judged_unless_another_is_asked_for(trained, log):
+    by_default = trained.evaluation.chosen
+    [same] = [point for point in trained.evaluation.dial if point.quality == trained.manifest.default_quality]
+    assert by_default == same
+    chosen = evaluate(trained.bundle, log, quality=0.8, worth_usd=0.0).chosen
+    assert chosen.quality == 0.8 and chosen.usd_per_1k.value < by_default.usd_per_1k.value
+    free = evaluate(trained.bundle, log, worth_usd=0.0).chosen
+    assert free.quality is None and free.usd_per_1k.value <= chosen.usd_per_1k.value
+    assert sum(free.shares.values()) == pytest.approx(1)
+
+
+def test_the_prices_of_the_bundle_itself_change_nothing_but_rounding(trained, log, sample):
+    """The log's costs are tokens x price, by offer; replayed, the cheapest offer of a tier answers."""
+    before, after = trained.evaluation, evaluate(trained.bundle, log, prices=sample[1])
+    assert after.chosen.shares == before.chosen.shares and after.chosen.accuracy == before.chosen.accuracy
+    for tier in before.tiers:
+        assert after.single[tier][1].value <= before.single[tier][1].value * (1 + 1e-6)
+    assert evaluate(trained.bundle, log, price_factors={"sim-cloud": 1.0}).single == after.single
+
+
+def test_a_price_shock_moves_costs_and_decisions_of_the_same_bundle(trained, log):
+    cut = evaluate(trained.bundle, log, price_factors={"sim-cloud": 0.1}, quality=0.9)
+    usual = evaluate(trained.bundle, log, price_factors={"sim-cloud": 1.0}, quality=0.9)
+    assert cut.single["frontier"][1].value == pytest.approx(0.1 * usual.single["frontier"][1].value)
+    assert cut.single["edge"] == usual.single["edge"]
+    assert cut.chosen.shares["frontier"] > usual.chosen.shares["frontier"]
+
+
+def test_scaling_all_prices_and_the_worth_scales_net_value_and_changes_no_decision(trained, log):
+    providers = {offer.provider for tier in Bundle.load(trained.bundle).prices.tiers for offer in tier.offers}
+    one, ten = (
+        evaluate(trained.bundle, log, price_factors=dict.fromkeys(providers, factor), worth_usd=factor * 0.002)
+        for factor in (1.0, 10.0)
+    )
+    assert ten.chosen.shares == one.chosen.shares
+    assert ten.chosen.usd_per_1k.value == pytest.approx(10 * one.chosen.usd_per_1k.value, rel=1e-4)
+
+
+@pytest.mark.parametrize(("factors", "found"), [({"nobody": 2.0}, "nobody"), ({"local": -1.0}, "-1.0")])
+def test_factors_of_no_provider_or_below_zero_are_refused(trained, log, factors, found):
+    with pytest.raises(PriceError, match=found):
+        evaluate(trained.bundle, log, price_factors=factors)
+
+
+# ---- net value -------------------------------------------------------------------------------------
+
+
+def test_no_single_tier_is_worth_more_than_the_best_and_break_evens_are_where_it_changes(trained):
+    found = trained.evaluation.net_value
+    assert found.router[0] == pytest.approx(max(found.router[0], -trained.evaluation.single["edge"][1].value), rel=1e-6)
+    worths = [change.worth_usd for change in found.break_even]
+    assert worths == sorted(worths) and found.break_even[-1].dearer == trained.evaluation.best_tier
+    for worth, best in zip(found.worth_usd, found.best_single, strict=True):
+        passed = [change.dearer for change in found.break_even if change.worth_usd <= worth]
+        name = passed[-1] if passed else found.break_even[0].cheaper
+        assert found.single[name][found.worth_usd.index(worth)] == pytest.approx(best)
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0, 10)), min_size=1, max_size=6), st.floats(0, 1e4))
+def test_break_evens_name_the_best_single_tier_at_any_worth(tiers, worth):
+    accuracy, cost = np.array(tiers).T
+    names = [str(k) for k in range(len(tiers))]
+    changes = break_evens(accuracy, cost, names)
+    at = str(int(np.lexsort((-accuracy, cost))[0]))
+    for change in changes:
+        assert change.cheaper == at
+        if change.worth_usd > worth:
+            break
+        at = change.dearer
+    value = worth * accuracy - cost
+    assert value[int(at)] >= value.max() - 1e-9 * (1 + abs(value).max())

@@ -19,6 +19,7 @@ import training.retrain as line
 from router import Router
 from router.bundle import Bundle, read_manifest
 from router.golden import check_golden
+from router.prices import PriceTable
 from router.tiers import read_tiers
 from router.watch import Watcher
 from training import TrainingConfig
@@ -302,8 +303,8 @@ def test_of_a_panel_among_partial_feedback_only_the_panel_is_judged_on(challenge
     rest = sample[0][sample[0].question_key.isin(keys[400:])].drop_duplicates("question_key")
     mixed, alone = ingest(pd.concat([panel, rest]), tiers), ingest(panel, tiers)
     complete = alone.prompt_ids[np.isfinite(alone.correct).all(axis=1)]
-    found = compare(champion, challenger, mixed, text, tiers, mixed.prompt_ids, CHEAPER_IS_BETTER)
-    expected = compare(champion, challenger, alone, text, tiers, complete, CHEAPER_IS_BETTER)
+    found = compare(champion, challenger, mixed, PriceTable.parse(text), mixed.prompt_ids, CHEAPER_IS_BETTER)
+    expected = compare(champion, challenger, alone, PriceTable.parse(text), complete, CHEAPER_IS_BETTER)
     assert not found.refused and found.n_prompts == expected.n_prompts
     assert found.quality == expected.quality
 
@@ -328,10 +329,10 @@ def test_partial_feedback_is_compared_off_policy(challenger, turn, sample):
     champion, challenger = Bundle.load(turn.store.champion.resolve()), Bundle.load(challenger)
     text, tiers = sample[1].read_text(), read_tiers(sample[1])
     full = ingest(sample[0], tiers)
-    paired = compare(champion, challenger, full, text, tiers, full.prompt_ids, CHEAPER_IS_BETTER)
+    paired = compare(champion, challenger, full, PriceTable.parse(text), full.prompt_ids, CHEAPER_IS_BETTER)
     frame = sample[0].sample(frac=1, random_state=0).drop_duplicates("question_key").assign(propensity=1 / 3)
     partial = ingest(frame, tiers)
-    found = compare(champion, challenger, partial, text, tiers, partial.prompt_ids, CHEAPER_IS_BETTER)
+    found = compare(champion, challenger, partial, PriceTable.parse(text), partial.prompt_ids, CHEAPER_IS_BETTER)
     assert not paired.refused and not found.refused
     for name in ("quality", "cost_usd"):
         wide, sharp = getattr(found, name).difference, getattr(paired, name).difference
@@ -339,7 +340,7 @@ def test_partial_feedback_is_compared_off_policy(challenger, turn, sample):
     unknown = ingest(frame.drop(columns="propensity"), tiers)
     assert (
         "propensity"
-        in compare(champion, challenger, unknown, text, tiers, unknown.prompt_ids, CHEAPER_IS_BETTER).refused
+        in compare(champion, challenger, unknown, PriceTable.parse(text), unknown.prompt_ids, CHEAPER_IS_BETTER).refused
     )
 
 
@@ -348,11 +349,9 @@ def test_both_are_judged_at_the_prices_of_today(turn, challenger, sample):
     tiers = read_tiers(sample[1])
     log = ingest(sample[0], tiers)
     text = sample[1].read_text().replace("usd_per_mtok_output = 5.00", "usd_per_mtok_output = 50.00")
-    dearer = turn.folder / "tiers.toml"
-    dearer.write_text(text)
     before, after = (
-        compare(champion, Bundle.load(challenger), log, prices, read_tiers(path), log.prompt_ids, CHEAPER_IS_BETTER)
-        for prices, path in ((sample[1].read_text(), sample[1]), (text, dearer))
+        compare(champion, Bundle.load(challenger), log, PriceTable.parse(prices), log.prompt_ids, CHEAPER_IS_BETTER)
+        for prices in (sample[1].read_text(), text)
     )
     assert after.cost_usd.champion > 2 * before.cost_usd.champion
 

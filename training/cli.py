@@ -104,7 +104,28 @@ def _result_text(result: TrainingResult) -> str:
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", required=True, type=Path, help="folder of a bundle")
     parser.add_argument("--logs", nargs="+", required=True, help="outcome logs: files, folders or globs")
+    parser.add_argument("--quality", type=float, help="judge this dial; default: the bundle's default quality")
+    parser.add_argument("--worth-usd", type=float, help="judge this dial: what a correct answer is worth, in USD")
+    parser.add_argument("--prices", type=Path, help="replay the log at these prices, in the format of tiers.toml")
+    parser.add_argument(
+        "--price-factor",
+        action="append",
+        type=_price_factor,
+        default=[],
+        metavar="PROVIDER=FACTOR",
+        help="replay the log with a provider's prices multiplied, for example alibaba=0.1; may be given again",
+    )
     parser.add_argument("--json", action="store_true", help="print the evaluation as one JSON document")
+
+
+def _price_factor(text: str) -> tuple[str, float]:
+    provider, equals, factor = text.rpartition("=")
+    try:
+        if equals and provider:
+            return provider, float(factor)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"found {text!r}; expected PROVIDER=FACTOR, for example alibaba=0.1")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -114,7 +135,15 @@ def _evaluate(options: argparse.Namespace) -> int:
             bar.set_postfix_str(step, refresh=False)
             bar.update()
 
-        evaluation = run_evaluation(options.bundle, options.logs, on_step=done)
+        evaluation = run_evaluation(
+            options.bundle,
+            options.logs,
+            prices=options.prices,
+            price_factors=dict(options.price_factor),
+            quality=options.quality,
+            worth_usd=options.worth_usd,
+            on_step=done,
+        )
     if options.json:
         say(json.dumps(evaluation.to_json(), ensure_ascii=False))
     else:
@@ -122,6 +151,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             f"{evaluation.n_trained_on:,} trained on, {evaluation.n_incomplete:,} without an outcome of every tier"
         )
         say(evaluation.verdict)
+        if evaluation.chosen:
+            say(evaluation.chosen.text)
         say(f"{evaluation.n_prompts:,} prompts judged (left out: {left_out})\n\n{_tables_text(evaluation, None)}")
     return DONE
 

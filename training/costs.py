@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from router.prices import PriceTable
 from router.tiers import Tier
 from training.outcomes import OutcomeTable
 
@@ -56,6 +57,22 @@ def attempt_costs(table: OutcomeTable, tiers: Sequence[Tier]) -> AttemptCosts:
         mean_output_tokens=mean_output,
         estimated_share=float((is_estimated & observed).sum() / max(1, observed.sum())),
     )
+
+
+def costs_at_prices(table: OutcomeTable, prices: PriceTable) -> AttemptCosts:
+    """What all attempts would have cost at other prices: tokens x price of the tier's cheapest offer.
+
+    An attempt whose tokens were not logged, but its cost was, keeps that cost.
+    """
+    has_tokens = np.isfinite(table.input_tokens) & np.isfinite(table.output_tokens)
+    unpriced = replace(table, cost_usd=np.where(has_tokens, np.nan, table.cost_usd))
+    found = attempt_costs(unpriced, prices.tiers)
+    quote = prices.quote(float(found.input_tokens.mean()), found.mean_output_tokens.tolist())
+    cheapest = [
+        replace(tier, offers=(offer,)) if offer else tier
+        for tier, offer in zip(prices.tiers, quote.offers, strict=True)
+    ]
+    return attempt_costs(unpriced, cheapest)
 
 
 def _median_of_others(table: OutcomeTable) -> np.ndarray:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from router.bundle import Bundle
+from router.policy import Dials, resolve_dials
+from router.policy import Policy as RouterPolicy
+from router.prices import PriceTable
 from training import baselines
-from training.costs import AttemptCosts, attempt_costs
+from training.costs import AttemptCosts, attempt_costs, costs_at_prices
 from training.errors import LogError
 from training.evaluation import DialResult, Evaluation, OffPolicyResult, PolicyResult
 from training.ingest import ingest
@@ -29,6 +33,7 @@ from training.metrics import (
     resamples,
     worth_grid,
 )
+from training.net_value import net_value
 from training.outcomes import OutcomeTable, is_partial
 from training.replay import N_FOLDS, LoggedChoices, OffPolicyReport, cross_fitted, evaluate_policy
 from training.shipped import Shipped, embed_with
@@ -47,6 +52,10 @@ def evaluate(
     bundle: str | Path | Bundle,
     logs: LogSource | Sequence[LogSource],
     *,
+    prices: str | Path | None = None,
+    price_factors: Mapping[str, float] | None = None,
+    quality: float | None = None,
+    worth_usd: float | None = None,
     seed: int = 0,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Evaluation:
@@ -54,13 +63,22 @@ def evaluate(
 
     Where these are too few, as in logs of one tier per request, it is judged off-policy (see training.replay),
     which takes the propensities of the logged choices.
-    Raises BundleError, LogError (also where nothing is left to judge on).
+
+    prices: a file in the format of tiers.toml; price_factors: by provider, what its prices are multiplied by. With
+        either, the same bundle decides at these prices, and attempts cost what their logged tokens cost at them.
+    quality, worth_usd: dials to judge, as for Router.route; without them, the default quality.
+    Raises BundleError, PriceError, DialError, LogError (also where nothing is left to judge on).
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     table = ingest(logs, loaded.prices.tiers)
     on_step("ingest")
+    dials = resolve_dials(loaded.manifest, RouterPolicy(), quality, worth_usd, critical=False)
+    if prices is not None or price_factors:
+        found = loaded.prices if prices is None else PriceTable.read(prices, loaded.manifest.tiers)
+        loaded = replace(loaded, prices=found.scaled(price_factors or {}))
+        table = replace(table, cost_usd=costs_at_prices(table, loaded.prices).cost_usd)
     training = TrainingPart.load(TrainingPart.path_of(loaded.path), loaded.manifest.bundle_id)
-    evaluation = evaluate_table(loaded, table, training, seed=seed, on_step=on_step)
+    evaluation = evaluate_table(loaded, table, training, dials=dials, seed=seed, on_step=on_step)
     if evaluation.off_policy and evaluation.off_policy.refused:
         raise LogError(f"no prompt to judge: {evaluation.off_policy.refused}")
     return evaluation
@@ -72,19 +90,23 @@ def evaluate_table(
     training: TrainingPart,
     *,
     vectors: np.ndarray | None = None,
+    dials: Dials | None = None,
     seed: int = 0,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Evaluation:
     """The same on an ingested table; vectors are the embeddings of its prompts, computed where not given.
 
+    dials: to judge; None takes the default quality.
+
     Where nothing can be judged, no LogError is raised: `off_policy.refused` says why.
     """
+    dials = dials or resolve_dials(bundle.manifest, RouterPolicy(), None, None, critical=False)
     trained_on = np.isin(table.groups, training.groups)
     complete = np.isfinite(table.correct).all(axis=1)
     judged = ~trained_on & complete
     too_few = MIN_COMPLETE_PROMPTS if is_partial(table.correct[~trained_on]) else 2
     if judged.sum() < too_few:
-        return _evaluate_off_policy(bundle, table, trained_on, on_step)
+        return _evaluate_off_policy(bundle, table, trained_on, dials, on_step)
     vectors = None if vectors is None else vectors[judged]
     part = table.rows(judged)
     costs = attempt_costs(part, bundle.prices.tiers)
@@ -141,6 +163,15 @@ def evaluate_table(
         reliability={
             tier: reliability(estimates["success"][:, k], part.correct[:, k]) for k, tier in enumerate(manifest.tiers)
         },
+        usd_per_correct={
+            tier: interval(
+                (weights @ costs.cost_usd[:, k].astype(np.float32))
+                / np.maximum(weights @ part.correct[:, k].astype(np.float32), 1e-9)
+            )
+            for k, tier in enumerate(manifest.tiers)
+        },
+        net_value=net_value(worths, router_policy.choices, part.correct, costs.cost_usd, manifest.tiers),
+        chosen=_chosen(shipped, estimates, outcomes, weights, dials),
         dial=dial,
         shares=shares,
         segments=_segments(part, outcomes, router_policy, policies, shipped, estimates, seed),
@@ -154,7 +185,7 @@ def evaluate_table(
 
 
 def _evaluate_off_policy(
-    bundle: Bundle, table: OutcomeTable, trained_on: np.ndarray, on_step: Callable[[str], None]
+    bundle: Bundle, table: OutcomeTable, trained_on: np.ndarray, dials: Dials, on_step: Callable[[str], None]
 ) -> Evaluation:
     """What can be said where hardly any prompt has the outcome of every tier: no curves, only values of policies."""
     manifest = bundle.manifest
@@ -163,11 +194,12 @@ def _evaluate_off_policy(
     if usable.sum() >= 2 * N_FOLDS:
         part = table.rows(usable)
         costs = attempt_costs(part, bundle.prices.tiers)
-        result = _off_policy_result(bundle, part, costs)
+        result = _off_policy_result(bundle, part, costs, dials)
         n_judged, estimated_cost_share = part.n_prompts, costs.estimated_share
     else:
         result = OffPolicyResult(
-            manifest.default_quality,
+            dials.quality,
+            dials.worth_usd,
             None,
             {},
             f"of {table.n_prompts:,} prompts {int(trained_on.sum()):,} were trained on and "
@@ -192,6 +224,9 @@ def _evaluate_off_policy(
         calibration={},
         ece_by_chance={},
         reliability={},
+        usd_per_correct={},
+        net_value=None,
+        chosen=None,
         dial=[],
         shares=np.empty((0, len(manifest.tiers))),
         segments={},
@@ -201,8 +236,8 @@ def _evaluate_off_policy(
     )
 
 
-def _off_policy_result(bundle: Bundle, part: OutcomeTable, costs: AttemptCosts) -> OffPolicyResult:
-    """The router at its default quality, and every tier alone, on prompts with an outcome and its propensity."""
+def _off_policy_result(bundle: Bundle, part: OutcomeTable, costs: AttemptCosts, dials: Dials) -> OffPolicyResult:
+    """The router at these dials, and every tier alone, on prompts with an outcome and its propensity."""
     manifest, shipped = bundle.manifest, Shipped(bundle)
     estimates = shipped.estimates(part.prompts)
     any_tier = logged_choices(part, costs.cost_usd, np.zeros(part.n_prompts, dtype=int))
@@ -214,10 +249,10 @@ def _off_policy_result(bundle: Bundle, part: OutcomeTable, costs: AttemptCosts) 
         log = logged_choices(part, costs.cost_usd, choice)
         return evaluate_policy(log, np.eye(len(manifest.tiers))[choice], success, cost_usd)
 
-    slack = manifest.dial_point(manifest.default_quality).slack
     return OffPolicyResult(
-        quality=manifest.default_quality,
-        router=judged(shipped.choices(estimates, 0.0, slack)),
+        quality=dials.quality,
+        worth_usd=dials.worth_usd,
+        router=judged(shipped.choices(estimates, dials.worth_usd, dials.slack)),
         single={tier: judged(np.full(part.n_prompts, k)) for k, tier in enumerate(manifest.tiers)},
     )
 
@@ -285,24 +320,38 @@ def _dial(
     shipped: Shipped, estimates: Mapping[str, np.ndarray], outcomes: Outcomes, weights: np.ndarray
 ) -> tuple[list[DialResult], np.ndarray]:
     """What every quality of the dial keeps, and its shares of tiers."""
-    rows = np.arange(len(outcomes.correct))
-    best = weights @ outcomes.correct[:, outcomes.best].astype(np.float32)
     results, shares = [], []
     for point in shipped.bundle.manifest.dial:
-        choice = shipped.choices(estimates, 0.0, point.slack)
-        accuracy = weights @ outcomes.correct[rows, choice].astype(np.float32)
-        results.append(
-            DialResult(
-                point.quality,
-                point.slack,
-                point.promised,
-                interval(accuracy),
-                _mean(outcomes.cost_usd[rows, choice] * 1000, weights),
-                interval(accuracy / np.maximum(best, 1e-9)),
-            )
-        )
-        shares.append(np.bincount(choice, minlength=outcomes.correct.shape[1]) / len(rows))
+        dials = Dials(point.quality, point.slack, 0.0, critical=False, promised=point.promised)
+        result = _chosen(shipped, estimates, outcomes, weights, dials)
+        results.append(result)
+        shares.append(list(result.shares.values()))
     return results, np.array(shares)
+
+
+def _chosen(
+    shipped: Shipped, estimates: Mapping[str, np.ndarray], outcomes: Outcomes, weights: np.ndarray, dials: Dials
+) -> DialResult:
+    """What the router at some dials keeps and costs."""
+    rows = np.arange(len(outcomes.correct))
+    choice = shipped.choices(estimates, dials.worth_usd, dials.slack)
+    correct, cost_usd = outcomes.correct[rows, choice], outcomes.cost_usd[rows, choice]
+    best = weights @ outcomes.correct[:, outcomes.best].astype(np.float32)
+    best_cost = weights @ outcomes.cost_usd[:, outcomes.best].astype(np.float32)
+    accuracy, cost = weights @ correct.astype(np.float32), weights @ cost_usd.astype(np.float32)
+    share = np.bincount(choice, minlength=outcomes.correct.shape[1]) / len(rows)
+    return DialResult(
+        quality=dials.quality,
+        worth_usd=dials.worth_usd,
+        slack=dials.slack,
+        promised=dials.promised,
+        accuracy=interval(accuracy),
+        usd_per_1k=interval(1000 * cost),
+        kept=interval(accuracy / np.maximum(best, 1e-9)),
+        cost_of_best=interval(cost / np.maximum(best_cost, 1e-12)),
+        usd_per_correct=interval(cost / np.maximum(accuracy, 1e-9)),
+        shares=dict(zip(shipped.bundle.manifest.tiers, share.tolist(), strict=True)),
+    )
 
 
 def _segments(

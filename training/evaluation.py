@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from training.metrics import FIGURES, Interval
+from training.net_value import NetValue
 from training.replay import OffPolicyReport, PolicyValue
+
+ESTIMATORS = ("direct_method", "ips", "snips", "doubly_robust")
 
 
 @dataclass(frozen=True)
@@ -29,29 +32,54 @@ class PolicyResult:
 
 @dataclass(frozen=True)
 class DialResult:
-    """What one quality of the dial kept and cost."""
+    """What the router kept and cost at some dials. quality: None where worth_usd alone decided.
 
-    quality: float
+    kept, cost_of_best: accuracy and cost relative to always asking the best tier. shares: of requests, per tier.
+    """
+
+    quality: float | None
+    worth_usd: float
     slack: float
     promised: bool
     accuracy: Interval
     usd_per_1k: Interval
     kept: Interval
+    cost_of_best: Interval
+    usd_per_correct: Interval
+    shares: Mapping[str, float]
+
+    @property
+    def text(self) -> str:
+        """What it comes to, in a sentence."""
+        shares = ", ".join(f"{tier} {share:.0%}" for tier, share in self.shares.items())
+        return (
+            f"{dials_text(self).capitalize()} it keeps {_range(self.kept)} of the best tier's accuracy at "
+            f"{_range(self.cost_of_best)} of its cost; requests go to {shares}."
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """One entry of "dial"."""
-        figures = {name: getattr(self, name).to_json() for name in ("accuracy", "usd_per_1k", "kept")}
-        return {"quality": self.quality, "slack": self.slack, "promised": self.promised, **figures}
+        """One entry of "dial", or "chosen_dials"."""
+        names = ("accuracy", "usd_per_1k", "kept", "cost_of_best", "usd_per_correct")
+        return {
+            "quality": self.quality,
+            "worth_usd": self.worth_usd,
+            "slack": self.slack,
+            "promised": self.promised,
+            **{name: getattr(self, name).to_json() for name in names},
+            "shares": dict(self.shares),
+        }
 
 
 @dataclass(frozen=True)
 class OffPolicyResult:
-    """What held-out partial feedback says, doubly robust: the router at its default quality, and each tier alone.
+    """What held-out partial feedback says, doubly robust: the router at some dials, and each tier alone.
 
-    refused: why nothing can be said of any of them; each report has its own refusal.
+    quality: None where worth_usd alone decides. refused: why nothing can be said of any of them; each report has its
+    own refusal.
     """
 
-    quality: float
+    quality: float | None
+    worth_usd: float
     router: OffPolicyReport | None
     single: Mapping[str, OffPolicyReport]
     refused: str | None = None
@@ -60,6 +88,7 @@ class OffPolicyResult:
         """The entry "off_policy"."""
         return {
             "quality": self.quality,
+            "worth_usd": self.worth_usd,
             "refused": self.refused,
             "router": self.router and _report_json(self.router),
             "single": {tier: _report_json(report) for tier, report in self.single.items()},
@@ -71,6 +100,10 @@ def _report_json(report: OffPolicyReport) -> dict[str, Any]:
     return {
         "accuracy": accuracy and accuracy.to_json(),
         "usd_per_1k": usd_per_1k and usd_per_1k.to_json(),
+        "estimates": {
+            name: None if found is None else {each: asdict(getattr(found, each)) for each in ESTIMATORS}
+            for name, found in (("accuracy", report.quality), ("usd_per_request", report.cost_usd))
+        },
         "effective_sample_size": report.effective_sample_size,
         "refused": report.refused,
     }
@@ -97,6 +130,7 @@ class Evaluation:
         right estimates would show on so many prompts.
     reliability: per tier, (mean predicted, share correct, n) per bin.
     lead: AIQ of the router minus that of the best baseline, paired.
+    usd_per_correct: cost of a correct answer, per tier. chosen: at the dials that were asked for, or by default.
     shares: share of requests per tier at each quality of the dial, (n_qualities, n_tiers).
     """
 
@@ -115,6 +149,9 @@ class Evaluation:
     calibration: Mapping[str, tuple[Interval, Interval]]
     ece_by_chance: Mapping[str, float]
     reliability: Mapping[str, Sequence[tuple[float, float, int]]]
+    usd_per_correct: Mapping[str, Interval]
+    net_value: NetValue | None
+    chosen: DialResult | None
     dial: Sequence[DialResult]
     shares: np.ndarray
     segments: Mapping[str, Mapping[str, Any]]
@@ -153,8 +190,8 @@ class Evaluation:
         if best_accuracy is not None and best_cost is not None:
             against = f"always asking {self.best_tier}: {_range(best_accuracy)} at USD {_range(best_cost, 4)}"
         return (
-            f"Judged off-policy, on the outcome of the tier that was chosen alone: at quality {found.quality:g} the "
-            f"router is right on {_range(accuracy)} of the requests at USD {_range(cost, 4)} per 1,000; {against}."
+            f"Judged off-policy, on the outcome of the tier that was chosen alone: {dials_text(found)} the router is "
+            f"right on {_range(accuracy)} of the requests at USD {_range(cost, 4)} per 1,000; {against}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -175,7 +212,13 @@ class Evaluation:
             "estimated_cost_share": self.estimated_cost_share,
             "tiers": list(self.tiers),
             "best_tier": self.best_tier,
-            "single": {tier: pair(values, ("accuracy", "usd_per_1k")) for tier, values in self.single.items()},
+            "single": {
+                tier: {
+                    **pair(values, ("accuracy", "usd_per_1k")),
+                    "usd_per_correct": self.usd_per_correct[tier].to_json(),
+                }
+                for tier, values in self.single.items()
+            },
             "router": self.router.to_json(),
             "baselines": {name: result.to_json() for name, result in self.baselines.items()},
             "best_baseline": self.best_baseline,
@@ -188,6 +231,8 @@ class Evaluation:
                     for tier, values in self.calibration.items()
                 },
             },
+            "chosen_dials": self.chosen and self.chosen.to_json(),
+            "net_value": self.net_value and self.net_value.to_json(),
             "dial": [point.to_json() for point in self.dial],
             "segments": {name: dict(entry) for name, entry in self.segments.items()},
             "output_tokens": {
@@ -200,3 +245,10 @@ class Evaluation:
 
 def _range(figure: Interval, digits: int = 3) -> str:
     return f"{figure.value:.{digits}g} ({figure.low:.{digits}g} to {figure.high:.{digits}g})"
+
+
+def dials_text(found: DialResult | OffPolicyResult) -> str:
+    """As "at quality 0.98, worth USD 0.002"."""
+    quality = [] if found.quality is None else [f"quality {found.quality:g}"]
+    worth = [f"worth USD {found.worth_usd:g}"] if found.worth_usd or found.quality is None else []
+    return f"at {', '.join(quality + worth)}"

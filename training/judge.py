@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 from typing import Any
@@ -11,9 +11,8 @@ import numpy as np
 
 from router.bundle import Bundle
 from router.prices import PriceTable
-from router.tiers import Tier
 from training.config import RetrainConfig
-from training.costs import attempt_costs
+from training.costs import costs_at_prices
 from training.evaluate import MIN_COMPLETE_PROMPTS, MIN_SEGMENT_PROMPTS
 from training.metrics import Interval, interval, resamples
 from training.outcomes import OutcomeTable, is_partial
@@ -100,8 +99,7 @@ def compare(
     champion: Bundle,
     challenger: Bundle,
     log: OutcomeTable,
-    tiers_text: str,
-    tiers: Sequence[Tier],
+    prices: PriceTable,
     recent: np.ndarray,
     config: RetrainConfig,
 ) -> Comparison:
@@ -110,12 +108,12 @@ def compare(
     Where the challenger was trained on a prompt, models that did not see it stand in for it: its out-of-fold estimates.
     So a few hundred new prompts are enough to judge on.
 
-    log: with the columns of `tiers`, among which are all tiers of both. recent: prompt_ids.
+    log: with the columns of `prices`, today's, among which are all tiers of both. recent: prompt_ids.
     """
-    ours, theirs = (_Judged.at(bundle, PriceTable.parse(tiers_text)) for bundle in (champion, challenger))
+    ours, theirs = (_Judged.at(bundle, prices) for bundle in (champion, challenger))
     log = log.rows(np.isin(log.prompt_ids, recent) & ~np.isin(log.groups, ours.part.groups))
     promised, kept = _promise_kept(ours, log, config)
-    return replace(_compare(ours, theirs, log, tiers, config), promised=promised, champion_kept=kept)
+    return replace(_compare(ours, theirs, log, prices, config), promised=promised, champion_kept=kept)
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def _promise_kept(
 
 
 def _compare(
-    champion: _Judged, challenger: _Judged, table: OutcomeTable, tiers: Sequence[Tier], config: RetrainConfig
+    champion: _Judged, challenger: _Judged, table: OutcomeTable, prices: PriceTable, config: RetrainConfig
 ) -> Comparison:
     """Both on the same prompts, which the champion was not trained on."""
     table = table.rows(np.isfinite(table.correct).any(axis=1))
@@ -176,9 +174,7 @@ def _compare(
     complete = np.isfinite(table.correct).all(axis=1)
     if complete.mean() < MIN_COVERAGE and complete.sum() >= max(config.min_judged, MIN_COMPLETE_PROMPTS):
         table = table.rows(complete)  # a panel: prompts of which every tier was asked say more than all the others
-    has_tokens = np.isfinite(table.input_tokens) & np.isfinite(table.output_tokens)
-    repriced = replace(table, cost_usd=np.where(has_tokens, np.nan, table.cost_usd))
-    cost_usd = attempt_costs(repriced, tiers).cost_usd
+    cost_usd = costs_at_prices(table, prices).cost_usd
     predicted = challenger.estimates(table)
     ours, theirs = champion.choices(champion.estimates(table)), challenger.choices(predicted)
     worth_usd = config.worth_usd or cost_of_a_correct_answer(table.correct, cost_usd)

@@ -37,6 +37,10 @@ class Interval:
     low: float
     high: float
 
+    def times(self, factor: float) -> Interval:
+        """In another unit."""
+        return Interval(factor * self.value, factor * self.low, factor * self.high)
+
     def to_json(self) -> dict[str, float]:
         """As the evaluation's JSON has it."""
         return {"value": self.value, "low": self.low, "high": self.high}

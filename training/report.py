@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from router.bundle import Manifest
-from training.evaluation import Evaluation, OffPolicyResult, off_policy_figures
+from training.evaluation import Evaluation, OffPolicyResult, dials_text, off_policy_figures
 from training.metrics import Interval, hull
 from training.outcomes import OutcomeTable
 
@@ -35,6 +35,7 @@ def report_figures(evaluation: Evaluation) -> dict[str, Figure]:
         "cost_quality": cost_quality_figure(evaluation),
         "calibration": calibration_figure(evaluation),
         "tier_mix": tier_mix_figure(evaluation),
+        "net_value": net_value_figure(evaluation),
     }
 
 
@@ -111,6 +112,37 @@ def tier_mix_figure(evaluation: Evaluation) -> Figure:
     return figure
 
 
+def net_value_figure(evaluation: Evaluation) -> Figure:
+    """Net value of router and single tiers, less that of the best single tier at each worth, divided by the worth."""
+    assert evaluation.net_value is not None
+    found = evaluation.net_value
+    figure, axes = _figure(7.2, 3.6)
+    worth, best = np.array(found.worth_usd)[1:], np.array(found.best_single)[1:]
+    colors = mpl.colormaps[_MIX_COLORS](np.linspace(0.12, 0.9, len(found.single)))
+
+    def points(values: Sequence[float]) -> np.ndarray:
+        return np.asarray((np.array(values)[1:] - best) / (10 * worth))
+
+    for color, (tier, values) in zip(colors, found.single.items(), strict=True):
+        axes.plot(worth, points(values), color=color, lw=1.2, label=f"always {tier}")
+    axes.plot(worth, points(found.router), color=_ROUTER, lw=2.6, label="router", zorder=4)
+    axes.axhline(0, color=_TIERS, lw=0.8, alpha=0.5)
+    changes = [change.worth_usd for change in found.break_even if change.worth_usd > 0]
+    for change in changes:
+        axes.axvline(change, color=_BASELINES, lw=0.8, ls=":")
+    if changes:
+        axes.set_xlim(max(worth[0], min(changes) / 30), min(worth[-1], 100 * max(changes)))
+    top = max(float(points(found.router).max()), 1.0)
+    axes.set_ylim(-2 * top, 1.25 * top)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("${x:g}")
+    axes.set_xlabel("worth of a correct answer (dotted: where the best single tier changes)")
+    axes.set_ylabel("points of accuracy")
+    axes.set_title("Net value over the best single tier, as accuracy it is worth", loc="left", fontsize=11)
+    axes.legend(fontsize=8.5, frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
 def _figure(width: float, height: float) -> tuple[Figure, mpl.axes.Axes]:
     figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
     axes = figure.add_subplot()
@@ -144,7 +176,7 @@ def write_report(
     """Write report.json, report.html and README.md into a bundle's folder."""
     document = {**evaluation.to_json(), "label_distribution": labels, "training": manifest.training}
     (folder / "report.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    tables = report_tables(evaluation, labels)
+    tables = report_tables(evaluation, labels) | _promise_table(manifest)
     (folder / "report.html").write_text(_html(manifest, evaluation, log, tables, figures), encoding="utf-8")
     (folder / "README.md").write_text(_model_card(manifest, evaluation, log, tables), encoding="utf-8")
 
@@ -165,11 +197,24 @@ def report_tables(
 _Tables = dict[str, tuple[Sequence[str], list[Sequence[str]]]]
 
 
+def _promise_table(manifest: Manifest) -> _Tables:
+    """What is promised, what it would take, and how far the promise goes within segments."""
+    segments = sorted(manifest.dial[0].segments)
+    header: Sequence[str] = ["quality", "promised", "prompts that carry a promise", "kept at least", *segments]
+    rows: list[Sequence[str]] = [
+        [f"{point.quality:.2f}", "yes" if point.promised else "no",
+         f"about {point.n_needed:,}" if point.n_needed else "cannot be said", f"{point.kept:.3f}",
+         *(f"{point.segments[name]:.3f}" for name in segments)]
+        for point in manifest.dial
+    ]  # fmt: skip
+    return {"The promise, and lower bounds within segments": (header, rows)}
+
+
 def _off_policy_table(found: OffPolicyResult) -> _Tables:
     """What the log says of router and single tiers; no table where it says nothing."""
     if found.router is None:
         return {}
-    reports = {f"router at quality {found.quality:g}": found.router}
+    reports = {f"router {dials_text(found)}": found.router}
     reports |= {f"always {tier}": report for tier, report in found.single.items()}
     return {
         "Off-policy": (
@@ -193,22 +238,35 @@ def _figure_tables(evaluation: Evaluation) -> _Tables:
             [[name, *(_cell(result.figures.get(figure)) for figure in names)] for name, result in policies.items()],
         ),
         "Single tiers": (
-            ["tier", "accuracy", "USD per 1,000 requests", "ECE", "Brier", "ECE by chance", "predicted / measured"],
+            ["tier", "accuracy", "USD per 1,000 requests", "per 1,000 correct answers", "ECE", "Brier", "ECE by chance",
+             "predicted / measured cost"],
             [
-                [tier, _cell(accuracy), _cell(cost), *map(_cell, evaluation.calibration[tier]),
+                [tier, _cell(accuracy), _cell(cost), _cell(evaluation.usd_per_correct[tier].times(1000)),
+                 *map(_cell, evaluation.calibration[tier]),
                  f"{evaluation.ece_by_chance[tier]:.3f}", f"{evaluation.cost_ratio.get(tier, float('nan')):.2f}"]
                 for tier, (accuracy, cost) in evaluation.single.items()
             ],
         ),
         "Quality dial": (
-            ["quality", "slack", "promised", "accuracy kept", "accuracy", "USD per 1,000 requests"],
+            ["quality", "slack", "promised", "accuracy kept", "cost of always-best", "accuracy",
+             "USD per 1,000 requests", "per 1,000 correct answers", ""],
             [
                 [f"{point.quality:.2f}", f"{point.slack:.3f}", "yes" if point.promised else "no",
-                 _cell(point.kept), _cell(point.accuracy), _cell(point.usd_per_1k)]
+                 _cell(point.kept), _cell(point.cost_of_best), _cell(point.accuracy), _cell(point.usd_per_1k),
+                 _cell(point.usd_per_correct.times(1000)),
+                 "costs more than it saves" if point.cost_of_best.value > 1 else ""]
                 for point in evaluation.dial
             ],
         ),
     }  # fmt: skip
+    if evaluation.net_value and evaluation.net_value.break_even:
+        tables["Single tiers by the worth of a correct answer"] = (
+            ["worth in USD, from", "best single tier"],
+            [
+                ["0", evaluation.net_value.break_even[0].cheaper],
+                *([f"{change.worth_usd:.4g}", change.dearer] for change in evaluation.net_value.break_even),
+            ],
+        )
     if evaluation.segments:
         tables["Segments (AIQ)"] = (
             ["segment", "prompts", "router", "knn", "kmeans", "linear", "mix of single tiers"],
@@ -283,6 +341,7 @@ def _html(
         "cost_quality": "Cost and quality on prompts that training never saw.",
         "calibration": "Predicted success against what happened; on the line is right.",
         "tier_mix": "What the quality dial does.",
+        "net_value": "What worth_usd as the only dial brings, against the best single tier at each worth.",
     }
     pictures = "".join(
         f'<figure><img alt="{captions[name]}" src="data:image/png;base64,{_png(figure)}">'

@@ -24,6 +24,7 @@ import numpy as np
 from router.bundle import Bundle
 from router.errors import BundleError
 from router.golden import check_golden
+from router.prices import PriceTable
 from router.tiers import Tier, read_tiers
 from training.config import RetrainConfig
 from training.drift import Window, drift_report
@@ -136,7 +137,7 @@ def retrain(
         recent = prompt_ids_of(_newest(taken, state, config), place.cache)
         comparison = None
         if champion is not None and not uncompared:
-            comparison = compare(champion, challenger, result.log, tiers_text, tiers_read, recent, config)
+            comparison = compare(champion, challenger, result.log, PriceTable.parse(tiers_text), recent, config)
         drift = _drift(champion, result.log, prompt_ids_of(list(new.values()), place.cache))
         promoted, reason = _decide(state, challenger, uncompared, comparison, config)
         reason = _with_set_aside(reason, examined)
