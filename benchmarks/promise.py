@@ -27,7 +27,7 @@ from training.embed import embed
 from training.ingest import ingest
 from training.pipeline import make_encoder
 
-LOGS = ("mmlu_pro", "zeroeval", "routellm", "llmrouter", "routerarena")
+LOGS = ("mmlu_pro", "zeroeval", "routellm", "llmrouter")
 TIERS = Path(__file__).parent / "tiers"
 QUALITIES = (0.90, 0.95, 0.98, 1.00)
 CONFIDENCE = 0.95

@@ -2,7 +2,7 @@
 
     BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/real_logs.py [--splits 5] [--picture benchmarks/mmlu_pro.png]
 
-FOLDER holds one log per sub-folder (mmlu_pro, zeroeval, routellm), in the format of data/README.md. For each
+FOLDER holds one log per sub-folder (mmlu_pro, zeroeval, routellm, llmrouter), in the format of data/README.md. For each
 split another fifth of the questions is held out; everything (tokenizer, token vectors, estimator, dial) is
 learned on the rest by `training.train` with its defaults, and the bundle is judged on the fifth through the
 graph that ships. Figures are means over the splits; in brackets the standard error of that mean, which is
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from training import Evaluation, TrainingConfig, train
 from training.report import cost_quality_figure
 
-LOGS = ("mmlu_pro", "zeroeval", "routellm")
+LOGS = ("mmlu_pro", "zeroeval", "routellm", "llmrouter")
 TIERS = Path(__file__).parent / "tiers"
 POLICIES = ("router", "knn", "kmeans", "linear", "random")
 FIGURES = ("aiq", "cost_at_98", "cost_at_95", "apgr")
