@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from router.bundle import Manifest
 from training.evaluation import Evaluation, OffPolicyResult, off_policy_figures
 from training.metrics import Interval, hull
 from training.outcomes import OutcomeTable
+from training.page import html_table, new_figure, page, picture
 
 _ROUTER, _BASELINES, _TIERS, _ORACLE = "#0b6e4f", "#8a8f98", "#1f2933", "#c8963e"
 _BASELINE_STYLES = {"knn": "--", "kmeans": ":", "linear": "-."}
@@ -40,7 +39,7 @@ def report_figures(evaluation: Evaluation) -> dict[str, Figure]:
 
 def cost_quality_figure(evaluation: Evaluation) -> Figure:
     """Accuracy against cost: the router's curve above the baselines', single tiers and oracle as points."""
-    figure, axes = _figure(7.2, 4.6)
+    figure, axes = new_figure(7.2, 4.6)
     singles = np.array([[cost.value, accuracy.value] for accuracy, cost in evaluation.single.values()])
     router_curve = _with_singles(np.array(evaluation.router.curve), singles)
     axes.plot(*router_curve, color=_ROUTER, lw=2.6, label="router", zorder=4)
@@ -95,7 +94,7 @@ def calibration_figure(evaluation: Evaluation) -> Figure:
 
 def tier_mix_figure(evaluation: Evaluation) -> Figure:
     """Share of requests per tier against the quality asked for."""
-    figure, axes = _figure(7.2, 3.2)
+    figure, axes = new_figure(7.2, 3.2)
     qualities = [f"{point.quality:.2f}" for point in evaluation.dial]
     colors = mpl.colormaps[_MIX_COLORS](np.linspace(0.12, 0.9, len(evaluation.tiers)))
     order = np.argsort([evaluation.single[tier][1].value for tier in evaluation.tiers])
@@ -109,13 +108,6 @@ def tier_mix_figure(evaluation: Evaluation) -> Figure:
     axes.set_title("Where requests go; cheapest tier at the bottom", loc="left", fontsize=11)
     axes.legend(fontsize=8.5, frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, mpl.axes.Axes]:
-    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _with_singles(points: np.ndarray, singles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -289,36 +281,10 @@ def _html(
         "calibration": "Predicted success against what happened; on the line is right.",
         "tier_mix": "What the quality dial does.",
     }
-    pictures = "".join(
-        f'<figure><img alt="{captions[name]}" src="data:image/png;base64,{_png(figure)}">'
-        f"<figcaption>{captions[name]}</figcaption></figure>"
-        for name, figure in figures.items()
-    )
+    pictures = "".join(picture(figure, captions[name]) for name, figure in figures.items())
     facts = "".join(f"<p>{html.escape(fact)}</p>" for fact in _facts(manifest, evaluation, log))
-    sections = "".join(f"<h2>{html.escape(title)}</h2>{_html_table(*table)}" for title, table in tables.items())
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Router report</title><style>'
-        "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1f2933}"
-        "h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:2rem}img{max-width:100%}figure{margin:1.5rem 0}"
-        "figcaption{color:#606873;font-size:.9rem}.scroll{overflow-x:auto}"
-        "table{border-collapse:collapse;font-size:.82rem}"
-        "td,th{padding:.25rem .7rem .25rem 0;text-align:left;white-space:nowrap}"
-        "th{border-bottom:1px solid #9aa1ab}td{border-bottom:1px solid #e4e7eb;font-variant-numeric:tabular-nums}"
-        f"</style><h1>{html.escape(evaluation.verdict)}</h1>{pictures}{facts}{sections}</html>\n"
-    )
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _html_table(header: Sequence[str], rows: list[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f'<div class="scroll"><table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
+    sections = "".join(f"<h2>{html.escape(title)}</h2>{html_table(*table)}" for title, table in tables.items())
+    return page("Router report", evaluation.verdict, f"{pictures}{facts}{sections}")
 
 
 def _model_card(
