@@ -52,6 +52,31 @@ def ingest(
     return table
 
 
+def count_attempts(logs: LogSource | Sequence[LogSource], tiers: Sequence[Tier]) -> tuple[np.ndarray, np.ndarray]:
+    """How often each prompt was asked and answered correctly per tier, where `ingest` gives the mean.
+
+    Returns (n_attempts, n_correct), float64 (n_prompts, n_tiers), in the rows and columns of `ingest` of the same log.
+    An outcome that is a fraction counts as correct from 0.5 on. Raises LogError as `ingest` does.
+    """
+    sources = list(logs) if isinstance(logs, Iterable) and not isinstance(logs, str | pd.DataFrame) else [logs]
+    with _database("4GB") as db:
+        for number, source in enumerate(log_sources(sources, None)):
+            append_log(db, source, number)
+        _write_quarantine(db, None)
+        _to_cells(db, tiers, drop_unparsed=False)
+        [(n_prompts,)] = fetch(db, "SELECT count(*) FROM prompts")
+        counts = np.zeros((2, n_prompts, len(tiers)))
+        for row, tier, n_attempts, n_correct in fetch(db, _ATTEMPT_COUNTS):
+            counts[:, row, tier] = n_attempts, n_correct
+    return counts[0], counts[1]
+
+
+_ATTEMPT_COUNTS = """
+    SELECT row, tier, count(correct), count(*) FILTER (correct >= 0.5)
+    FROM attempts JOIN places USING (prompt_key) WHERE tier IS NOT NULL GROUP BY 1, 2
+"""
+
+
 @contextmanager
 def _database(memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty table `raw` in a database on disk, which is removed at the end."""
