@@ -7,14 +7,14 @@ Everything is counted on the prompts that every tier answered; in brackets stand
   luck alone gives it: the oracle's accuracy less that of the oracle of `training/difficulty.py` (outcomes independent
   given the prompt's difficulty), plus the accuracy of knowing the difficulty. It assumes that beyond shared difficulty
   tiers differ by luck, except for the excess of the measured oracle over that model's.
-- Repeated attempts replace that assumption. Choosing on one half of the attempts of each cell and judging on the other is
-  without bias for a router that exists, so a lower bound in expectation; the best mean of attempts is an upper bound
-  in expectation (Jensen's inequality).
-- Effective models: the participation ratio of the eigenvalues of the correlation matrix of errors, (sum of eigenvalues)^2 /
-  sum of their squares: K where errors are uncorrelated, 1 where tiers always fail together.
-- Outcomes needed for a promise q with confidence 1 - delta: 2 ln(1/delta) var / ((1 - q) accuracy)^2, with the variance of
-  the paired difference between the best tier and its best substitute; what a betting test (Waudby-Smith & Ramdas 2024)
-  needs to first order where the router is exactly as good as the best tier. At q = 1 no number is enough.
+- Repeated attempts need no such assumption. Choosing on one half of the attempts of each cell and judging on the other
+  is without bias for a choice that exists, so a lower bound in expectation; the best mean of attempts is an upper
+  bound in expectation (Jensen's inequality).
+- Effective models: the participation ratio of the eigenvalues of the correlation matrix of errors, (their sum)^2 / sum
+  of their squares: K where errors are uncorrelated, 1 where tiers always fail together.
+- Outcomes needed for a promise q with confidence 1 - delta: 2 ln(1/delta) var / ((1 - q) accuracy)^2, with the variance
+  of the paired difference between the best tier and its best substitute; what a betting test (Waudby-Smith & Ramdas
+  2024) needs to first order where the router is exactly as good as the best tier. At q = 1 no number is enough.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ MIN_COMPLETE = 200
 """Prompts that every tier answered, below which no verdict is given."""
 MIN_LEAD = 0.01
 """Accuracy, and relative saving beyond mixing single tiers, from which on routing is worth the trouble."""
+MIN_LOSS = 0.002
+"""Accuracy, or its worth in money, from which on a tier pays."""
 QUALITIES = (0.95, 0.98, 0.99, 1.0)
 CONFIDENCE = 0.95
 _N_REFITS = 100
@@ -45,8 +47,9 @@ class TierAudit:
     """One tier.
 
     usd_per_correct, output_tokens_per_correct: NaN where it is never right or nothing is logged.
-    only_right: share of prompts that it alone answered correctly. pays: it is on the cost-accuracy hull of the single
-    tiers, or at some worth and some difficulty the best choice of a router that knows each prompt's difficulty.
+    only_right: share of prompts that it alone answered correctly. cheapest_correct: that it was the cheapest to.
+    pays: it is on the cost-accuracy hull of the single tiers, or a router that knows each prompt's difficulty would,
+    at some worth of a correct answer, lose MIN_LOSS without it.
     """
 
     n_outcomes: int
@@ -168,14 +171,14 @@ def audit(
         action=action,
         verdict=verdict,
         best=table.tiers[best],
-        per_tier=_per_tier(table.tiers, correct, usd, table.output_tokens[complete], weights, n_outcomes, frontiers[0]),
+        per_tier=_per_tier(table.tiers, correct, usd, table.output_tokens[complete], weights, n_outcomes, fits[0]),
         pairs=_pairs(table.tiers, correct),
         effective_models=interval(np.array([_effective(correct, w) for w in weights[: 1 + _N_REFITS]])),
         oracle=interval(oracle),
         ceiling=ceiling,
         money=money,
         needed=needed,
-        frontier=tuple(sorted({(c * 1000, a) for c, a, _ in frontiers[0]})),
+        frontier=tuple(sorted({(c * 1000, a) for c, a in frontiers[0].tolist()})),
     )
 
 
@@ -237,9 +240,7 @@ def repeated_ceiling(
     return (float(judged.mean()), float((right / n).max(axis=1).mean())), float(noise)
 
 
-def _money(
-    accuracy: np.ndarray, cost: np.ndarray, best: int, frontiers: list[list[tuple[float, float, np.ndarray]]]
-) -> tuple[Money, ...]:
+def _money(accuracy: np.ndarray, cost: np.ndarray, best: int, frontiers: list[np.ndarray]) -> tuple[Money, ...]:
     def relative(points: np.ndarray, a: np.ndarray, c: np.ndarray, quality: float) -> float:
         xs, ys = hull(np.append(points[:, 0], c), np.append(points[:, 1], a))
         return float(np.interp(quality * a[best], ys, xs)) / c[best] if c[best] > 0 else 1.0
@@ -247,10 +248,7 @@ def _money(
     def one(quality: float) -> Money:
         pairs = list(zip(accuracy, cost, strict=True))
         mix = [relative(np.empty((0, 2)), a, c, quality) for a, c in pairs]
-        known = [
-            relative(np.array([point[:2] for point in points]), a, c, quality)
-            for (a, c), points in zip(pairs, frontiers, strict=False)
-        ]
+        known = [relative(points, a, c, quality) for (a, c), points in zip(pairs, frontiers, strict=False)]
         return Money(quality, interval(np.array(mix)), interval(np.array(known)))
 
     return tuple(one(quality) for quality in (1.0, 0.98))
@@ -263,14 +261,14 @@ def _per_tier(
     output_tokens: np.ndarray,
     weights: np.ndarray,
     n_outcomes: np.ndarray,
-    frontier: list[tuple[float, float, np.ndarray]],
+    difficulty: Difficulty,
 ) -> dict[str, TierAudit]:
     accuracy, cost = weights @ correct, weights @ usd
     right = correct >= 0.5
     only = right & (right.sum(axis=1, keepdims=True) == 1)
     cheapest = np.where(right.any(axis=1), np.argmin(np.where(right, usd, np.inf), axis=1), -1)
     xs, ys = hull(cost[0], accuracy[0])
-    chosen = {int(k) for _, _, tiers in frontier for k in np.unique(tiers)}
+    loss = difficulty.loss_without(cost[0])
     found = {}
     for k, name in enumerate(names):
         logged = np.isfinite(output_tokens[:, k])
@@ -286,7 +284,7 @@ def _per_tier(
             only_right=interval(weights @ only[:, k]),
             cheapest_correct=float((cheapest == k).mean()),
             on_hull=on_hull,
-            pays=on_hull or k in chosen,
+            pays=on_hull or bool(loss[k] >= MIN_LOSS),
         )
     return found
 

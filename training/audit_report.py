@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from training.audit import Audit
+from training.audit import MIN_LOSS, Audit
 from training.metrics import Interval, hull
 from training.page import html_table, new_figure, page, picture
 
@@ -18,7 +18,8 @@ _WIDTH = 110
 _ROUTER, _TIERS, _ORACLE, _NEUTRAL = "#0b6e4f", "#1f2933", "#c8963e", "#8a8f98"
 _MAX_PAIRS = 6  # in the terminal; the page has all
 
-_Table = tuple[Sequence[str], list[Sequence[str]]]
+_Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+_MAX_NAME = 20
 
 
 def audit_text(audit: Audit) -> str:
@@ -26,6 +27,7 @@ def audit_text(audit: Audit) -> str:
     blocks = [textwrap.fill(audit.verdict, _WIDTH)]
     for title, (header, rows) in audit_tables(audit).items():
         shown, rest = (rows[:_MAX_PAIRS], len(rows) - _MAX_PAIRS) if title == "Pairs" else (rows, 0)
+        shown = [[_short(cell) for cell in row] for row in shown]
         widths = [max(len(line[column]) for line in (header, *shown)) for column in range(len(header))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -40,7 +42,7 @@ def audit_text(audit: Audit) -> str:
 def audit_html(audit: Audit) -> str:
     """The audit as one HTML document."""
     captions = {
-        "cost_accuracy": "Single tiers, their mixtures, a router that knows each prompt's difficulty, ceiling and oracle.",
+        "cost_accuracy": "Single tiers, their mixtures, a router that knows each prompt's difficulty, ceiling, oracle.",
         "errors": "Correlation of errors: tiers that fail together are one model.",
         "needed": "Complete prompts that a promise of quality takes.",
     }
@@ -72,7 +74,7 @@ def audit_tables(audit: Audit) -> dict[str, _Table]:
          f"{pair.phi:.2f}"]
         for (first, second), pair in sorted(audit.pairs.items(), key=lambda entry: -entry[1].phi)
     ]  # fmt: skip
-    header = ["tier", "outcomes", "accuracy", "USD/1k", "USD/1k right", "tokens/right", "only it", "cheapest", "pays"]
+    header = ["tier", "outcomes", "accuracy", "USD/1k", "$/1k right", "tok/right", "only it", "cheapest", "pays"]
     return {
         "Tiers": (header, tiers),
         "Pairs": (["pair", "both right", "one right", "none right", "error correlation"], pairs),
@@ -103,6 +105,11 @@ def audit_facts(audit: Audit) -> list[str]:
         f"{ceiling.high:.1%}; without that luck about {_percent(ceiling.estimate)}.",
         f"Effective independent models: {audit.effective_models.value:.1f} of {len(audit.tiers)}.",
     ]
+    if ceiling.lucky_oracle > audit.oracle.high:
+        facts.append(
+            "The oracle is lower than luck and difficulty would make it: tiers fail together for other reasons too, or "
+            "outcomes are fractions, so take the ceiling and what knowing the difficulty saves with care."
+        )
     if len(audit.tiers) == 2:
         facts.append("Two tiers, one attempt each: skill cannot be told from luck; the estimate takes all to be luck.")
     if ceiling.repeats and ceiling.label_noise is not None:
@@ -116,8 +123,8 @@ def audit_facts(audit: Audit) -> list[str]:
             "logged or typical tokens: read costs as ratios."
         )
     facts.append(
-        "A tier that never pays is off the hull, and at no worth chosen by a router that knows the difficulty. Promises "
-        "assume a router as good as the best tier: 2 ln(20) x variance of its difference to its best substitute / "
+        "A tier that never pays is off the hull, and a router that knows the difficulty loses less than "
+        f"{MIN_LOSS:.1%} without it, at any worth of an answer. Promises assume a router as good as the best tier: 2 ln(20) x variance of its difference to its best substitute / "
         "((1 - q) x accuracy)^2. What a router reads out of prompts, only training tells."
     )
     return facts
@@ -143,7 +150,7 @@ def _cost_accuracy(audit: Audit) -> Figure:
         grid = np.unique(np.concatenate([xs, np.geomspace(max(xs[0], 1e-9), max(xs[-1], 1e-9), 300)]))
         grid = grid[(grid >= xs[0]) & (grid <= xs[-1])]
         axes.plot(grid, np.interp(grid, xs, ys), color=color, label=label, lw=2 if color == _ROUTER else 1)
-    axes.scatter(*points.T, color=_TIERS, s=28, zorder=5)
+    axes.scatter(points[:, 0], points[:, 1], color=_TIERS, s=28, zorder=5)
     for name, point in zip(audit.per_tier, points, strict=True):
         axes.annotate(name, point, xytext=(5, -10), textcoords="offset points", fontsize=8)
     axes.axhline(audit.ceiling.estimate.value, color=_ROUTER, ls="--", lw=1, label="ceiling, without luck")
@@ -187,8 +194,16 @@ def _needed(audit: Audit) -> Figure:
     return figure
 
 
+def _short(cell: str) -> str:
+    """A cell of the terminal: long names cut (the page has them whole), costs without their interval."""
+    if cell[0:1].isdigit() and " (" in cell and "%" not in cell:
+        return cell.split(" (")[0]
+    names = (name if len(name) <= _MAX_NAME else name[: _MAX_NAME - 1] + "…" for name in cell.split(" + "))
+    return cell if "%" in cell or "enough" in cell else " + ".join(names)
+
+
 def _percent(figure: Interval) -> str:
-    return f"{figure.value:.1%} ({figure.low:.1%} to {figure.high:.1%})"
+    return f"{figure.value:.1%} ({figure.low * 100:.1f} to {figure.high * 100:.1f})"
 
 
 def _usd(figure: Interval) -> str:

@@ -22,7 +22,8 @@ _PRIOR_SCALE = 3.0  # of slopes and intercepts, in log-odds: keeps tiers that ar
 class Difficulty:
     """Success of each tier at each node of ease.
 
-    success: (n_nodes, n_tiers); share: (n_nodes,), of prompts at each node, sums to 1; parameters: where to start again.
+    success: (n_nodes, n_tiers). share: (n_nodes,), of prompts at each node, sums to 1.
+    parameters: where a fit to a resample starts.
     """
 
     success: np.ndarray
@@ -39,15 +40,25 @@ class Difficulty:
         """P(some tier is right) where outcomes are independent given the ease: the oracle that luck alone gives."""
         return float(self.share @ (1 - np.prod(1 - self.success, axis=1)))
 
-    def frontier(self, usd_per_request: np.ndarray) -> list[tuple[float, float, np.ndarray]]:
-        """(USD per request, accuracy, chosen tier per node) of a router that knows the ease, for every worth."""
-        points = []
-        scale = max(float(usd_per_request.max()), 1e-12)
-        for worth in np.concatenate([[0.0], np.geomspace(1e-3, 1e6, 400)]) * scale:
-            chosen = np.argmax(worth * self.success - usd_per_request, axis=1)
-            accuracy = self.share @ self.success[np.arange(len(chosen)), chosen]
-            points.append((float(self.share @ usd_per_request[chosen]), float(accuracy), chosen))
-        return points
+    def frontier(self, usd_per_request: np.ndarray) -> np.ndarray:
+        """(USD per request, accuracy) of a router that knows the ease, a row per worth of a correct answer."""
+        chosen = self._value(usd_per_request).argmax(axis=2)  # (n_worths, n_nodes)
+        accuracy = self.success[np.arange(len(self.share)), chosen]
+        return np.stack([usd_per_request[chosen] @ self.share, accuracy @ self.share], axis=1)
+
+    def loss_without(self, usd_per_request: np.ndarray) -> np.ndarray:
+        """What a router that knows the ease loses without each tier, (n_tiers,), at the worth where it loses most.
+
+        In accuracy: the loss of worth x success - cost, divided by the worth.
+        """
+        value = self._value(usd_per_request)
+        others = (np.delete(value, k, axis=2).max(axis=2) for k in range(value.shape[2]))
+        return np.array([((value.max(axis=2) - without) @ self.share).max() for without in others])
+
+    def _value(self, usd_per_request: np.ndarray) -> np.ndarray:
+        """Success - cost / worth, (n_worths, n_nodes, n_tiers)."""
+        worths = np.geomspace(1e-3, 1e6, 400) * max(float(usd_per_request.max()), 1e-12)
+        return np.asarray(self.success - (usd_per_request / worths[:, None])[:, None, :])
 
 
 def fit_difficulty(patterns: np.ndarray, counts: np.ndarray, start: np.ndarray | None = None) -> Difficulty:
