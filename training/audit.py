@@ -4,9 +4,9 @@ Everything is counted on the prompts that every tier answered; in brackets stand
 
 - Ceiling. A log with one attempt per prompt and tier cannot tell skill from luck: all it proves is that the accuracy of
   the best possible router lies between the best single tier's and the oracle's. The estimate takes off the oracle what
-  luck alone gives it: the oracle's accuracy less that of the oracle of `training/difficulty.py` (outcomes independent
-  given the prompt's difficulty), plus the accuracy of knowing the difficulty. It assumes that beyond shared difficulty
-  tiers differ by luck, except for the excess of the measured oracle over that model's.
+  luck alone gives one: the oracle of `training/difficulty.py`, where outcomes are independent given the prompt's
+  difficulty, less the accuracy of knowing that difficulty. It stays within the two bounds, and is low where tiers
+  have specialities that are sure, or fail together for other reasons than difficulty.
 - Repeated attempts need no such assumption. Choosing on one half of the attempts of each cell and judging on the other
   is without bias for a choice that exists, so a lower bound in expectation; the best mean of attempts is an upper
   bound in expectation (Jensen's inequality).
@@ -203,8 +203,7 @@ def _ceiling(
     seed: int,
 ) -> Ceiling:
     estimates = [
-        np.clip(fit.ceiling + max(0.0, o - fit.lucky_oracle), b, o)
-        for fit, o, b in zip(fits, oracle, best, strict=False)
+        np.clip(o - (fit.lucky_oracle - fit.ceiling), b, o) for fit, o, b in zip(fits, oracle, best, strict=False)
     ]
     repeats, noise = (None, None) if attempts is None else repeated_ceiling(*attempts, seed=seed)
     low, high = float(best[0]), float(oracle[0])

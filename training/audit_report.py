@@ -108,7 +108,7 @@ def audit_facts(audit: Audit) -> list[str]:
     if ceiling.lucky_oracle > audit.oracle.high:
         facts.append(
             "The oracle is lower than luck and difficulty would make it: tiers fail together for other reasons too, or "
-            "outcomes are fractions, so take the ceiling and what knowing the difficulty saves with care."
+            "outcomes are fractions, so what knowing the difficulty saves may be overstated."
         )
     if len(audit.tiers) == 2:
         facts.append("Two tiers, one attempt each: skill cannot be told from luck; the estimate takes all to be luck.")
@@ -124,8 +124,9 @@ def audit_facts(audit: Audit) -> list[str]:
         )
     facts.append(
         "A tier that never pays is off the hull, and a router that knows the difficulty loses less than "
-        f"{MIN_LOSS:.1%} without it, at any worth of an answer. Promises assume a router as good as the best tier: 2 ln(20) x variance of its difference to its best substitute / "
-        "((1 - q) x accuracy)^2. What a router reads out of prompts, only training tells."
+        f"{MIN_LOSS:.1%} without it, at any worth of an answer. Promises assume a router as good as the best tier: "
+        "2 ln(20) x variance of its difference to its best substitute / ((1 - q) x accuracy)^2. "
+        "What a router reads out of prompts, only training tells."
     )
     return facts
 
