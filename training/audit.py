@@ -160,9 +160,14 @@ def audit(
     accuracy, cost = weights @ correct, weights @ usd  # (n_resamples, n_tiers)
     best = int(np.lexsort((cost[0], -accuracy[0]))[0])
     fits = _fits(correct, weights)
-    frontiers = [fit.frontier(c) for fit, c in zip(fits, cost, strict=False)]
     oracle = weights @ correct.max(axis=1)
-    ceiling = _ceiling(fits, oracle, accuracy[:, best], None if attempts is None else _rows(attempts, complete), seed)
+    reach = _reach(fits, oracle, accuracy[:, best])
+    frontiers = [
+        np.minimum(fit.frontier(c), [np.inf, most]) for fit, c, most in zip(fits, cost, reach, strict=False)
+    ]  # no router passes the ceiling
+    ceiling = _ceiling(
+        fits[0], reach, oracle, accuracy[:, best], None if attempts is None else _rows(attempts, complete), seed
+    )
     money = _money(accuracy, cost, best, frontiers)
     needed = _needed(correct, best, float(accuracy[0, best]))
     action, verdict = _verdict(table.tiers[best], ceiling, money, len(correct), needed)
@@ -195,25 +200,28 @@ def _fits(correct: np.ndarray, weights: np.ndarray) -> list[Difficulty]:
     return [first, *(fit_difficulty(right, count, first.parameters) for count in counts[1:])]
 
 
+def _reach(fits: list[Difficulty], oracle: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """The oracle less what luck gives it, not below the best single tier, per fit."""
+    found = [np.clip(o - (fit.lucky_oracle - fit.ceiling), b, o) for fit, o, b in zip(fits, oracle, best, strict=False)]
+    return np.array(found, dtype=np.float64)
+
+
 def _ceiling(
-    fits: list[Difficulty],
+    fit: Difficulty,
+    reach: np.ndarray,
     oracle: np.ndarray,
     best: np.ndarray,
     attempts: tuple[np.ndarray, np.ndarray] | None,
     seed: int,
 ) -> Ceiling:
-    estimates = [
-        np.clip(o - (fit.lucky_oracle - fit.ceiling), b, o) for fit, o, b in zip(fits, oracle, best, strict=False)
-    ]
     repeats, noise = (None, None) if attempts is None else repeated_ceiling(*attempts, seed=seed)
     low, high = float(best[0]), float(oracle[0])
-    found = np.array(estimates)
     return Ceiling(
         low=low,
         high=high,
-        estimate=interval(found),
-        lead=interval(found - best[: len(found)]),
-        lucky_oracle=fits[0].lucky_oracle,
+        estimate=interval(reach),
+        lead=interval(reach - best[: len(reach)]),
+        lucky_oracle=fit.lucky_oracle,
         repeats=repeats,
         label_noise=noise,
     )
@@ -349,7 +357,7 @@ def _verdict(
         else f"do not count on more accuracy than its {ceiling.low:.1%}"
     )
     reason = (
-        f"at 98 % of {best}'s accuracy, knowing each prompt's difficulty would cut cost to "
+        f"at 98 % of {best}'s accuracy, knowing each prompt's difficulty would at best cut cost to "
         f"{at_98.knowing_difficulty.value:.0%} of always asking it (mixing single tiers: "
         f"{at_98.mix_of_singles.value:.0%}), of which a router gets a part; {accuracy}"
     )
