@@ -256,7 +256,7 @@ def _audit(options: argparse.Namespace) -> int:
     return DONE
 
 
-audit = Command("say from outcome logs whether routing can pay, before any training", _audit_arguments, _audit)
+audit = Command("say whether routing can pay, from outcome logs alone", _audit_arguments, _audit)
 train = Command("learn a router from outcome logs and write its bundle", _train_arguments, _train)
 evaluate = Command("judge a bundle on logged outcomes it was not trained on", _evaluate_arguments, _evaluate)
 demo = Command("the whole line on the simulated sample log", _demo_arguments, _demo)
