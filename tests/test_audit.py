@@ -95,6 +95,19 @@ def test_attempts_are_counted_in_the_rows_of_the_table(tmp_path):
     np.testing.assert_allclose(n_correct / n_attempts, table.correct)
 
 
+def test_a_log_with_repeated_attempts_says_what_they_bound(tmp_path, capsys):
+    path = tmp_path / "log.parquet"
+    pd.concat([frame(draw(specialists(MIN_COMPLETE), seed)) for seed in range(4)]).to_parquet(path)
+    words = ["audit", "--logs", str(path), "--tiers", str(tiers_file(tmp_path))]
+    assert main([*words, "--json"]) == 0
+    low, high = json.loads(capsys.readouterr().out)["ceiling"]["repeats"]
+    assert low < high
+    assert main(words) == 0
+    assert f"Repeated attempts bound the ceiling by {low:.1%} and {high:.1%}" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_permuting_tiers_permutes_the_answer(tmp_path):
     correct = draw(shared_difficulty(800))
     order = [2, 0, 1]

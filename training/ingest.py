@@ -50,7 +50,8 @@ def count_attempts(logs: LogSource | Sequence[LogSource], tiers: Sequence[Tier])
     """How often each prompt was asked and answered correctly per tier, where `ingest` gives the mean.
 
     Returns (n_attempts, n_correct), float64 (n_prompts, n_tiers), in the rows and columns of `ingest` of the same log.
-    An outcome that is a fraction counts as correct from 0.5 on; models of one tier count as one. Raises LogError as `ingest` does.
+    An outcome that is a fraction counts as correct from 0.5 on; models of one tier count as one.
+    Raises LogError as `ingest` does.
     """
     with _cells(logs, tiers, quarantine=None, drop_unparsed=False, memory_limit=_MEMORY_LIMIT) as db:
         [(n_prompts,)] = fetch(db, "SELECT count(*) FROM prompts")
