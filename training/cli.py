@@ -12,10 +12,14 @@ from tqdm import tqdm
 
 from router.cli import DONE, Command, say
 from router.router import Router
+from router.tiers import read_tiers
+from training.audit import audit as run_audit
+from training.audit_report import audit_html, audit_text
 from training.config import RetrainConfig, TrainingConfig
 from training.evaluate import evaluate as run_evaluation
 from training.evaluation import Evaluation
 from training.fit import Target
+from training.ingest import count_attempts, ingest
 from training.pipeline import TrainingResult
 from training.pipeline import train as run_training
 from training.report import report_tables
@@ -267,6 +271,25 @@ def _say_receipt(receipt: Receipt, *, as_json: bool) -> None:
         say(f"{promoted}{receipt.reason}\nchampion {receipt.champion}, challenger {receipt.challenger}")
 
 
+def _audit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--logs", nargs="+", required=True, help="outcome logs: files, folders or globs")
+    parser.add_argument("--tiers", required=True, type=Path, help="tiers.toml")
+    parser.add_argument("--html", type=Path, help="write one self-contained page with pictures here")
+    parser.add_argument("--json", action="store_true", help="print the audit as one JSON document")
+
+
+def _audit(options: argparse.Namespace) -> int:
+    tiers = read_tiers(options.tiers)
+    table = ingest(options.logs, tiers)
+    attempts = count_attempts(options.logs, tiers) if table.summary.repeated else None
+    found = run_audit(table, tiers, attempts)
+    if options.html:
+        options.html.write_text(audit_html(found), encoding="utf-8")
+    say(json.dumps(found.to_json(), ensure_ascii=False) if options.json else audit_text(found))
+    return DONE
+
+
+audit = Command("say whether routing can pay, from outcome logs alone", _audit_arguments, _audit)
 train = Command("learn a router from outcome logs and write its bundle", _train_arguments, _train)
 evaluate = Command("judge a bundle on logged outcomes it was not trained on", _evaluate_arguments, _evaluate)
 demo = Command("the whole line on the simulated sample log", _demo_arguments, _demo)

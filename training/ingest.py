@@ -20,6 +20,8 @@ from training.errors import LogError
 from training.logfiles import LogSource, append_log, create_raw, fetch, first_line, log_sources, quoted
 from training.outcomes import CELL_MEASURES, IngestSummary, OutcomeTable, is_partial
 
+_MEMORY_LIMIT = "4GB"
+
 
 def ingest(
     logs: LogSource | Sequence[LogSource],
@@ -27,7 +29,7 @@ def ingest(
     *,
     quarantine: Path | None = None,
     drop_unparsed: bool = False,
-    memory_limit: str = "4GB",
+    memory_limit: str = _MEMORY_LIMIT,
 ) -> OutcomeTable:
     """Read logs (files, folders, globs, DataFrames; Parquet, JSONL, CSV) into one table.
 
@@ -38,6 +40,42 @@ def ingest(
 
     Raises LogError where nothing can be read, or where fewer than two tiers have outcomes.
     """
+    with _cells(logs, tiers, quarantine, drop_unparsed, memory_limit) as db:
+        table = _pivot(db, tuple(tier.name for tier in tiers))
+    _refuse_single_tier_log(table)
+    return table
+
+
+def count_attempts(logs: LogSource | Sequence[LogSource], tiers: Sequence[Tier]) -> tuple[np.ndarray, np.ndarray]:
+    """How often each prompt was asked and answered correctly per tier, where `ingest` gives the mean.
+
+    Returns (n_attempts, n_correct), float64 (n_prompts, n_tiers), in the rows and columns of `ingest` of the same log.
+    An outcome that is a fraction counts as correct from 0.5 on; models of one tier count as one.
+    Raises LogError as `ingest` does.
+    """
+    with _cells(logs, tiers, quarantine=None, drop_unparsed=False, memory_limit=_MEMORY_LIMIT) as db:
+        [(n_prompts,)] = fetch(db, "SELECT count(*) FROM prompts")
+        counts = np.zeros((2, n_prompts, len(tiers)))
+        for row, tier, n_attempts, n_correct in fetch(db, _ATTEMPT_COUNTS):
+            counts[:, row, tier] = n_attempts, n_correct
+    return counts[0], counts[1]
+
+
+_ATTEMPT_COUNTS = """
+    SELECT row, tier, count(correct), count(*) FILTER (correct >= 0.5)
+    FROM attempts JOIN places USING (prompt_key) WHERE tier IS NOT NULL GROUP BY 1, 2
+"""
+
+
+@contextmanager
+def _cells(
+    logs: LogSource | Sequence[LogSource],
+    tiers: Sequence[Tier],
+    quarantine: Path | None,
+    drop_unparsed: bool,
+    memory_limit: str,
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database with the logs' rows, prompts and cells."""
     sources = list(logs) if isinstance(logs, Iterable) and not isinstance(logs, str | pd.DataFrame) else [logs]
     try:
         with _database(memory_limit) as db:
@@ -45,11 +83,9 @@ def ingest(
                 append_log(db, source, number)
             _write_quarantine(db, quarantine)
             _to_cells(db, tiers, drop_unparsed)
-            table = _pivot(db, tuple(tier.name for tier in tiers))
+            yield db
     except duckdb.OutOfMemoryException as error:
         raise LogError(f"memory_limit {memory_limit} is too small ({first_line(error)}); give a larger one") from error
-    _refuse_single_tier_log(table)
-    return table
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +14,9 @@ from matplotlib.ticker import PercentFormatter
 
 from router.bundle import Manifest
 from training.evaluation import Evaluation, OffPolicyResult, dials_text, off_policy_figures
-from training.metrics import Interval, hull
+from training.metrics import Interval
 from training.outcomes import OutcomeTable
+from training.page import drawn_hull, html_table, new_figure, page, picture
 
 _ROUTER, _BASELINES, _TIERS, _ORACLE = "#0b6e4f", "#8a8f98", "#1f2933", "#c8963e"
 _BASELINE_STYLES = {"knn": "--", "kmeans": ":", "linear": "-."}
@@ -41,7 +40,7 @@ def report_figures(evaluation: Evaluation) -> dict[str, Figure]:
 
 def cost_quality_figure(evaluation: Evaluation) -> Figure:
     """Accuracy against cost: the router's curve above the baselines', single tiers and oracle as points."""
-    figure, axes = _figure(7.2, 4.6)
+    figure, axes = new_figure(7.2, 4.6)
     singles = np.array([[cost.value, accuracy.value] for accuracy, cost in evaluation.single.values()])
     router_curve = _with_singles(np.array(evaluation.router.curve), singles)
     axes.plot(*router_curve, color=_ROUTER, lw=2.6, label="router", zorder=4)
@@ -96,7 +95,7 @@ def calibration_figure(evaluation: Evaluation) -> Figure:
 
 def tier_mix_figure(evaluation: Evaluation) -> Figure:
     """Share of requests per tier against the quality asked for."""
-    figure, axes = _figure(7.2, 3.2)
+    figure, axes = new_figure(7.2, 3.2)
     qualities = [f"{point.quality:.2f}" for point in evaluation.dial]
     colors = mpl.colormaps[_MIX_COLORS](np.linspace(0.12, 0.9, len(evaluation.tiers)))
     order = np.argsort([evaluation.single[tier][1].value for tier in evaluation.tiers])
@@ -116,7 +115,7 @@ def net_value_figure(evaluation: Evaluation) -> Figure:
     """Net value of router and single tiers, less that of the best single tier at each worth, divided by the worth."""
     assert evaluation.net_value is not None
     found = evaluation.net_value
-    figure, axes = _figure(7.2, 3.6)
+    figure, axes = new_figure(7.2, 3.6)
     worth, best = np.array(found.worth_usd)[1:], np.array(found.best_single)[1:]
     colors = mpl.colormaps[_MIX_COLORS](np.linspace(0.12, 0.9, len(found.single)))
 
@@ -143,23 +142,9 @@ def net_value_figure(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, mpl.axes.Axes]:
-    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
 def _with_singles(points: np.ndarray, singles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The hull of (cost, accuracy) points, those of single tiers among them, drawn densely.
-
-    A mixture of two points is a straight line in cost, and a curve where the axis of cost is logarithmic.
-    """
-    every = np.concatenate([points.reshape(-1, 2), singles])
-    xs, ys = hull(every[:, 0], every[:, 1])
-    grid = np.unique(np.concatenate([xs, np.geomspace(max(xs[0], 1e-9), max(xs[-1], 1e-9), 300)]))
-    grid = grid[(grid >= xs[0]) & (grid <= xs[-1])]
-    return grid, np.interp(grid, xs, ys)
+    """The hull of (cost, accuracy) points, those of single tiers among them."""
+    return drawn_hull(np.concatenate([points.reshape(-1, 2), singles]))
 
 
 # ---- files -----------------------------------------------------------------------------------------
@@ -343,36 +328,10 @@ def _html(
         "tier_mix": "What the quality dial does.",
         "net_value": "What worth_usd as the only dial brings, against the best single tier at each worth.",
     }
-    pictures = "".join(
-        f'<figure><img alt="{captions[name]}" src="data:image/png;base64,{_png(figure)}">'
-        f"<figcaption>{captions[name]}</figcaption></figure>"
-        for name, figure in figures.items()
-    )
+    pictures = "".join(picture(figure, captions[name]) for name, figure in figures.items())
     facts = "".join(f"<p>{html.escape(fact)}</p>" for fact in _facts(manifest, evaluation, log))
-    sections = "".join(f"<h2>{html.escape(title)}</h2>{_html_table(*table)}" for title, table in tables.items())
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Router report</title><style>'
-        "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1f2933}"
-        "h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:2rem}img{max-width:100%}figure{margin:1.5rem 0}"
-        "figcaption{color:#606873;font-size:.9rem}.scroll{overflow-x:auto}"
-        "table{border-collapse:collapse;font-size:.82rem}"
-        "td,th{padding:.25rem .7rem .25rem 0;text-align:left;white-space:nowrap}"
-        "th{border-bottom:1px solid #9aa1ab}td{border-bottom:1px solid #e4e7eb;font-variant-numeric:tabular-nums}"
-        f"</style><h1>{html.escape(evaluation.verdict)}</h1>{pictures}{facts}{sections}</html>\n"
-    )
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _html_table(header: Sequence[str], rows: list[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f'<div class="scroll"><table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
+    sections = "".join(f"<h2>{html.escape(title)}</h2>{html_table(*table)}" for title, table in tables.items())
+    return page("Router report", evaluation.verdict, f"{pictures}{facts}{sections}")
 
 
 def _model_card(
