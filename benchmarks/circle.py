@@ -1,6 +1,6 @@
 """The circle, turned for ten SIMULATED weeks: what `broker retrain` is worth against a router that is never retrained.
 
-    .venv/bin/python benchmarks/circle.py [--seeds 5] [--requests 600]
+    .venv/bin/python benchmarks/circle.py [--seeds 5] [--requests 600] [--panel 0.1]
 
 Nothing here is about a real model: prompts and outcomes are those of data/make_sample_log.py, whose success
 probabilities are known, so that regret and quality are exact and not sampled. A first log has every tier's outcome on
@@ -167,9 +167,10 @@ def turns(
             )
         outcomes.compact()
         asked = np.sort(rng.permutation(rows)[: round(panel_share * n_a_week)])
-        _all_tiers(world, asked, is_correct, router.prices, at).to_parquet(panel / f"week-{week:02}.parquet")
+        if len(asked):
+            _all_tiers(world, asked, is_correct, router.prices, at).to_parquet(panel / f"week-{week:02}.parquet")
         of_frozen = [world.tiers.index(d.tier) for d in frozen.route_batch([world.prompts[row] for row in rows])]
-        receipt = retrain([first, panel, logs], tiers, store, config, tracking_uri="none")
+        receipt = retrain([first, *([panel] if len(asked) else []), logs], tiers, store, config, tracking_uri="none")
         yield _week(week, world.success[rows], cost, chosen, np.array(of_frozen), promised, receipt)
 
 
@@ -224,6 +225,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=600, help="a week")
     parser.add_argument("--first", type=int, default=600, help="prompts of the first log")
+    parser.add_argument("--panel", type=float, default=PANEL, help="share of requests of which every tier is asked")
     options = parser.parse_args()
     results: list[list[Week]] = []
     with tqdm(total=options.seeds * N_WEEKS, unit="week") as bar:
@@ -231,7 +233,7 @@ def main() -> int:
             world = World.simulated(options.first, options.requests, seed)
             with tempfile.TemporaryDirectory() as folder:
                 weeks = []
-                for week in turns(world, options.first, options.requests, Path(folder), seed):
+                for week in turns(world, options.first, options.requests, Path(folder), seed, options.panel):
                     weeks.append(week)
                     bar.update()
                     if options.seeds == 1:
