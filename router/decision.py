@@ -19,10 +19,13 @@ class Decision:
     context_tokens: tokens counted as billed input.
     quality: the dial in force; None where worth_usd alone or `critical` decided.
     slack: how far below the highest success a tier was still admissible.
-    promised: whether the bundle's promise of `quality` covers this decision.
+    promised: whether the bundle's promise of `quality` covers this decision; it speaks of requests like the log's, so
+        not where familiarity is below 1.
     fallback: the router could not decide; `reason` says why.
     decision_id: 32 random hexadecimal digits, by which an outcome finds its decision; request_id: the caller's own.
     propensity: probability with which this tier was chosen (1 without exploration, see Policy).
+    familiarity: 1 where the prompt is like those trained on, towards 0 the stranger it is, and `success` the nearer to
+        the tiers' means; None where the prompt could not be read.
     """
 
     tier: str
@@ -42,6 +45,7 @@ class Decision:
     decision_id: str = field(compare=False)
     request_id: str | None
     propensity: float
+    familiarity: float | None
 
     def to_json(self) -> str:
         """One line of JSON; it never holds the prompt."""

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
-OUTPUTS = ("success", "output_tokens", "cost_usd", "tier")
+OUTPUTS = ("success", "output_tokens", "cost_usd", "tier", "familiarity")
+"""What a decision takes; the graph also has `similarity`, which is fetched for explanations only."""
 
 
 class Engine:
@@ -28,7 +29,7 @@ class Engine:
         self._of_thread = threading.local()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """success, output_tokens, cost_usd, float32 (n, n_tiers) each, and tier, int64 (n).
+        """success, output_tokens, cost_usd, float32 (n, n_tiers) each, tier, int64 (n), and familiarity, float32 (n).
 
         feeds: every input of the graph, C-contiguous, in its own type. An array must not be changed as long
         as it is fed again as the same object.

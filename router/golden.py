@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 class GoldenCheck:
     """n_prompts checked, and which of them went to another tier.
 
-    largest_difference: of any success, or relative of any output_tokens or cost_usd; NaN where one is.
+    largest_difference: of any success or familiarity, or relative of any output_tokens or cost_usd; NaN where one is.
     """
 
     n_prompts: int
@@ -48,6 +48,7 @@ def check_golden(path: str | Path) -> GoldenCheck:
                 for found, expected in zip(getattr(decision, name).values(), entry[name], strict=True):
                     scale = 1.0 if name == "success" else max(abs(expected), 1e-12)
                     differences.append(abs(found - expected) / scale)
+            differences.append(abs((decision.familiarity or 0.0) - entry["familiarity"]))
             if decision.tier != entry["tier"]:
                 other_tier.append(entry["prompt"][:60])
     except (ValueError, KeyError, TypeError) as error:

@@ -195,8 +195,8 @@ class _Call:
             dials.worth_input,
             dials.slack_input,
         )
-        (success,), (output_tokens,), (cost_usd,), (tier,) = answer
-        return self.decision(context_tokens, quote, request_id, success, output_tokens, cost_usd, tier)
+        (success,), (output_tokens,), (cost_usd,), (tier,), (familiarity,) = answer
+        return self.decision(context_tokens, quote, request_id, success, output_tokens, cost_usd, tier, familiarity)
 
     def many(self, texts: Sequence[str]) -> list[Decision]:
         """The decisions for many prompts; those of like length go through the graph together."""
@@ -230,7 +230,8 @@ class _Call:
 
     def unread(self, error: PromptError, request_id: str | None) -> Decision:
         """The decision where a prompt is no prompt."""
-        return self.decision(0.0, self.quote(0.0), request_id, [], [], [], -1, f"the prompt cannot be read: {error}")
+        trouble = f"the prompt cannot be read: {error}"
+        return self.decision(0.0, self.quote(0.0), request_id, [], [], [], -1, None, trouble)
 
     def encodings(self, texts: list[str]) -> Sequence[Encoding]:
         """Encode texts; lone surrogates, which no tokenizer takes, are replaced first."""
@@ -254,7 +255,7 @@ class _Call:
         worth_usd: np.ndarray,
         slack: np.ndarray,
     ) -> list[list[Any]]:
-        """success, output_tokens, cost_usd (each n lists of n_tiers) and tier (n) from the graph."""
+        """success, output_tokens, cost_usd (each n lists of n_tiers), tier and familiarity (n) from the graph."""
         feeds = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -276,12 +277,14 @@ class _Call:
         output_tokens: list[float],
         cost_usd: list[float],
         tier: int,
+        familiarity: float | None,
         trouble: str | None = None,
     ) -> Decision:
         """What the graph answered for one prompt, and why; tier -1 is a fallback."""
         manifest, dials = self.bundle.manifest, self.dials
         names, decision_id = manifest.tiers, os.urandom(16).hex()
         is_fallback = tier < 0
+        is_strange = familiarity is not None and familiarity < 1
         if is_fallback:
             tier, propensity = names.index(self.policy.fallback_tier or manifest.best_tier), 1.0
             trouble = trouble or f"no tier is eligible for {context_tokens:.0f} input tokens"
@@ -293,6 +296,10 @@ class _Call:
             reason = self.reason(quote, len(admissible), best)
             if tier != best:
                 reason = f"{names[tier]}: explored, as {share:g} of requests are; else {reason}"
+            if is_strange:
+                reason += (
+                    f"; unlike the training log (familiarity {familiarity:.2f}): estimates drawn towards the means"
+                )
         return Decision(
             names[tier],
             quote.offers[tier],
@@ -304,13 +311,14 @@ class _Call:
             dials.quality,
             dials.worth_usd,
             dials.slack,
-            dials.promised and not is_fallback,
+            dials.promised and not is_fallback and not is_strange,
             is_fallback,
             manifest.bundle_id,
             self.prices.id,
             decision_id,
             request_id,
             propensity,
+            familiarity,
         )
 
     def admissible(self, quote: Quote, success: Sequence[float]) -> list[int]:

@@ -50,6 +50,8 @@ OUTPUTS = {
     "output_tokens": (TensorProto.FLOAT, 2),
     "cost_usd": (TensorProto.FLOAT, 2),
     "tier": (TensorProto.INT64, 1),
+    "familiarity": (TensorProto.FLOAT, 1),
+    "similarity": (TensorProto.FLOAT, 2),
 }
 
 
@@ -74,7 +76,7 @@ class Lab:
         fitted = SuccessEstimator(target).fit(
             self.embedding, self.log.correct if correct is None else correct, cost_usd=self.costs.cost_usd
         )
-        return TierModel(fitted.parts_, fitted.weights_, fitted.calibration_, self.lengths)
+        return TierModel(fitted.parts_, fitted.weights_, fitted.calibration_, fitted.familiarity_, self.lengths)
 
     def parity(self, model, graph):
         return check_parity(model, self.encoder, graph, self.log.prompts[:60], self.embedding[:60], seed=0)
@@ -144,7 +146,9 @@ def test_the_graph_estimates_as_the_models_do(lab, model):
         "worth_usd": np.zeros(40, np.float32),
         "slack": np.zeros(40, np.float32),
     }
-    success, output_tokens, cost_usd, tier = session.run(list(OUTPUTS), feeds)
+    success, output_tokens, cost_usd, tier, familiarity, similarity = session.run(list(OUTPUTS), feeds)
+    np.testing.assert_allclose(familiarity, model.familiarity.of(lab.embedding[some]), atol=1e-5)
+    np.testing.assert_allclose(similarity, model.familiarity.basis.similarities(lab.embedding[some]), atol=1e-5)
     np.testing.assert_allclose(success, model.success(lab.embedding[some]), atol=1e-5)
     np.testing.assert_allclose(output_tokens, model.lengths.predict(lab.embedding[some]), rtol=1e-4)
     np.testing.assert_allclose(cost_usd, (100 + 3 * output_tokens) / 1e6, rtol=1e-5)
@@ -154,6 +158,7 @@ def test_the_graph_estimates_as_the_models_do(lab, model):
 def test_parity_of_graph_and_models_is_found_and_measured(lab, model):
     parity = lab.parity(model, model.whole(lab.encoder))
     assert parity.success < 1e-4 and parity.output_tokens < 1e-3 and parity.raw_score_on_thresholds < 1e-4
+    assert parity.familiarity < 1e-4
     assert (parity.n_prompts, parity.n_threshold_rows) == (60, 2000)
 
 
@@ -201,6 +206,7 @@ def test_a_categorical_split_is_refused_rather_than_mistaken():
 
 def test_inputs_and_outputs_are_those_of_the_contract_and_operators_standard(bundle):
     graph = onnx.load(bundle / "router.onnx")
+    assert [value.name for value in graph.graph.output][:4] == list(OUTPUTS)[:4]
     for expected, found in ((INPUTS, graph.graph.input), (OUTPUTS, graph.graph.output)):
         assert {
             value.name: (value.type.tensor_type.elem_type, len(value.type.tensor_type.shape.dim)) for value in found

@@ -40,6 +40,7 @@ def decide(tier=SMALL, **more):
         "reason": "cheapest of 2 tiers", "context_tokens": 5.0, "quality": 0.98, "worth_usd": 0.0, "slack": 0.1,
         "promised": True, "fallback": False, "bundle_id": "bundle", "price_table_id": "prices",
         "decision_id": uuid4().hex, "request_id": None, "propensity": 0.9,
+        "familiarity": 1.0,
     }  # fmt: skip
     return Decision(**{**fields, **more})
 
@@ -70,7 +71,8 @@ from router.outcomes import OutcomeLog
 log = OutcomeLog(sys.argv[1])
 
 def decide():
-    return Decision("small", None, {}, {}, {}, "", 5.0, 0.98, 0.0, 0.1, True, False, "", "", uuid4().hex, None, 1.0)
+    dials = 5.0, 0.98, 0.0, 0.1, True, False
+    return Decision("small", None, {}, {}, {}, "", *dials, "", "", uuid4().hex, None, 1.0, 1.0)
 """
 
 

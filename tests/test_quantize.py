@@ -171,7 +171,10 @@ def fitted(log, int8, sample_tiers):
     estimator = SuccessEstimator("success").fit(known_vectors, known.correct, cost_usd=costs.cost_usd)
     basis = KernelBasis.fit(known_vectors, 50, seed=0)
     lengths = LengthModel.fit(basis, known_vectors, known.output_tokens, costs.mean_output_tokens, known.groups, seed=0)
-    return Fitted(TierModel(estimator.parts_, estimator.weights_, estimator.calibration_, lengths), vectors)
+    return Fitted(
+        TierModel(estimator.parts_, estimator.weights_, estimator.calibration_, estimator.familiarity_, lengths),
+        vectors,
+    )
 
 
 def gate(fitted, unquantized, log, tiers):

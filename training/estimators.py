@@ -104,10 +104,15 @@ def kernel_inputs(embedding: np.ndarray, mean: np.ndarray, scale: np.ndarray) ->
     return np.concatenate([embedding[:, :-N_SURFACE], SURFACE_WEIGHT * surface], axis=1)
 
 
+def squared_distances(x: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """|x - c|^2, (n_prompts, n_landmarks)."""
+    squared = (x**2).sum(axis=1)[:, None] - 2 * x @ landmarks.T + (landmarks**2).sum(axis=1)
+    return np.asarray(np.maximum(squared, 0))
+
+
 def similarities(x: np.ndarray, landmarks: np.ndarray, gamma: float) -> np.ndarray:
     """exp(-gamma |x - c|^2), (n_prompts, n_landmarks)."""
-    squared = (x**2).sum(axis=1)[:, None] - 2 * x @ landmarks.T + (landmarks**2).sum(axis=1)
-    return np.asarray(np.exp(-gamma * np.maximum(squared, 0)))
+    return np.asarray(np.exp(-gamma * squared_distances(x, landmarks)))
 
 
 @dataclass(frozen=True)
@@ -136,10 +141,13 @@ class KernelBasis:
         values, vectors = np.linalg.eigh(similarities(landmarks, landmarks, gamma))
         return cls(mean, scale, landmarks, gamma, vectors / np.sqrt(np.maximum(values, 1e-6)))
 
+    def inputs(self, embedding: np.ndarray) -> np.ndarray:
+        """What distances are measured on, float64 (n_prompts, n_dims)."""
+        return kernel_inputs(embedding, self.mean, self.scale).astype(np.float64)
+
     def similarities(self, embedding: np.ndarray) -> np.ndarray:
         """exp(-gamma |x - landmark|^2), float64 (n_prompts, n_landmarks)."""
-        x = kernel_inputs(embedding, self.mean, self.scale).astype(np.float64)
-        return similarities(x, self.landmarks, self.gamma)
+        return similarities(self.inputs(embedding), self.landmarks, self.gamma)
 
     def features(self, embedding: np.ndarray) -> np.ndarray:
         """Whitened similarities, (n_prompts, n_landmarks)."""

@@ -25,6 +25,7 @@ from router.bundle import (
     TOKENIZER_FILE,
     Manifest,
 )
+from router.engine import OUTPUTS
 from router.router import Router
 from training.embed import encoder_session, padded
 from training.encoders import Encoder
@@ -34,6 +35,7 @@ from training.model import TierModel
 
 TOLERANCE_SUCCESS = 1e-4
 TOLERANCE_RAW_SCORE = 1e-4
+TOLERANCE_FAMILIARITY = 1e-4
 TOLERANCE_TOKENS = 1e-3  # relative
 _MAX_PARITY_PROMPTS = 500
 
@@ -69,6 +71,7 @@ class Parity:
 
     success: float
     output_tokens: float
+    familiarity: float
     raw_score_on_thresholds: float
     n_prompts: int
     n_threshold_rows: int
@@ -87,23 +90,28 @@ def check_parity(
     (raw_scores,) = encoder_session(model.head(embedding.shape[1])).run(["raw_scores"], {"embedding": on_thresholds})
     raw_difference = float(np.abs(raw_scores - model.raw_scores(on_thresholds)).max())
 
-    expected = model.success(embedding), model.lengths.predict(embedding)
-    differences = np.zeros((len(prompts), 2))
+    expected = model.success(embedding), model.lengths.predict(embedding), model.familiarity.of(embedding)
+    differences = np.zeros((len(prompts), 3))
     session = encoder_session(graph)
     rng = np.random.default_rng(seed)
     n_tiers = expected[0].shape[1]
     for row, ids in enumerate(encoder.token_ids(prompts)):
         feeds = {**padded([ids]), **_random_request(rng, n_tiers)}
-        success, output_tokens, cost_usd, tier = session.run(["success", "output_tokens", "cost_usd", "tier"], feeds)
-        differences[row] = np.abs(success - expected[0][row]).max(), np.abs(output_tokens / expected[1][row] - 1).max()
+        success, output_tokens, cost_usd, tier, familiarity = session.run(OUTPUTS, feeds)
+        differences[row] = (
+            np.abs(success - expected[0][row]).max(),
+            np.abs(output_tokens / expected[1][row] - 1).max(),
+            np.abs(familiarity - expected[2][row]).max(),
+        )
         decided = decide(success, cost_usd, feeds["eligible"], feeds["worth_usd"], feeds["slack"])
         if decided[0] != tier[0]:
             raise ParityError(f"prompt {row}: the graph chose tier {tier[0]}, the rule says {decided[0]}; not exported")
         _check_decision(int(tier[0]), expected[0][row], expected[1][row], feeds)
-    difference_success, difference_tokens = differences.max(axis=0).tolist()  # NaN where any is
+    difference_success, difference_tokens, difference_familiarity = differences.max(axis=0).tolist()  # NaN where any is
     found = {
         "success": (difference_success, TOLERANCE_SUCCESS),
         "output tokens": (difference_tokens, TOLERANCE_TOKENS),
+        "familiarity": (difference_familiarity, TOLERANCE_FAMILIARITY),
         "raw scores on thresholds": (raw_difference, TOLERANCE_RAW_SCORE),
     }
     for what, (difference, tolerance) in found.items():
@@ -111,7 +119,14 @@ def check_parity(
             raise ParityError(
                 f"{what} of graph and models differ by {difference:.2g}; expected at most {tolerance:g}; not exported"
             )
-    return Parity(difference_success, difference_tokens, raw_difference, len(prompts), len(on_thresholds))
+    return Parity(
+        difference_success,
+        difference_tokens,
+        difference_familiarity,
+        raw_difference,
+        len(prompts),
+        len(on_thresholds),
+    )
 
 
 def _random_request(rng: np.random.Generator, n_tiers: int) -> dict[str, np.ndarray]:
@@ -252,6 +267,7 @@ def golden_entries(router: Router) -> list[dict[str, Any]]:
                 "output_tokens": list(decision.output_tokens.values()),
                 "cost_usd": list(decision.cost_usd.values()),
                 "tier": decision.tier,
+                "familiarity": decision.familiarity,
             }
         )
     return entries

@@ -27,6 +27,7 @@ from training.estimators import (
     ridge_on_cells,
     sigmoid,
 )
+from training.familiarity import fit_familiarity
 from training.graph import Graph
 from training.label import UNKNOWN, label_cheapest_correct
 from training.metrics import Outcomes, Policy, choices_by_worth, policy_figures, resamples, worth_grid
@@ -76,7 +77,8 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
 
     Learned: target_, parts_ (averaged with weights_), calibration_, out_of_fold_ (calibrated P(correct) of every
     training prompt by models that did not see it, (n_prompts, n_tiers)), selection_ (AIQ per target), basis_ (the
-    kernel's landmarks).
+    kernel's landmarks), familiarity_ (draws estimates of prompts unlike those trained on towards the tiers' means,
+    in out_of_fold_ too).
 
     Gaps are filled from the tiers that were observed, which is right where they are few or random. Partial
     feedback (see training.outcomes.is_partial) is learned from otherwise: "success" is fitted to doubly robust
@@ -169,7 +171,12 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         self.selection_ = {target: float(quality[0]) for target, quality in qualities.items()}
         self.target_ = _preferred(qualities)
         self.weights_ = weights[self.target_]
-        self.calibration_, self.out_of_fold_ = calibrations[self.target_], calibrated[self.target_]
+        self.calibration_ = calibrations[self.target_]
+        self.familiarity_, familiarity = fit_familiarity(
+            task.basis, embedding, task.folds, calibrated[self.target_], self.seed
+        )
+        self.out_of_fold_ = self.familiarity_.shrink(calibrated[self.target_], familiarity)
+        on_step("familiarity")
         self.parts_ = tuple(cross_fits[part].finish() for part in PARTS[self.target_])
         on_step("final fit")
         return self
@@ -179,7 +186,8 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         check_is_fitted(self, "parts_")
         embedding = np.ascontiguousarray(X, dtype=np.float32)
         predictions = [part.predict(embedding) for part in self.parts_]
-        return self.calibration_.apply(np.average(predictions, axis=0, weights=self.weights_))
+        calibrated = self.calibration_.apply(np.average(predictions, axis=0, weights=self.weights_))
+        return self.familiarity_.shrink(calibrated, self.familiarity_.of(embedding))
 
 
 def _usable_targets(target: str, n_labelled: int, feedback_is_partial: bool) -> tuple[str, ...]:

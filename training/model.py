@@ -11,6 +11,7 @@ from onnx import TensorProto
 from training.calibrate import LOWEST_SUCCESS, Calibration
 from training.encoders import Encoder
 from training.estimators import Estimator, Forest
+from training.familiarity import Familiarity
 from training.fit import LengthModel
 from training.graph import DECISION_INPUTS, Graph, add_decision, encoder_inputs
 
@@ -19,18 +20,21 @@ from training.graph import DECISION_INPUTS, Graph, add_decision, encoder_inputs
 class TierModel:
     """Success and answer length of every tier.
 
-    parts: averaged with weights, which sum to one, then calibrated.
+    parts: averaged with weights, which sum to one, then calibrated, then drawn towards the tiers' means where a
+    prompt is unlike those trained on.
     """
 
     parts: tuple[Estimator, ...]
     weights: tuple[float, ...]
     calibration: Calibration
+    familiarity: Familiarity
     lengths: LengthModel
 
     def success(self, embedding: np.ndarray) -> np.ndarray:
         """Calibrated P(correct), (n_prompts, n_tiers)."""
         predictions = [part.predict(embedding) for part in self.parts]
-        return self.calibration.apply(np.average(predictions, axis=0, weights=self.weights))
+        calibrated = self.calibration.apply(np.average(predictions, axis=0, weights=self.weights))
+        return self.familiarity.shrink(calibrated, self.familiarity.of(embedding))
 
     def raw_scores(self, embedding: np.ndarray) -> np.ndarray:
         """Raw scores of all trees, as the graph's tree ensemble gives them."""
@@ -57,7 +61,15 @@ class TierModel:
         self._add_to(graph, graph.include(encoder))
         add_decision(graph, "success", "output_tokens")
         per_tier = {name: (TensorProto.FLOAT, ["n", "n_tiers"]) for name in ("success", "output_tokens", "cost_usd")}
-        return graph.model({**encoder_inputs(), **DECISION_INPUTS}, {**per_tier, "tier": (TensorProto.INT64, ["n"])})
+        return graph.model(
+            {**encoder_inputs(), **DECISION_INPUTS},
+            {
+                **per_tier,
+                "tier": (TensorProto.INT64, ["n"]),
+                "familiarity": (TensorProto.FLOAT, ["n"]),
+                "similarity": (TensorProto.FLOAT, ["n", "n_landmarks"]),
+            },
+        )
 
     def _add_to(self, graph: Graph, embedding: str) -> None:
         """The calibrated average of the parts is linear in their readouts: one matrix product each, then a clip."""
@@ -69,4 +81,4 @@ class TierModel:
         for factor, each in zip(factors, readouts, strict=True):
             total = graph.add("Gemm", each.value, graph.constant(each.weights * factor), total)
         limits = graph.constant(LOWEST_SUCCESS), graph.constant(1 - LOWEST_SUCCESS)
-        graph.add("Clip", total, *limits, output="success")
+        self.familiarity.add_to(graph, embedding, graph.add("Clip", total, *limits))

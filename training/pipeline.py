@@ -138,7 +138,7 @@ def _run(
     outcomes, dial = _outcomes_and_dial(known, costs.cost_usd, estimator.out_of_fold_, config.confidence)
     done("dial")
 
-    model = TierModel(estimator.parts_, estimator.weights_, estimator.calibration_, lengths)
+    model = TierModel(estimator.parts_, estimator.weights_, estimator.calibration_, estimator.familiarity_, lengths)
     graph = model.whole(encoder)
     held_out = log.rows(in_test)
     parity = check_parity(model, encoder, graph, held_out.prompts, embeddings.vectors[in_test], config.seed)

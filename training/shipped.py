@@ -53,7 +53,7 @@ class Shipped:
             "worth_usd": np.zeros(len(ids), np.float32),
             "slack": np.zeros(len(ids), np.float32),
         }
-        names = OUTPUTS[:-1]
+        names = OUTPUTS[:3]
         found = {name: np.empty((len(ids), len(self.bundle.manifest.tiers)), np.float32) for name in names}
         order = np.argsort([len(row) for row in ids], kind="stable")
         for start in range(0, len(order), _BATCH_SIZE):

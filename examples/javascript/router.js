@@ -12,6 +12,7 @@ import { cutText, promptText, validUnicode } from "./prompt.js";
 import { textEncoder } from "./tokens.js";
 
 const GOLDEN_TOLERANCE = 1e-4;
+const OUTPUTS = ["success", "output_tokens", "cost_usd", "tier", "familiarity"];
 
 /** What a request may say. */
 export const REQUEST_KEYS = [
@@ -68,6 +69,7 @@ export class Router {
       const decision = await this.#routeAt({ prompt: entry.prompt }, this.bundlePrices);
       const relative = (found, expected) => Math.abs(found - expected) / Math.max(Math.abs(expected), 1e-12);
       differences.push(relative(decision.context_tokens, entry.context_tokens));
+      differences.push(Math.abs(decision.familiarity - entry.familiarity));
       for (const [index, tier] of this.manifest.tiers.entries()) {
         differences.push(Math.abs(decision.success[tier] - entry.success[index]));
         differences.push(relative(decision.output_tokens[tier], entry.output_tokens[index]));
@@ -103,13 +105,13 @@ export class Router {
     return this.#decision(answer.tier, this.#reason(dials, answer, eligible), context);
   }
 
-  /** success, output_tokens, cost_usd (each n_tiers numbers) and tier from the graph. */
+  /** success, output_tokens, cost_usd (each n_tiers numbers), tier and familiarity from the graph. */
   async #run(ids, contextTokens, offers, eligible, dials) {
     const { Tensor } = this.ort;
     const nTiers = offers.length;
     const number = (value) => new Tensor("float32", Float32Array.of(value), [1]);
     const row = (values) => new Tensor("float32", Float32Array.from(values), [1, nTiers]);
-    const outputs = await this.session.run({
+    const feeds = {
       input_ids: new Tensor("int64", BigInt64Array.from(ids, BigInt), [1, ids.length]),
       attention_mask: new Tensor("int64", new BigInt64Array(ids.length).fill(1n), [1, ids.length]),
       context_tokens: number(contextTokens),
@@ -118,12 +120,14 @@ export class Router {
       eligible: new Tensor("bool", Uint8Array.from(eligible, Number), [1, nTiers]),
       worth_usd: number(dials.worthUsd),
       slack: number(dials.slack),
-    });
+    };
+    const outputs = await this.session.run(feeds, OUTPUTS);
     return {
       success: Array.from(outputs.success.data),
       outputTokens: Array.from(outputs.output_tokens.data),
       costUsd: Array.from(outputs.cost_usd.data),
       tier: Number(outputs.tier.data[0]),
+      familiarity: outputs.familiarity.data[0],
     };
   }
 
@@ -134,7 +138,7 @@ export class Router {
 
   #decision(tier, reason, context) {
     const { request, prices, dials, offers, contextTokens = 0, fallback = false } = context;
-    const { success = [], outputTokens = [], costUsd = [] } = context;
+    const { success = [], outputTokens = [], costUsd = [], familiarity = null } = context;
     const perTier = (values) => Object.fromEntries(values.map((value, index) => [this.manifest.tiers[index], value]));
     return {
       tier: this.manifest.tiers[tier],
@@ -147,18 +151,19 @@ export class Router {
       quality: dials.quality,
       worth_usd: dials.worthUsd,
       slack: dials.slack,
-      promised: dials.promised && !fallback,
+      promised: dials.promised && !fallback && familiarity === 1,
       fallback,
       bundle_id: this.bundleId,
       price_table_id: prices.id,
       decision_id: hexadecimal(globalThis.crypto.getRandomValues(new Uint8Array(16))),
       request_id: request.request_id ?? null,
       propensity: 1,
+      familiarity,
     };
   }
 
   /** Why the graph chose this tier, in a sentence. */
-  #reason(dials, { success, tier }, eligible) {
+  #reason(dials, { success, tier, familiarity }, eligible) {
     const names = this.manifest.tiers;
     const candidates = success.filter((_, index) => eligible[index]);
     const bar = Math.max(...candidates) - dials.slack;
@@ -176,6 +181,9 @@ export class Router {
       if (dials.nNeeded) why += `, which takes about ${dials.nNeeded.toLocaleString("en-US")} prompts like its own`;
     }
     if (notEligible.length > 0) why += `; not eligible: ${notEligible.join(", ")}`;
+    if (familiarity < 1) {
+      why += `; unlike the training log (familiarity ${familiarity.toFixed(2)}): estimates drawn towards the means`;
+    }
     return `${names[tier]}: ${why}`;
   }
 }
