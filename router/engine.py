@@ -20,12 +20,18 @@ class Engine:
     """
 
     def __init__(self, graph: bytes, n_threads: int) -> None:
-        """n_threads: of one call. Raises what onnxruntime raises where the graph cannot be loaded."""
+        """n_threads: of one call. Raises what onnxruntime raises where the graph cannot be loaded.
+
+        Raises ValueError where the graph lacks an output.
+        """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        found = {output.name for output in self._session.get_outputs()}
+        if missing := [name for name in OUTPUTS if name not in found]:
+            raise ValueError(f"the graph has no output {', '.join(missing)}; train the bundle again")
         self._of_thread = threading.local()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
