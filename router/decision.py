@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
+from router.explanation import Explanation, explain
 from router.tiers import Offer
 
 
@@ -23,6 +24,7 @@ class Decision:
     fallback: the router could not decide; `reason` says why.
     decision_id: 32 random hexadecimal digits, by which an outcome finds its decision; request_id: the caller's own.
     propensity: probability with which this tier was chosen (1 without exploration, see Policy).
+    eligible: the tiers that could have been asked; none in a fallback.
     """
 
     tier: str
@@ -42,6 +44,11 @@ class Decision:
     decision_id: str = field(compare=False)
     request_id: str | None
     propensity: float
+    eligible: tuple[str, ...] = ()
+
+    def explain(self) -> Explanation:
+        """Why this tier, and what would change it, in words; `str` of it is some lines of text."""
+        return explain(self)
 
     def to_json(self) -> str:
         """One line of JSON; it never holds the prompt."""
