@@ -108,6 +108,7 @@ def _route_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--critical", action="store_true", help="only the best of the tiers reserved for critical requests"
     )
+    parser.add_argument("--explain", action="store_true", help="say what would change the decision")
     parser.add_argument("--prices", type=Path, help="today's prices, in the format of tiers.toml")
     parser.add_argument("--json", action="store_true", help="print the decision as JSON")
     parser.add_argument(
@@ -123,7 +124,12 @@ def _route(options: argparse.Namespace) -> int:
     if options.prompt == "-":
         return _route_lines(router, sys.stdin.buffer, dials)
     decision = router.route(options.prompt, **dials)
-    say(decision.to_json() if options.json else _decision_text(decision))
+    if options.json:
+        document = json.loads(decision.to_json())
+        say(json.dumps({**document, "explanation": decision.explain().to_json()} if options.explain else document,
+                       ensure_ascii=False))  # fmt: skip
+    else:
+        say(_decision_text(decision) + (f"\n\n{decision.explain()}" if options.explain else ""))
     return DONE
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
+from router.explanation import Explanation, explain
 from router.tiers import Offer
 
 
@@ -26,6 +27,7 @@ class Decision:
     propensity: probability with which this tier was chosen (1 without exploration, see Policy).
     familiarity: 1 where the prompt is like those trained on, towards 0 the stranger it is, and `success` the nearer to
         the tiers' means; None where the prompt could not be read.
+    eligible: the tiers that could have been asked; none in a fallback.
     """
 
     tier: str
@@ -46,6 +48,11 @@ class Decision:
     request_id: str | None
     propensity: float
     familiarity: float | None
+    eligible: tuple[str, ...] = ()
+
+    def explain(self) -> Explanation:
+        """Why this tier, and what would change it, in words; `str` of it is some lines of text."""
+        return explain(self)
 
     def to_json(self) -> str:
         """One line of JSON; it never holds the prompt."""

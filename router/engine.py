@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime
 
 OUTPUTS = ("success", "output_tokens", "cost_usd", "tier", "familiarity")
-"""What a decision takes; the graph also has `similarity`, which is fetched for explanations only."""
 
 
 class Engine:

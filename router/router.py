@@ -319,7 +319,13 @@ class _Call:
             request_id,
             propensity,
             familiarity,
+            () if is_fallback else self.eligible(quote),
         )
+
+    def eligible(self, quote: Quote) -> tuple[str, ...]:
+        """The tiers that could be asked."""
+        is_open, names = quote.open_critical if self.dials.critical else quote.open, self.bundle.manifest.tiers
+        return names if all(is_open) else tuple(name for name, can in zip(names, is_open, strict=True) if can)
 
     def admissible(self, quote: Quote, success: Sequence[float]) -> list[int]:
         """The tiers among which the graph chose: eligible, and within the slack of the highest success."""

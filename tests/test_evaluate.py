@@ -233,6 +233,13 @@ def test_a_few_complete_prompts_among_partial_feedback_judge_nothing_alone(train
     assert document == json.loads(json.dumps(document, allow_nan=False))
 
 
+def test_billed_tokens_of_prompts_that_training_did_not_see_are_right_on_average(trained):
+    """Though the tokenizer was learned on the others, and so needs fewer tokens for them."""
+    unseen = trained.log.rows(held_out_mask(trained.log.groups, 0.2, 0))
+    estimated = Shipped(Bundle.load(trained.bundle)).estimates(unseen.prompts)["context_tokens"]
+    assert estimated.sum() == pytest.approx(np.nanmean(unseen.input_tokens, axis=1).sum(), rel=0.02)
+
+
 # ---- dials and prices ------------------------------------------------------------------------------
 
 

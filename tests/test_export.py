@@ -51,7 +51,6 @@ OUTPUTS = {
     "cost_usd": (TensorProto.FLOAT, 2),
     "tier": (TensorProto.INT64, 1),
     "familiarity": (TensorProto.FLOAT, 1),
-    "similarity": (TensorProto.FLOAT, 2),
 }
 
 
@@ -146,9 +145,8 @@ def test_the_graph_estimates_as_the_models_do(lab, model):
         "worth_usd": np.zeros(40, np.float32),
         "slack": np.zeros(40, np.float32),
     }
-    success, output_tokens, cost_usd, tier, familiarity, similarity = session.run(list(OUTPUTS), feeds)
+    success, output_tokens, cost_usd, tier, familiarity = session.run(list(OUTPUTS), feeds)
     np.testing.assert_allclose(familiarity, model.familiarity.of(lab.embedding[some]), atol=1e-5)
-    np.testing.assert_allclose(similarity, model.familiarity.basis.similarities(lab.embedding[some]), atol=1e-5)
     np.testing.assert_allclose(success, model.success(lab.embedding[some]), atol=1e-5)
     np.testing.assert_allclose(output_tokens, model.lengths.predict(lab.embedding[some]), rtol=1e-4)
     np.testing.assert_allclose(cost_usd, (100 + 3 * output_tokens) / 1e6, rtol=1e-5)

@@ -22,7 +22,7 @@ def test_the_notebook_runs_and_shows_curve_and_calibration(tmp_path):
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
     ]
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     assert (tmp_path / "models" / "notebook" / "manifest.json").exists()
 
 

@@ -56,7 +56,7 @@ class RetrainConfig:
         answer of the best single tier costs, so that always asking that tier has the net value 0.
     quality_margin: the share of correct answers may be smaller by at most so much, with confidence; None takes what
         the default quality gives away, 0.02 for 0.98. Less takes thousands of held-out prompts to show.
-    window_prompts: held-out prompts to judge on, of the newest log files; older ones only where these are too few.
+    window_prompts: judged on are the newest log files, as many as hold so many held-out prompts.
     min_judged: with fewer, no challenger is judged, and the champion stays.
     accept_change: take log files that were set aside, because someone looked.
     model_name: in MLflow's model registry.

@@ -44,9 +44,9 @@ class Familiarity:
         return np.asarray(familiarity[:, None] * success + (1 - familiarity)[:, None] * self.means)
 
     def add_to(self, graph: Graph, embedding: str, success: str) -> None:
-        """Outputs `similarity` (n, n_landmarks) and `familiarity` (n), and `success` from that before shrinking."""
+        """Outputs `familiarity` (n) and `success`, from what the estimates were before."""
         value, factors = self.basis.add_to(graph, embedding)
-        similarity = graph.add("Mul", value, graph.constant(factors), output="similarity")
+        similarity = graph.add("Mul", value, graph.constant(factors))
         nearest = graph.add("ReduceMax", similarity, axes=[1], keepdims=1)
         familiarity = graph.add("HardSigmoid", nearest, alpha=1 / self.threshold, beta=0.0)
         graph.add("Squeeze", familiarity, graph.constant([1], np.int64), output="familiarity")

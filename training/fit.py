@@ -455,7 +455,7 @@ class LengthModel:
         scale = fallback.astype(float).copy()
         kernels = [Kernel(basis, np.zeros((len(basis.landmarks), 1)), np.zeros(1)) for _ in scale]
         features = basis.features(embedding[:MAX_KERNEL_PROMPTS])
-        folds = fold_numbers(groups[:MAX_KERNEL_PROMPTS], 2, seed)
+        folds = fold_numbers(groups[:MAX_KERNEL_PROMPTS], N_FOLDS, seed)
         for tier, tokens in enumerate(output_tokens[:MAX_KERNEL_PROMPTS].T):
             logged = tokens > 0
             if logged.sum() < MIN_PROMPTS:
@@ -464,7 +464,7 @@ class LengthModel:
             logarithm = np.where(logged, np.log(np.where(logged, tokens, 1.0)), typical)[:, None]
             weight = np.where(logged, 1.0, UNLOGGED_WEIGHT)
             predicted = np.full(len(tokens), typical)
-            for fold in (0, 1):
+            for fold in range(N_FOLDS):
                 held_out = folds == fold
                 if (logged & ~held_out).any():
                     weights, bias = ridge(features[~held_out], logarithm[~held_out], weight[~held_out])

@@ -67,7 +67,6 @@ class TierModel:
                 **per_tier,
                 "tier": (TensorProto.INT64, ["n"]),
                 "familiarity": (TensorProto.FLOAT, ["n"]),
-                "similarity": (TensorProto.FLOAT, ["n", "n_landmarks"]),
             },
         )
 

@@ -157,7 +157,7 @@ def _run(
         best_tier=best,
         success=tuple(np.clip(np.nanmean(outcomes, axis=0), 0, 1).tolist()),
         output_tokens=tuple(costs.mean_output_tokens.tolist()),
-        encoder=encoder_info(encoder, known, embeddings.n_tokens[in_training]),
+        encoder=encoder_info(encoder, log, embeddings.n_tokens, in_training),
         default_quality=config.default_quality,
         confidence=config.confidence,
         dial=dial,
@@ -287,20 +287,30 @@ def best_tier(correct: np.ndarray) -> int:
     return int(np.nanmean(correct[full] if full.any() else correct, axis=0).argmax())
 
 
-def encoder_info(encoder: Encoder, log: OutcomeTable, n_tokens: np.ndarray) -> EncoderInfo:
-    """What the runtime must know of the encoder; token ratios are those of the log; n_tokens: (n_prompts,)."""
+def encoder_info(encoder: Encoder, log: OutcomeTable, n_tokens: np.ndarray, in_training: np.ndarray) -> EncoderInfo:
+    """What the runtime must know of the encoder; token ratios are those of the log.
+
+    n_tokens: (n_prompts,); in_training: mask. A tokenizer that was learned on these prompts needs fewer tokens for them
+    than for others, so its tokens per character are those of the prompts held out. What a provider bills per character
+    is a fact of the training prompts.
+    """
     n_chars = np.array([len(prompt) for prompt in log.prompts])
     uncut = (n_tokens < encoder.max_tokens) & (n_tokens > 0)
-    billed = np.isfinite(log.input_tokens).any(axis=1) & uncut
+    unseen = uncut & ~in_training
+    if not unseen.any():
+        unseen = uncut
+    tokens_per_char = float(n_tokens[unseen].sum() / max(1, n_chars[unseen].sum())) if unseen.any() else 0.25
+    billed = np.isfinite(log.input_tokens).any(axis=1) & uncut & in_training
     ratio = 1.0
     if billed.any():
-        ratio = float(np.nanmean(log.input_tokens[billed], axis=1).sum() / n_tokens[billed].sum())
+        billed_tokens = float(np.nanmean(log.input_tokens[billed], axis=1).sum())
+        ratio = billed_tokens / n_chars[billed].sum() / tokens_per_char
     return EncoderInfo(
         name=encoder.name,
         digest=encoder.digest,
         max_chars=encoder.max_chars,
         max_tokens=encoder.max_tokens,
-        tokens_per_char=float(n_tokens[uncut].sum() / max(1, n_chars[uncut].sum())) if uncut.any() else 0.25,
+        tokens_per_char=tokens_per_char,
         billed_tokens_per_token=ratio,
     )
 

@@ -98,7 +98,7 @@ export class Router {
     const offers = prices.cheapestOffers(contextTokens, this.manifest.output_tokens, accepts);
     const eligible = prices.eligible(offers, dials.critical);
     const answer = await this.#run(ids, contextTokens, offers, eligible, dials);
-    const context = { request, prices, dials, offers, contextTokens, ...answer };
+    const context = { request, prices, dials, offers, eligible, contextTokens, ...answer };
     if (answer.tier < 0) {
       return this.#fallback(`no tier is eligible for ${contextTokens.toFixed(0)} input tokens`, context);
     }
@@ -137,7 +137,7 @@ export class Router {
   }
 
   #decision(tier, reason, context) {
-    const { request, prices, dials, offers, contextTokens = 0, fallback = false } = context;
+    const { request, prices, dials, offers, eligible = [], contextTokens = 0, fallback = false } = context;
     const { success = [], outputTokens = [], costUsd = [], familiarity = null } = context;
     const perTier = (values) => Object.fromEntries(values.map((value, index) => [this.manifest.tiers[index], value]));
     return {
@@ -159,6 +159,7 @@ export class Router {
       request_id: request.request_id ?? null,
       propensity: 1,
       familiarity,
+      eligible: fallback ? [] : this.manifest.tiers.filter((_, index) => eligible[index]),
     };
   }
 

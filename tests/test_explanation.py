@@ -1,0 +1,104 @@
+"""What a decision says would change it does change it."""
+
+import json
+import tomllib
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from router import Router
+from router.cli import main
+
+PROMPTS = (
+    "Good morning! How are you today?",
+    "Write a SQL query that returns the three newest orders of each customer.",
+    "Five friends sit in a row. Anna is not next to Ben. Prove who sits in the middle, step by step.",
+    "请用一句话介绍一下这家公司的退货政策。",
+)
+SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def with_factor(bundle, tier, factor, path):
+    """A price file in which one tier's offers cost `factor` of what they do."""
+    text = (bundle / "tiers.toml").read_text()
+    lines = []
+    for entry in tomllib.loads(text)["tiers"]:
+        lines += ["[[tiers]]", f'name = "{entry["name"]}"', f"critical = {str(entry.get('critical', False)).lower()}"]
+        for offer in entry["offers"]:
+            scale = factor if entry["name"] == tier else 1.0
+            own = offer.get("self_hosted")
+            price = (0.02 + 0.06) / (own["utilization"] * own["mtok_per_hour"]) if own else None
+            lines += [
+                "[[tiers.offers]]",
+                *(f'{key} = "{offer[key]}"' for key in ("model", "provider", "region")),
+                f"context_window = {offer['context_window']}",
+                f"usd_per_mtok_input = {scale * (price or offer.get('usd_per_mtok_input'))!r}",
+                f"usd_per_mtok_output = {scale * (price or offer.get('usd_per_mtok_output'))!r}",
+            ]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@SETTINGS
+@given(st.sampled_from(PROMPTS), st.floats(0.5, 1.0), st.floats(1e-5, 0.05))
+def test_at_the_worth_that_is_named_first_another_tier_wins_and_just_before_it_none_does(
+    router, prompt, quality, worth
+):
+    decision = router.route(prompt, quality=quality, worth_usd=worth)
+    for is_dearer in (True, False):
+        named = [
+            change
+            for change in decision.explain().changes
+            if change.worth_usd and (decision.cost_usd[change.tier] > decision.cost_usd[decision.tier]) == is_dearer
+        ]
+        if not named:
+            continue
+        first, sign = named[0], 1 if is_dearer else -1
+        assert sign * (first.worth_usd - worth) >= -1e-9 * worth
+        beyond = router.route(prompt, quality=quality, worth_usd=first.worth_usd * (1 + sign * 1e-3))
+        assert beyond.tier == first.tier
+        middle = router.route(prompt, quality=quality, worth_usd=(worth + first.worth_usd) / 2)
+        if abs(first.worth_usd - worth) > 1e-3 * worth:
+            assert middle.tier == decision.tier
+
+
+@SETTINGS
+@given(st.sampled_from(PROMPTS), st.floats(0.5, 0.9))
+def test_at_the_price_that_is_named_the_tier_wins(bundle, tmp_path_factory, prompt, quality):
+    router, path = Router.load(bundle), tmp_path_factory.mktemp("prices") / "prices.toml"
+    decision = router.route(prompt, quality=quality)
+    for change in decision.explain().changes:
+        if change.price_factor is not None:
+            for factor, wins in ((change.price_factor * 0.999, True), (change.price_factor * 1.001, False)):
+                router.update_prices(with_factor(bundle, change.tier, factor, path))
+                assert (router.route(prompt, quality=quality).tier == change.tier) == wins
+
+
+def test_a_tier_that_is_not_admissible_says_how_far_it_is(router):
+    decision = router.route(PROMPTS[2], quality=1.0)
+    explanation = decision.explain()
+    assert decision.tier in explanation.admissible
+    for change in explanation.changes:
+        if change.slack is not None:
+            assert change.slack == pytest.approx(max(decision.success.values()) - decision.success[change.tier])
+            assert change.slack > decision.slack
+            assert f"{change.tier} (" in str(explanation) and "a lower quality would admit it" in str(explanation)
+
+
+def test_tiers_that_are_not_eligible_are_not_explained(router):
+    decision = router.route(PROMPTS[0], regions=["local"], worth_usd=1.0)
+    assert decision.eligible == ("edge",) and decision.explain().changes == ()
+    nowhere = router.route(PROMPTS[0], regions=[])
+    assert nowhere.fallback and nowhere.eligible == () and str(nowhere.explain()) == nowhere.reason
+
+
+def test_the_command_explains(bundle, capsys):
+    assert main(["route", "--bundle", str(bundle), "--explain", "--quality", "0.8", PROMPTS[0]]) == 0
+    assert "is expected to be right with" in capsys.readouterr().out
+    assert main(["route", "--bundle", str(bundle), "--explain", "--json", PROMPTS[0]]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["explanation"]["tier"] == document["tier"]
+    assert {change["tier"] for change in document["explanation"]["changes"]} == set(document["eligible"]) - {
+        document["tier"]
+    }
