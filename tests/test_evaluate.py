@@ -269,6 +269,9 @@ def test_a_price_shock_moves_costs_and_decisions_of_the_same_bundle(trained, log
     assert cut.single["frontier"][1].value == pytest.approx(0.1 * usual.single["frontier"][1].value)
     assert cut.single["edge"] == usual.single["edge"]
     assert cut.chosen.shares["frontier"] > usual.chosen.shares["frontier"]
+    # The baselines see today's prices too: after the cut they ask the frontier more, as the router does.
+    assert cut.baselines["knn"].figures["perf_gain"].value >= usual.baselines["knn"].figures["perf_gain"].value - 0.01
+    assert cut.router.figures["aiq"].value - cut.baselines["knn"].figures["aiq"].value < 0.05
 
 
 def test_scaling_all_prices_and_the_worth_scales_net_value_and_changes_no_decision(trained, log):

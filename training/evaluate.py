@@ -13,6 +13,7 @@ from router.bundle import Bundle
 from router.policy import Dials, resolve_dials
 from router.policy import Policy as RouterPolicy
 from router.prices import PriceTable
+from router.tiers import Tier
 from training import baselines
 from training.costs import AttemptCosts, attempt_costs, costs_at_prices
 from training.errors import LogError
@@ -70,18 +71,25 @@ def evaluate(
     Raises BundleError, PriceError, DialError, LogError (also where nothing is left to judge on).
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    table = ingest(logs, loaded.prices.tiers)
+    tiers, change = loaded.prices.tiers, np.ones(len(loaded.manifest.tiers))
+    table = ingest(logs, tiers)
     on_step("ingest")
     dials = resolve_dials(loaded.manifest, RouterPolicy(), quality, worth_usd, critical=False)
     if prices is not None or price_factors:
         found = loaded.prices if prices is None else PriceTable.read(prices, loaded.manifest.tiers)
         loaded = replace(loaded, prices=found.scaled(price_factors or {}))
-        table = replace(table, cost_usd=costs_at_prices(table, loaded.prices).cost_usd)
+        table, paid = replace(table, cost_usd=costs_at_prices(table, loaded.prices).cost_usd), table
+        change = _mean_cost(table, loaded.prices.tiers) / np.maximum(_mean_cost(paid, tiers), np.finfo(float).tiny)
     training = TrainingPart.load(TrainingPart.path_of(loaded.path), loaded.manifest.bundle_id)
+    training = replace(training, cost_usd=training.cost_usd * change)  # the baselines see today's prices too
     evaluation = evaluate_table(loaded, table, training, dials=dials, seed=seed, on_step=on_step)
     if evaluation.off_policy and evaluation.off_policy.refused:
         raise LogError(f"no prompt to judge: {evaluation.off_policy.refused}")
     return evaluation
+
+
+def _mean_cost(table: OutcomeTable, tiers: Sequence[Tier]) -> np.ndarray:
+    return np.asarray(attempt_costs(table, tiers).cost_usd.mean(axis=0))
 
 
 def evaluate_table(
