@@ -492,6 +492,41 @@ def test_twenty_golden_prompts_decide_as_written_and_are_those_of_the_source(bun
 
 
 @pytest.mark.parametrize(("name", "value"), [("success", 0.5), ("output_tokens", 9.0), ("cost_usd", 1.0)])
+def test_a_golden_familiarity_that_differs_fails_the_check(copy):
+    lines = (copy / "golden.jsonl").read_text().split("\n")
+    entry = json.loads(lines[3])
+    lines[3] = json.dumps({**entry, "familiarity": entry["familiarity"] - 0.01})
+    (copy / "golden.jsonl").write_text("\n".join(lines))
+    digest = hashlib.sha256((copy / "golden.jsonl").read_bytes()).hexdigest()
+    changed_manifest(copy, lambda document: document["files"].update({"golden.jsonl": digest}), seal=True)
+    check = check_golden(copy)
+    assert not check.passed and check.largest_difference == pytest.approx(0.01, abs=1e-4)
+
+
+def test_a_graph_without_familiarity_is_refused_when_it_is_loaded(copy):
+    graph = onnx.load(copy / "router.onnx")
+    kept = [output for output in graph.graph.output if output.name != "familiarity"]
+    del graph.graph.output[:]
+    graph.graph.output.extend(kept)
+    (copy / "router.onnx").write_bytes(graph.SerializeToString())
+    digest = hashlib.sha256((copy / "router.onnx").read_bytes()).hexdigest()
+    changed_manifest(copy, lambda document: document["files"].update({"router.onnx": digest}), seal=True)
+    with pytest.raises(BundleError, match="no output familiarity"):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("what", ["threshold", "means"])
+def test_parity_refuses_a_graph_with_another_familiarity(lab, what):
+    model = lab.model("blend")
+    familiarity = model.familiarity
+    changed = {"threshold": 1.0} if what == "threshold" else {"means": 1 - familiarity.means}
+    strange = replace(familiarity, threshold=1.0)  # so that every prompt is drawn towards the means
+    other = replace(model, familiarity=replace(strange if what == "means" else familiarity, **changed))
+    expected = replace(model, familiarity=strange) if what == "means" else model
+    with pytest.raises(ParityError, match="success of graph and models differ"):
+        lab.parity(expected, other.whole(lab.encoder))
+
+
 def test_a_golden_estimate_that_differs_fails_the_check_even_if_every_digest_holds(copy, name, value):
     lines = (copy / "golden.jsonl").read_text().split("\n")
     entry = json.loads(lines[3])

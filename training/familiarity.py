@@ -2,8 +2,8 @@
 
 Nearest is the landmark of the kernel with the largest similarity; beyond a threshold that all but a stated share of
 prompts like the log's keep, the estimates of a prompt are drawn towards the tiers' means, the more the farther.
-Leverage in the kernel's space (its Nyström residual) flags the same prompts no better and costs a second matrix
-product: benchmarks/out_of_distribution.md.
+Leverage in the kernel's space (its Nyström residual) separates no better on the whole, and would cost a second matrix
+product in every decision: benchmarks/out_of_distribution.md.
 """
 
 from __future__ import annotations
