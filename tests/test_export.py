@@ -491,7 +491,6 @@ def test_twenty_golden_prompts_decide_as_written_and_are_those_of_the_source(bun
     assert check_golden(bundle).passed
 
 
-@pytest.mark.parametrize(("name", "value"), [("success", 0.5), ("output_tokens", 9.0), ("cost_usd", 1.0)])
 def test_a_golden_familiarity_that_differs_fails_the_check(copy):
     lines = (copy / "golden.jsonl").read_text().split("\n")
     entry = json.loads(lines[3])
@@ -527,6 +526,7 @@ def test_parity_refuses_a_graph_with_another_familiarity(lab, what):
         lab.parity(expected, other.whole(lab.encoder))
 
 
+@pytest.mark.parametrize(("name", "value"), [("success", 0.5), ("output_tokens", 9.0), ("cost_usd", 1.0)])
 def test_a_golden_estimate_that_differs_fails_the_check_even_if_every_digest_holds(copy, name, value):
     lines = (copy / "golden.jsonl").read_text().split("\n")
     entry = json.loads(lines[3])
