@@ -239,17 +239,22 @@ def main() -> int:
                     if options.seeds == 1:
                         bar.write(f"{week.week} {week.receipt.reason}")
                 results.append(weeks)
-    print("| week | regret | of the frozen router | kept | of the frozen router | promised | promoted |")
-    print("|---|---|---|---|---|---|---|")
+    header = (
+        "week", "regret", "of the frozen router", "kept", "least of any seed", "of the frozen router", "promised",
+        "promoted",
+    )  # fmt: skip
+    print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
     for weeks in zip(*results, strict=True):
         means = [
             np.mean([getattr(w, name) for w in weeks]) for name in ("regret", "frozen_regret", "kept", "frozen_kept")
         ]
-        n = len(weeks)
+        n, least = len(weeks), min(week.kept for week in weeks)
         print(
-            f"| {weeks[0].week} | {means[0]:.3f} | {means[1]:.3f} | {means[2]:.3f} | {means[3]:.3f} "
+            f"| {weeks[0].week} | {means[0]:.3f} | {means[1]:.3f} | {means[2]:.3f} | {least:.3f} | {means[3]:.3f} "
             f"| {sum(w.promised is not None for w in weeks)} of {n} | {sum(w.receipt.promoted for w in weeks)} of {n} |"
         )
+    ours, theirs = (sum(getattr(w, name) for weeks in results for w in weeks) for name in ("regret", "frozen_regret"))
+    print(f"\nRegret over all weeks: {ours / theirs - 1:+.1%} against the frozen router.")
     return 0
 
 

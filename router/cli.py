@@ -122,12 +122,10 @@ def _route(options: argparse.Namespace) -> int:
         router.update_prices(options.prices)
     dials = {"quality": options.quality, "worth_usd": options.worth_usd, "critical": options.critical}
     if options.prompt == "-":
-        return _route_lines(router, sys.stdin.buffer, dials)
+        return _route_lines(router, sys.stdin.buffer, dials, explain=options.explain)
     decision = router.route(options.prompt, **dials)
     if options.json:
-        document = json.loads(decision.to_json())
-        say(json.dumps({**document, "explanation": decision.explain().to_json()} if options.explain else document,
-                       ensure_ascii=False))  # fmt: skip
+        say(_decision_json(decision, explain=options.explain))
     else:
         say(_decision_text(decision) + (f"\n\n{decision.explain()}" if options.explain else ""))
     return DONE
@@ -138,7 +136,7 @@ _REQUEST_KEYS = {
 }  # fmt: skip
 
 
-def _route_lines(router: Router, lines: Iterable[bytes], dials: dict[str, Any]) -> int:
+def _route_lines(router: Router, lines: Iterable[bytes], dials: dict[str, Any], *, explain: bool) -> int:
     """A decision per line of JSONL; a line that is no request gets an error in its place and exit code 2."""
     code = DONE
     for number, line in enumerate(lines, 1):
@@ -148,11 +146,18 @@ def _route_lines(router: Router, lines: Iterable[bytes], dials: dict[str, Any]) 
             request = json.loads(line)
             if not isinstance(request, dict) or not set(request) <= _REQUEST_KEYS:
                 raise ValueError(f"expected a JSON object with keys of {', '.join(sorted(_REQUEST_KEYS))}")
-            say(router.route(**{**dials, **request}).to_json())
+            say(_decision_json(router.route(**{**dials, **request}), explain=explain))
         except (ValueError, TypeError, RecursionError) as error:
             say(json.dumps({"error": f"line {number}: {error}"}, ensure_ascii=False))
             code = BAD_INPUT
     return code
+
+
+def _decision_json(decision: Decision, *, explain: bool) -> str:
+    if not explain:
+        return decision.to_json()
+    document = {**json.loads(decision.to_json()), "explanation": decision.explain().to_json()}
+    return json.dumps(document, ensure_ascii=False)
 
 
 def _decision_text(decision: Decision) -> str:

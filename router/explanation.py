@@ -98,9 +98,10 @@ def _facts(decision: Decision, best: str) -> list[str]:
 
 def _line(decision: Decision, best: str, change: Change) -> str:
     if change.slack is not None:
+        remedy = ": a lower quality would admit it" if decision.quality is not None else ""  # not of a critical request
         return (
             f"{change.tier} ({decision.success[change.tier]:.1%}) is {change.slack:.3f} below the highest success, "
-            f"where {decision.slack:.3f} is allowed: a lower quality would admit it."
+            f"where {decision.slack:.3f} is allowed{remedy}."
         )
     ways: list[str] = []
     if change.worth_usd is not None:

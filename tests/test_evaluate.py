@@ -284,6 +284,13 @@ def test_scaling_all_prices_and_the_worth_scales_net_value_and_changes_no_decisi
     assert ten.chosen.usd_per_1k.value == pytest.approx(10 * one.chosen.usd_per_1k.value, rel=1e-4)
 
 
+def test_replayed_prices_do_not_hide_how_many_costs_are_estimated(trained, log):
+    untold = log.assign(cost_usd=np.nan, output_tokens=np.where(log.index % 2, log.output_tokens, np.nan))
+    usual, cut = (evaluate(trained.bundle, untold, price_factors={"sim-cloud": factor}) for factor in (1.0, 0.1))
+    assert cut.estimated_cost_share == usual.estimated_cost_share
+    assert 0.4 < cut.estimated_cost_share < 0.6
+
+
 @pytest.mark.parametrize(("factors", "found"), [({"nobody": 2.0}, "nobody"), ({"local": -1.0}, "-1.0")])
 def test_factors_of_no_provider_or_below_zero_are_refused(trained, log, factors, found):
     with pytest.raises(PriceError, match=found):

@@ -1,7 +1,9 @@
 """What a decision says would change it does change it."""
 
+import io
 import json
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,12 +21,12 @@ PROMPTS = (
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def with_factor(bundle, tier, factor, path):
+def with_factor(bundle, tier, factor, path, critical=("frontier",)):
     """A price file in which one tier's offers cost `factor` of what they do."""
     text = (bundle / "tiers.toml").read_text()
     lines = []
     for entry in tomllib.loads(text)["tiers"]:
-        lines += ["[[tiers]]", f'name = "{entry["name"]}"', f"critical = {str(entry.get('critical', False)).lower()}"]
+        lines += ["[[tiers]]", f'name = "{entry["name"]}"', f"critical = {str(entry['name'] in critical).lower()}"]
         for offer in entry["offers"]:
             scale = factor if entry["name"] == tier else 1.0
             own = offer.get("self_hosted")
@@ -93,7 +95,15 @@ def test_tiers_that_are_not_eligible_are_not_explained(router):
     assert nowhere.fallback and nowhere.eligible == () and str(nowhere.explain()) == nowhere.reason
 
 
-def test_the_command_explains(bundle, capsys):
+def test_of_a_critical_request_no_lower_quality_is_offered(tmp_path, bundle):
+    router = Router.load(bundle)
+    router.update_prices(with_factor(bundle, "edge", 1.0, tmp_path / "prices.toml", critical=("distilled", "frontier")))
+    explanation = router.route(PROMPTS[2], critical=True).explain()
+    assert [change.slack is not None for change in explanation.changes] == [True]
+    assert "below the highest success" in str(explanation) and "lower quality" not in str(explanation)
+
+
+def test_the_command_explains(bundle, capsys, monkeypatch):
     assert main(["route", "--bundle", str(bundle), "--explain", "--quality", "0.8", PROMPTS[0]]) == 0
     assert "is expected to be right with" in capsys.readouterr().out
     assert main(["route", "--bundle", str(bundle), "--explain", "--json", PROMPTS[0]]) == 0
@@ -102,3 +112,7 @@ def test_the_command_explains(bundle, capsys):
     assert {change["tier"] for change in document["explanation"]["changes"]} == set(document["eligible"]) - {
         document["tier"]
     }
+    stdin = SimpleNamespace(buffer=io.BytesIO(json.dumps({"prompt": PROMPTS[0]}).encode()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert main(["route", "--bundle", str(bundle), "--explain", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["explanation"]["tier"]

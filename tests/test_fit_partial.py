@@ -229,3 +229,15 @@ def test_a_log_that_never_explored_is_learned_from_and_nothing_is_promised(one_t
     result = train(certain, sample_tiers, tmp_path / "bundle", TrainingConfig(), tracking_uri="none")
     assert not any(point.promised for point in result.manifest.dial)
     assert "had no chance of being logged" in result.evaluation.verdict
+
+
+def test_a_promise_that_rests_on_a_panel_says_how_many_prompts_that_is(one_tier_per_prompt, sample_tiers, tmp_path):
+    """Of some prompts every tier was asked, of all others one that was certain: the promise rests on the former."""
+    full = pd.read_parquet(sample_tiers.with_name("sample-log.parquet"))
+    panel = full[full.question_key.isin(sorted(full.question_key.unique())[:600])].assign(propensity=1.0)
+    rest = one_tier_per_prompt[~one_tier_per_prompt.question_key.isin(panel.question_key)].assign(propensity=1.0)
+    result = train(pd.concat([panel, rest]), sample_tiers, tmp_path / "bundle", TrainingConfig(), tracking_uri="none")
+    assert any(point.promised for point in result.manifest.dial)
+    n_complete = int(np.isfinite(result.log.correct).all(axis=1).sum())
+    assert 300 < result.manifest.promise["n_prompts"] < n_complete < 650
+    assert f"{result.manifest.promise['n_prompts']:,} prompts" in result.manifest.promise["evidence"]

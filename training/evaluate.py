@@ -78,7 +78,8 @@ def evaluate(
     if prices is not None or price_factors:
         found = loaded.prices if prices is None else PriceTable.read(prices, loaded.manifest.tiers)
         loaded = replace(loaded, prices=found.scaled(price_factors or {}))
-        table, paid = replace(table, cost_usd=costs_at_prices(table, loaded.prices).cost_usd), table
+        repriced = np.where(np.isfinite(table.cost_usd), costs_at_prices(table, loaded.prices).cost_usd, np.nan)
+        table, paid = replace(table, cost_usd=repriced), table
         change = _mean_cost(table, loaded.prices.tiers) / np.maximum(_mean_cost(paid, tiers), np.finfo(float).tiny)
     training = TrainingPart.load(TrainingPart.path_of(loaded.path), loaded.manifest.bundle_id)
     training = replace(training, cost_usd=training.cost_usd * change)  # the baselines see today's prices too

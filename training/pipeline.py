@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def _run(
         estimator.basis_, vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed
     )
     done("lengths")
-    outcomes, dial = _outcomes_and_dial(known, costs.cost_usd, estimator.out_of_fold_, config.confidence)
+    outcomes, dial, n_evidence = _outcomes_and_dial(known, costs.cost_usd, estimator.out_of_fold_, config.confidence)
     done("dial")
 
     model = TierModel(estimator.parts_, estimator.weights_, estimator.calibration_, estimator.familiarity_, lengths)
@@ -161,7 +162,7 @@ def _run(
         default_quality=config.default_quality,
         confidence=config.confidence,
         dial=dial,
-        promise=promise_statement(dial, config.confidence, best, int(np.isfinite(outcomes).all(axis=1).sum())),
+        promise=promise_statement(dial, config.confidence, best, n_evidence),
         training={
             "data_digest": log.digest,
             "n_prompts": log.n_prompts,
@@ -236,15 +237,18 @@ def _check_split(log: OutcomeTable, in_training: np.ndarray, in_test: np.ndarray
 
 def _outcomes_and_dial(
     known: OutcomeTable, cost_usd: np.ndarray, success: np.ndarray, confidence: float
-) -> tuple[np.ndarray, tuple[DialPoint, ...]]:
-    """What tiers and dial are judged by in training: the logged outcomes, of partial feedback doubly robust ones.
+) -> tuple[np.ndarray, tuple[DialPoint, ...], int]:
+    """What tiers and dial are judged by in training, the dial, and how many prompts it rests on.
 
-    success: out of fold, (n_prompts, n_tiers). The dial then promises what it says only where all but 1 % of outcomes
-    have a propensity and the log carries the value of every tier alone (`Overlap.refusal`); or else on a panel, the
-    prompts of which every tier was asked, if these are enough.
+    Judged by are the logged outcomes, of partial feedback doubly robust ones. success: out of fold, (n_prompts,
+    n_tiers). The dial then promises what it says only where all but 1 % of outcomes have a propensity and the log
+    carries the value of every tier alone (`Overlap.refusal`); or else on a panel, the prompts of which every tier was
+    asked, if these are enough.
     """
+    n_complete = int(np.isfinite(known.correct).all(axis=1).sum())
+    on_complete = partial(calibrate_dial, success, known.correct, confidence, segments=known.segments)
     if not is_partial(known.correct):
-        return known.correct, calibrate_dial(success, known.correct, confidence, segments=known.segments)
+        return known.correct, on_complete(), n_complete
     has_propensity = np.isfinite(known.propensity)
     share = has_propensity[np.isfinite(known.correct)].mean()
     is_explored = bool(share >= 1 - MAX_UNSUPPORTED_SHARE) and all(
@@ -253,12 +257,11 @@ def _outcomes_and_dial(
     # Of explored feedback, the rare answer of a fallback says nothing of how its tier was chosen, and is left out.
     correct = np.where(has_propensity, known.correct, np.nan) if is_explored else known.correct
     outcomes = doubly_robust(success, correct, known.propensity)
-    if not is_explored and np.isfinite(known.correct).all(axis=1).sum() >= MIN_COMPLETE_PROMPTS:
-        return outcomes, calibrate_dial(success, known.correct, confidence, segments=known.segments)
+    if not is_explored and n_complete >= MIN_COMPLETE_PROMPTS:
+        return outcomes, on_complete(), n_complete
     largest = float(1 / np.nanmin(known.propensity)) if is_explored else 1.0
-    return outcomes, calibrate_dial(
-        success, outcomes, confidence, segments=known.segments, largest=largest, promise=is_explored
-    )
+    dial = calibrate_dial(success, outcomes, confidence, segments=known.segments, largest=largest, promise=is_explored)
+    return outcomes, dial, len(outcomes)
 
 
 def _is_carried(known: OutcomeTable, cost_usd: np.ndarray, tier: int) -> bool:
