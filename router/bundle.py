@@ -12,19 +12,21 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from router.clusters import Cluster, parse_clusters
 from router.engine import Engine
 from router.errors import BundleError, TierError
 from router.prices import PriceTable
 
 # Raise by one whenever a reader of the former format could not read the new one; say so in CHANGELOG.md.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 GRAPH_FILE = "router.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 TIERS_FILE = "tiers.toml"
 GOLDEN_FILE = "golden.jsonl"
+CLUSTERS_FILE = "clusters.json"
 MANIFEST_FILE = "manifest.json"
-REQUIRED_FILES = (GRAPH_FILE, TOKENIZER_FILE, TIERS_FILE, GOLDEN_FILE)
+REQUIRED_FILES = (GRAPH_FILE, TOKENIZER_FILE, TIERS_FILE, GOLDEN_FILE, CLUSTERS_FILE)
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class Bundle:
     tokenizer: Tokenizer
     engine: Engine
     prices: PriceTable
+    clusters: tuple[Cluster, ...]
     n_threads: int
 
     @classmethod
@@ -177,6 +180,7 @@ class Bundle:
         folder = Path(path).resolve()  # one bundle from first to last file, though a link may move meanwhile
         manifest = read_manifest(folder)
         contents = verified_contents(folder, manifest)
+        clusters = parse_clusters(contents[CLUSTERS_FILE], str(folder / CLUSTERS_FILE))
         try:
             tokenizer = Tokenizer.from_str(contents[TOKENIZER_FILE].decode())
             prices = PriceTable.parse(contents[TIERS_FILE].decode(), str(folder / TIERS_FILE))
@@ -187,7 +191,7 @@ class Bundle:
             raise BundleError(f"{folder}: the digests hold, but a file cannot be loaded: {error}") from error
         if tuple(tier.name for tier in prices.tiers) != manifest.tiers:
             raise BundleError(f"{folder}: the tiers of {TIERS_FILE} are not those of the manifest, in its order")
-        return cls(folder, manifest, tokenizer, engine, prices, n_threads)
+        return cls(folder, manifest, tokenizer, engine, prices, clusters, n_threads)
 
 
 def read_manifest(folder: Path) -> Manifest:

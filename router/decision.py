@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
+from router.clusters import Cluster
 from router.explanation import Explanation, explain
 from router.tiers import Offer
 
@@ -28,6 +30,7 @@ class Decision:
     familiarity: 1 where the prompt is like those trained on, towards 0 the stranger it is, and `success` the nearer to
         the tiers' means; None where the prompt could not be read.
     eligible: the tiers that could have been asked; none in a fallback.
+    cluster: the logged prompts that this one is most like; None where the prompt could not be read.
     """
 
     tier: str
@@ -49,12 +52,17 @@ class Decision:
     propensity: float
     familiarity: float | None
     eligible: tuple[str, ...] = ()
+    cluster: Cluster | None = None
 
     def explain(self) -> Explanation:
         """Why this tier, and what would change it, in words; `str` of it is some lines of text."""
         return explain(self)
 
     def to_json(self) -> str:
-        """One line of JSON; it never holds the prompt."""
+        """One line of JSON; it never holds the prompt, and of the cluster only its number."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return json.dumps(values, ensure_ascii=False, allow_nan=False, default=asdict)
+        return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_as_json)
+
+
+def _as_json(value: Offer | Cluster) -> Any:
+    return value.number if isinstance(value, Cluster) else asdict(value)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
-OUTPUTS = ("success", "output_tokens", "cost_usd", "tier", "familiarity")
+OUTPUTS = ("success", "output_tokens", "cost_usd", "tier", "familiarity", "cluster")
 
 
 class Engine:
@@ -34,7 +34,7 @@ class Engine:
         self._of_thread = threading.local()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """success, output_tokens, cost_usd, float32 (n, n_tiers) each, tier, int64 (n), and familiarity, float32 (n).
+        """The OUTPUTS: the first three float32 (n, n_tiers), then tier int64, familiarity float32, cluster int64, (n).
 
         feeds: every input of the graph, C-contiguous, in its own type. An array must not be changed as long
         as it is fed again as the same object.

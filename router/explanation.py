@@ -1,4 +1,4 @@
-"""Why a decision was made and what would change it, in words for a colleague; all from the decision itself."""
+"""Why a decision was made, what speaks for it and what would change it, in words for a colleague."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from router.clusters import Cluster
     from router.decision import Decision
 
 
@@ -27,12 +28,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A decision in words. admissible: the tiers it was chosen from; changes: of the other eligible tiers."""
+    """A decision in words.
+
+    admissible: the tiers it was chosen from; changes: of the other eligible tiers. similar: the logged prompts that the
+    prompt is most like, and how the tiers answered them; None where the prompt could not be read.
+    """
 
     tier: str
     reason: str
     admissible: tuple[str, ...]
     changes: tuple[Change, ...]
+    similar: Cluster | None
     lines: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -51,7 +57,7 @@ def explain(decision: Decision) -> Explanation:
     """
     success, cost = decision.success, decision.cost_usd
     if decision.fallback or not decision.eligible:
-        return Explanation(decision.tier, decision.reason, (), (), (decision.reason,))
+        return Explanation(decision.tier, decision.reason, (), (), decision.cluster, (decision.reason,))
     highest = max(success[name] for name in decision.eligible)
     admissible = tuple(name for name in decision.eligible if success[name] >= highest - decision.slack)
     # The graph's rule: of equal values the highest success, then the first.
@@ -62,8 +68,13 @@ def explain(decision: Decision) -> Explanation:
             key=lambda change: _distance(change, decision.worth_usd),
         )
     )
-    lines = [decision.reason, *_facts(decision, best), *(_line(decision, best, change) for change in changes)]
-    return Explanation(decision.tier, decision.reason, admissible, changes, tuple(lines))
+    lines = [
+        decision.reason,
+        *_facts(decision, best),
+        *_similar(decision),
+        *(_line(decision, best, change) for change in changes),
+    ]
+    return Explanation(decision.tier, decision.reason, admissible, changes, decision.cluster, tuple(lines))
 
 
 def _change(decision: Decision, best: str, other: str, is_admissible: bool, highest: float) -> Change:
@@ -94,6 +105,20 @@ def _facts(decision: Decision, best: str) -> list[str]:
         holds = "covers" if decision.promised else "does not cover"
         lines.append(f"The bundle's promise to keep {decision.quality:g} of the best tier's accuracy {holds} it.")
     return lines
+
+
+def _similar(decision: Decision) -> list[str]:
+    """How the tiers answered the logged prompts that this one is most like."""
+    cluster = decision.cluster
+    if cluster is None:
+        return []
+    kinds = [f"{share:.0%} {segment}" for segment, share in list(cluster.segments.items())[:1]]
+    if decision.familiarity != 1:
+        kinds.append("not quite like this one")
+    which = f"the {cluster.n_prompts:,} nearest logged prompts" + (f" ({'; '.join(kinds)})" if kinds else "")
+    rates = ", ".join(f"{tier} {success:.0%}" for tier, success in cluster.success.items())
+    line = f"Correct answers to {which}: {rates}."
+    return [line, *(f'  such as: "{example}"' for example in cluster.examples)]
 
 
 def _line(decision: Decision, best: str, change: Change) -> str:

@@ -195,8 +195,7 @@ class _Call:
             dials.worth_input,
             dials.slack_input,
         )
-        (success,), (output_tokens,), (cost_usd,), (tier,), (familiarity,) = answer
-        return self.decision(context_tokens, quote, request_id, success, output_tokens, cost_usd, tier, familiarity)
+        return self.decision(context_tokens, quote, request_id, *(values[0] for values in answer))
 
     def many(self, texts: Sequence[str]) -> list[Decision]:
         """The decisions for many prompts; those of like length go through the graph together."""
@@ -231,7 +230,7 @@ class _Call:
     def unread(self, error: PromptError, request_id: str | None) -> Decision:
         """The decision where a prompt is no prompt."""
         trouble = f"the prompt cannot be read: {error}"
-        return self.decision(0.0, self.quote(0.0), request_id, [], [], [], -1, None, trouble)
+        return self.decision(0.0, self.quote(0.0), request_id, [], [], [], -1, None, None, trouble)
 
     def encodings(self, texts: list[str]) -> Sequence[Encoding]:
         """Encode texts; lone surrogates, which no tokenizer takes, are replaced first."""
@@ -255,7 +254,7 @@ class _Call:
         worth_usd: np.ndarray,
         slack: np.ndarray,
     ) -> list[list[Any]]:
-        """success, output_tokens, cost_usd (each n lists of n_tiers), tier and familiarity (n) from the graph."""
+        """The OUTPUTS as lists: n lists of n_tiers values the first three, then n values each."""
         feeds = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -278,6 +277,7 @@ class _Call:
         cost_usd: list[float],
         tier: int,
         familiarity: float | None,
+        cluster: int | None,
         trouble: str | None = None,
     ) -> Decision:
         """What the graph answered for one prompt, and why; tier -1 is a fallback."""
@@ -320,6 +320,7 @@ class _Call:
             propensity,
             familiarity,
             () if is_fallback else self.eligible(quote),
+            None if cluster is None else self.bundle.clusters[cluster],
         )
 
     def eligible(self, quote: Quote) -> tuple[str, ...]:

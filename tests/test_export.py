@@ -19,6 +19,7 @@ from router.errors import BundleError
 from router.golden import check_golden
 from router.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig, TrainingResult, train
+from training.clusters import PromptClusters
 from training.costs import attempt_costs
 from training.embed import embed, encoder_session, padded
 from training.encoders import StaticRecipe, learn_static
@@ -32,8 +33,8 @@ from training.model import TierModel
 from training.training_part import TrainingPart
 
 FILES = {
-    "router.onnx", "tokenizer.json", "tiers.toml", "golden.jsonl", "report.json", "report.html", "README.md",
-    "manifest.json",
+    "router.onnx", "tokenizer.json", "tiers.toml", "clusters.json", "golden.jsonl", "report.json", "report.html",
+    "README.md", "manifest.json",
 }  # fmt: skip
 INPUTS = {
     "input_ids": (TensorProto.INT64, 2),
@@ -51,6 +52,7 @@ OUTPUTS = {
     "cost_usd": (TensorProto.FLOAT, 2),
     "tier": (TensorProto.INT64, 1),
     "familiarity": (TensorProto.FLOAT, 1),
+    "cluster": (TensorProto.INT64, 1),
 }
 
 
@@ -75,7 +77,10 @@ class Lab:
         fitted = SuccessEstimator(target).fit(
             self.embedding, self.log.correct if correct is None else correct, cost_usd=self.costs.cost_usd
         )
-        return TierModel(fitted.parts_, fitted.weights_, fitted.calibration_, fitted.familiarity_, self.lengths)
+        clusters = PromptClusters.fit(fitted.basis_, self.embedding, self.log, self.log.correct, seed=0)
+        return TierModel(
+            fitted.parts_, fitted.weights_, fitted.calibration_, fitted.familiarity_, self.lengths, clusters
+        )
 
     def parity(self, model, graph):
         return check_parity(model, self.encoder, graph, self.log.prompts[:60], self.embedding[:60], seed=0)
@@ -145,12 +150,14 @@ def test_the_graph_estimates_as_the_models_do(lab, model):
         "worth_usd": np.zeros(40, np.float32),
         "slack": np.zeros(40, np.float32),
     }
-    success, output_tokens, cost_usd, tier, familiarity = session.run(list(OUTPUTS), feeds)
+    success, output_tokens, cost_usd, tier, familiarity, cluster = session.run(list(OUTPUTS), feeds)
     np.testing.assert_allclose(familiarity, model.familiarity.of(lab.embedding[some]), atol=1e-5)
     np.testing.assert_allclose(success, model.success(lab.embedding[some]), atol=1e-5)
     np.testing.assert_allclose(output_tokens, model.lengths.predict(lab.embedding[some]), rtol=1e-4)
     np.testing.assert_allclose(cost_usd, (100 + 3 * output_tokens) / 1e6, rtol=1e-5)
     np.testing.assert_array_equal(tier, success.argmax(axis=1))
+    nearest = model.clusters.nearest(lab.embedding[some], tolerance=1e-5)
+    assert all(number in numbers for number, numbers in zip(cluster, nearest, strict=True))
 
 
 def test_parity_of_graph_and_models_is_found_and_measured(lab, model):
@@ -369,7 +376,8 @@ def test_every_number_in_the_bundle_is_json_that_any_language_reads(bundle):
 
 def test_a_draft_stands_elsewhere_until_it_is_complete_and_its_manifest_is_written_last(lab, trained, tmp_path):
     graph, tiers_text = lab.model("success").whole(lab.encoder), (trained.bundle / "tiers.toml").read_text()
-    draft = draft_bundle(tmp_path / "new", lab.encoder, graph, tiers_text, trained.manifest)
+    clusters = Bundle.load(trained.bundle).clusters
+    draft = draft_bundle(tmp_path / "new", lab.encoder, graph, tiers_text, clusters, trained.manifest)
     assert not (tmp_path / "new").exists()
     (draft.folder / "report.json").write_text("{}")
     manifest = draft.publish()
@@ -383,7 +391,7 @@ def test_a_draft_stands_elsewhere_until_it_is_complete_and_its_manifest_is_writt
 def test_a_draft_that_cannot_be_finished_leaves_nothing(lab, trained, tmp_path):
     graph = lab.model("success").whole(lab.encoder)
     with pytest.raises(BundleError):
-        draft_bundle(tmp_path / "new", lab.encoder, graph, "no tiers", trained.manifest)
+        draft_bundle(tmp_path / "new", lab.encoder, graph, "no tiers", (), trained.manifest)
     assert not any(tmp_path.iterdir())
 
 

@@ -449,8 +449,8 @@ def test_an_altered_or_incomplete_bundle_does_not_start(node, bundle, tmp_path):
     assert "report.json cannot be read" in start_and_fail(copy)
     (copy / "manifest.json").write_text(manifest.replace('"default_quality": 0.98', '"default_quality": 0.9'))
     assert "it was altered" in start_and_fail(copy)
-    (copy / "manifest.json").write_text(manifest.replace('"format_version": 2', '"format_version": 1'))
-    assert "format_version 1, expected 2" in start_and_fail(copy)
+    (copy / "manifest.json").write_text(manifest.replace('"format_version": 3', '"format_version": 2'))
+    assert "format_version 2, expected 3" in start_and_fail(copy)
     (copy / "manifest.json").unlink()
     assert "manifest.json cannot be read" in start_and_fail(copy)
 

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from router.tiers import read_tiers
+from training.clusters import PromptClusters
 from training.costs import attempt_costs
 from training.embed import embed, encoder_session, padded
 from training.encoders import ENCODER_INPUTS, N_SURFACE, StaticRecipe, learn_static, with_token_kinds
@@ -171,10 +172,9 @@ def fitted(log, int8, sample_tiers):
     estimator = SuccessEstimator("success").fit(known_vectors, known.correct, cost_usd=costs.cost_usd)
     basis = KernelBasis.fit(known_vectors, 50, seed=0)
     lengths = LengthModel.fit(basis, known_vectors, known.output_tokens, costs.mean_output_tokens, known.groups, seed=0)
-    return Fitted(
-        TierModel(estimator.parts_, estimator.weights_, estimator.calibration_, estimator.familiarity_, lengths),
-        vectors,
-    )
+    clusters = PromptClusters.fit(estimator.basis_, known_vectors, known, known.correct, seed=0)
+    learned = (estimator.parts_, estimator.weights_, estimator.calibration_, estimator.familiarity_)
+    return Fitted(TierModel(*learned, lengths, clusters), vectors)
 
 
 def gate(fitted, unquantized, log, tiers):

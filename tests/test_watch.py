@@ -124,7 +124,7 @@ def edit(old, new):
         ("tokenizer.json", flip, "SHA-256 .* the manifest says"),
         ("tiers.toml", Path.unlink, "tiers.toml cannot be read"),
         ("manifest.json", truncate, "not valid JSON"),
-        ("manifest.json", edit('"format_version": 2', '"format_version": 99'), "found format_version 99, expected 2"),
+        ("manifest.json", edit('"format_version": 3', '"format_version": 99'), "found format_version 99, expected 3"),
         ("manifest.json", edit('"confidence": 0.95', '"confidence": 0.99'), "found digest .* its content has"),
         ("manifest.json", Path.unlink, "no readable manifest.json"),
     ],

@@ -49,12 +49,19 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--default-quality", type=float, default=0.98, help="of a request without dials")
     parser.add_argument("--drop-unparsed", action="store_true", help="treat truncated generations as unobserved")
+    _examples_argument(parser)
     parser.add_argument("--note", default="", help="stands in report and manifest, for example what the log is")
     parser.add_argument(
         "--cache", type=Path, help="folder of embeddings and encoders; default: .cache beside the bundle"
     )
     parser.add_argument("--tracking-uri", help='of MLflow; default: mlflow.db beside the bundle; "none" tracks nothing')
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+
+
+def _examples_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep-examples", action="store_true", help="store some of the log's prompts in the bundle, for explanations"
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -64,6 +71,7 @@ def _train(options: argparse.Namespace) -> int:
         seed=options.seed,
         default_quality=options.default_quality,
         drop_unparsed=options.drop_unparsed,
+        keep_examples=options.keep_examples,
         note=options.note,
         cache=options.cache,
     )
@@ -190,7 +198,8 @@ def _demo(options: argparse.Namespace) -> int:
     note = (
         "Trained and judged on SIMULATED outcomes: no model was asked anything, and nothing here is about a real one."
     )
-    result = run_training(log, tiers, options.out, TrainingConfig(note=note), progress=True)
+    config = TrainingConfig(note=note, keep_examples=True)
+    result = run_training(log, tiers, options.out, config, progress=True)
     sys.stderr.flush()
     evaluation = result.evaluation
     kept = next(point for point in evaluation.dial if point.quality == result.manifest.default_quality)
@@ -207,7 +216,7 @@ def _demo(options: argparse.Namespace) -> int:
         say(f"> {prompt}\n  {decision.reason} (USD {decision.cost_usd[decision.tier]:.6f})")
     say(
         f"\nWhere to look next:\n  {options.out / 'report.html'}   pictures and tables of this run"
-        f'\n  broker route --bundle {options.out} --quality 0.95 "your prompt"'
+        f'\n  broker route --bundle {options.out} --quality 0.95 --explain "your prompt"'
         f"\n  broker train --logs YOUR_LOG --tiers YOUR_TIERS.toml --out models/NAME   (format: data/README.md)"
         f"\n  mlflow ui --backend-store-uri sqlite:///{options.out.parent / 'mlflow.db'}   every run, with its bundle"
     )
@@ -221,6 +230,7 @@ def _retrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", default="static", help=_ENCODERS)
     parser.add_argument("--default-quality", type=float, default=0.98, help="of a request without dials")
     parser.add_argument("--drop-unparsed", action="store_true", help="treat truncated generations as unobserved")
+    _examples_argument(parser)
     parser.add_argument("--worth-usd", type=float, help="what a correct answer is worth; default: what it costs")
     parser.add_argument(
         "--quality-margin",
@@ -236,7 +246,10 @@ def _retrain_arguments(parser: argparse.ArgumentParser) -> None:
 def _retrain(options: argparse.Namespace) -> int:
     config = RetrainConfig(
         training=TrainingConfig(
-            encoder=options.encoder, default_quality=options.default_quality, drop_unparsed=options.drop_unparsed
+            encoder=options.encoder,
+            default_quality=options.default_quality,
+            drop_unparsed=options.drop_unparsed,
+            keep_examples=options.keep_examples,
         ),
         worth_usd=options.worth_usd,
         quality_margin=options.quality_margin,

@@ -20,6 +20,7 @@ class TrainingConfig:
     test_share: share of the questions that training never sees and the report is made on.
     confidence: with which the dial's promises hold. default_quality: of a request without dials.
     drop_unparsed: treat the outcome of a truncated generation as unobserved.
+    keep_examples: store some prompts of each cluster in the bundle, for explanations; without it no prompt is stored.
     note: stands in the report, the model card and the manifest, for example what the log is.
     cache: folder of embeddings and encoders; None takes `.cache` beside the bundle.
     """
@@ -31,6 +32,7 @@ class TrainingConfig:
     confidence: float = 0.95
     default_quality: float = 0.98
     drop_unparsed: bool = False
+    keep_examples: bool = False
     note: str = ""
     cache: Path | None = None
 

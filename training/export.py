@@ -18,13 +18,16 @@ import numpy as np
 import onnx
 
 from router.bundle import (
+    CLUSTERS_FILE,
     GOLDEN_FILE,
     GRAPH_FILE,
     MANIFEST_FILE,
+    REQUIRED_FILES,
     TIERS_FILE,
     TOKENIZER_FILE,
     Manifest,
 )
+from router.clusters import Cluster, clusters_text
 from router.engine import OUTPUTS
 from router.router import Router
 from training.embed import encoder_session, padded
@@ -91,13 +94,14 @@ def check_parity(
     raw_difference = float(np.abs(raw_scores - model.raw_scores(on_thresholds)).max())
 
     expected = model.success(embedding), model.lengths.predict(embedding), model.familiarity.of(embedding)
+    nearest = model.clusters.nearest(embedding, TOLERANCE_FAMILIARITY)
     differences = np.zeros((len(prompts), 3))
     session = encoder_session(graph)
     rng = np.random.default_rng(seed)
     n_tiers = expected[0].shape[1]
     for row, ids in enumerate(encoder.token_ids(prompts)):
         feeds = {**padded([ids]), **_random_request(rng, n_tiers)}
-        success, output_tokens, cost_usd, tier, familiarity = session.run(OUTPUTS, feeds)
+        success, output_tokens, cost_usd, tier, familiarity, cluster = session.run(OUTPUTS, feeds)
         differences[row] = (
             np.abs(success - expected[0][row]).max(),
             np.abs(output_tokens / expected[1][row] - 1).max(),
@@ -107,6 +111,10 @@ def check_parity(
         if decided[0] != tier[0]:
             raise ParityError(f"prompt {row}: the graph chose tier {tier[0]}, the rule says {decided[0]}; not exported")
         _check_decision(int(tier[0]), expected[0][row], expected[1][row], feeds)
+        if cluster[0] not in nearest[row]:
+            raise ParityError(
+                f"prompt {row}: the graph says cluster {cluster[0]}, the models {nearest[row]}; not exported"
+            )
     difference_success, difference_tokens, difference_familiarity = differences.max(axis=0).tolist()  # NaN where any is
     found = {
         "success": (difference_success, TOLERANCE_SUCCESS),
@@ -223,9 +231,14 @@ def check_target(target: Path) -> None:
 
 
 def draft_bundle(
-    target: Path, encoder: Encoder, graph: onnx.ModelProto, tiers_text: str, manifest: Manifest
+    target: Path,
+    encoder: Encoder,
+    graph: onnx.ModelProto,
+    tiers_text: str,
+    clusters: tuple[Cluster, ...],
+    manifest: Manifest,
 ) -> BundleDraft:
-    """Write graph, tokenizer, tiers and golden prompts into a folder beside `target`, loadable already."""
+    """Write graph, tokenizer, tiers, clusters and golden prompts into a folder beside `target`, loadable already."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
     folder.mkdir()
@@ -233,6 +246,7 @@ def draft_bundle(
         (folder / GRAPH_FILE).write_bytes(graph.SerializeToString(deterministic=True))
         (folder / TOKENIZER_FILE).write_text(encoder.tokenizer_json, encoding="utf-8")
         (folder / TIERS_FILE).write_text(tiers_text, encoding="utf-8")
+        (folder / CLUSTERS_FILE).write_text(clusters_text(clusters), encoding="utf-8")
         (folder / GOLDEN_FILE).write_text("", encoding="utf-8")
         draft = _loadable(folder, manifest)
         lines = [json.dumps(entry, ensure_ascii=False) for entry in golden_entries(Router.load(folder))]
@@ -245,7 +259,7 @@ def draft_bundle(
 
 def _loadable(folder: Path, manifest: Manifest) -> Manifest:
     """Write a manifest for what stands in the folder now, so that the runtime loads it."""
-    names = (GRAPH_FILE, TOKENIZER_FILE, TIERS_FILE, GOLDEN_FILE)
+    names = REQUIRED_FILES
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     manifest = replace(manifest, files=files)
     (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")

@@ -43,8 +43,11 @@ class Familiarity:
         """Estimates drawn towards the means, (n_prompts, n_tiers); where familiarity is 1, exactly as they were."""
         return np.asarray(familiarity[:, None] * success + (1 - familiarity)[:, None] * self.means)
 
-    def add_to(self, graph: Graph, embedding: str, success: str) -> None:
-        """Outputs `familiarity` (n) and `success`, from what the estimates were before."""
+    def add_to(self, graph: Graph, embedding: str, success: str) -> str:
+        """Outputs `familiarity` (n) and `success`, from what the estimates were before.
+
+        Returns the name of the similarities to the landmarks, (n, n_landmarks).
+        """
         value, factors = self.basis.add_to(graph, embedding)
         similarity = graph.add("Mul", value, graph.constant(factors))
         nearest = graph.add("ReduceMax", similarity, axes=[1], keepdims=1)
@@ -53,6 +56,7 @@ class Familiarity:
         strangeness = graph.add("Sub", graph.constant(1.0), familiarity)
         kept = graph.add("Mul", success, familiarity)
         graph.add("Gemm", strangeness, graph.constant(self.means[None]), kept, output="success")
+        return similarity
 
 
 def fit_familiarity(

@@ -452,6 +452,19 @@ class LengthModel:
         A prompt whose length is not logged counts a little, as one of the tier's typical length: where a whole kind
         of prompt lacks lengths, nothing is extrapolated from other kinds.
         """
+        with threadpool_limits(1):  # as in SuccessEstimator.fit
+            return cls._fit(basis, embedding, output_tokens, fallback, groups, seed)
+
+    @classmethod
+    def _fit(
+        cls,
+        basis: KernelBasis,
+        embedding: np.ndarray,
+        output_tokens: np.ndarray,
+        fallback: np.ndarray,
+        groups: np.ndarray,
+        seed: int,
+    ) -> LengthModel:
         scale = fallback.astype(float).copy()
         kernels = [Kernel(basis, np.zeros((len(basis.landmarks), 1)), np.zeros(1)) for _ in scale]
         features = basis.features(embedding[:MAX_KERNEL_PROMPTS])

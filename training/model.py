@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto
 
 from training.calibrate import LOWEST_SUCCESS, Calibration
+from training.clusters import PromptClusters
 from training.encoders import Encoder
 from training.estimators import Estimator, Forest
 from training.familiarity import Familiarity
@@ -21,7 +22,7 @@ class TierModel:
     """Success and answer length of every tier.
 
     parts: averaged with weights, which sum to one, then calibrated, then drawn towards the tiers' means where a
-    prompt is unlike those trained on.
+    prompt is unlike those trained on. clusters: which training prompts a prompt is most like.
     """
 
     parts: tuple[Estimator, ...]
@@ -29,6 +30,7 @@ class TierModel:
     calibration: Calibration
     familiarity: Familiarity
     lengths: LengthModel
+    clusters: PromptClusters
 
     def success(self, embedding: np.ndarray) -> np.ndarray:
         """Calibrated P(correct), (n_prompts, n_tiers)."""
@@ -67,6 +69,7 @@ class TierModel:
                 **per_tier,
                 "tier": (TensorProto.INT64, ["n"]),
                 "familiarity": (TensorProto.FLOAT, ["n"]),
+                "cluster": (TensorProto.INT64, ["n"]),
             },
         )
 
@@ -80,4 +83,4 @@ class TierModel:
         for factor, each in zip(factors, readouts, strict=True):
             total = graph.add("Gemm", each.value, graph.constant(each.weights * factor), total)
         limits = graph.constant(LOWEST_SUCCESS), graph.constant(1 - LOWEST_SUCCESS)
-        self.familiarity.add_to(graph, embedding, graph.add("Clip", total, *limits))
+        self.clusters.add_to(graph, self.familiarity.add_to(graph, embedding, graph.add("Clip", total, *limits)))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from router.bundle import FORMAT_VERSION, Bundle, DialPoint, EncoderInfo, Manifest
 from router.tiers import Tier, read_tiers
 from training.calibrate import doubly_robust
+from training.clusters import PromptClusters
 from training.config import TrainingConfig
 from training.costs import AttemptCosts, attempt_costs
 from training.dial import calibrate_dial, promise_statement
@@ -138,8 +139,14 @@ def _run(
     done("lengths")
     outcomes, dial, n_evidence = _outcomes_and_dial(known, costs.cost_usd, estimator.out_of_fold_, config.confidence)
     done("dial")
+    clusters = PromptClusters.fit(
+        estimator.basis_, vectors, known, outcomes, config.seed, keep_examples=config.keep_examples
+    )
+    done("clusters")
 
-    model = TierModel(estimator.parts_, estimator.weights_, estimator.calibration_, estimator.familiarity_, lengths)
+    model = TierModel(
+        estimator.parts_, estimator.weights_, estimator.calibration_, estimator.familiarity_, lengths, clusters
+    )
     graph = model.whole(encoder)
     held_out = log.rows(in_test)
     parity = check_parity(model, encoder, graph, held_out.prompts, embeddings.vectors[in_test], config.seed)
@@ -180,7 +187,7 @@ def _run(
         mlflow_run_id=tracker.run_id,
         files={},
     )
-    draft = draft_bundle(out, encoder, graph, tiers_text, manifest)
+    draft = draft_bundle(out, encoder, graph, tiers_text, clusters.members, manifest)
     try:
         part = TrainingPart(
             prompt_ids=known.prompt_ids,

@@ -2,7 +2,7 @@
 
 import { BundleError, shown } from "./errors.js";
 
-export const FORMAT_VERSION = 2;
+export const FORMAT_VERSION = 3;
 export const REQUIRED_FILES = ["router.onnx", "tokenizer.json", "tiers.toml", "golden.jsonl"];
 
 /** SHA-256 of bytes (Uint8Array), in hexadecimal digits. */

@@ -12,7 +12,7 @@ import { cutText, promptText, validUnicode } from "./prompt.js";
 import { textEncoder } from "./tokens.js";
 
 const GOLDEN_TOLERANCE = 1e-4;
-const OUTPUTS = ["success", "output_tokens", "cost_usd", "tier", "familiarity"];
+const OUTPUTS = ["success", "output_tokens", "cost_usd", "tier", "familiarity", "cluster"];
 
 /** What a request may say. */
 export const REQUEST_KEYS = [
@@ -105,7 +105,7 @@ export class Router {
     return this.#decision(answer.tier, this.#reason(dials, answer, eligible), context);
   }
 
-  /** success, output_tokens, cost_usd (each n_tiers numbers), tier and familiarity from the graph. */
+  /** success, output_tokens, cost_usd (each n_tiers numbers), tier, familiarity and cluster from the graph. */
   async #run(ids, contextTokens, offers, eligible, dials) {
     const { Tensor } = this.ort;
     const nTiers = offers.length;
@@ -128,6 +128,7 @@ export class Router {
       costUsd: Array.from(outputs.cost_usd.data),
       tier: Number(outputs.tier.data[0]),
       familiarity: outputs.familiarity.data[0],
+      cluster: Number(outputs.cluster.data[0]),
     };
   }
 
@@ -138,7 +139,7 @@ export class Router {
 
   #decision(tier, reason, context) {
     const { request, prices, dials, offers, eligible = [], contextTokens = 0, fallback = false } = context;
-    const { success = [], outputTokens = [], costUsd = [], familiarity = null } = context;
+    const { success = [], outputTokens = [], costUsd = [], familiarity = null, cluster = null } = context;
     const perTier = (values) => Object.fromEntries(values.map((value, index) => [this.manifest.tiers[index], value]));
     return {
       tier: this.manifest.tiers[tier],
@@ -160,6 +161,7 @@ export class Router {
       propensity: 1,
       familiarity,
       eligible: fallback ? [] : this.manifest.tiers.filter((_, index) => eligible[index]),
+      cluster,
     };
   }
 

@@ -1,0 +1,46 @@
+"""Clusters of the training prompts: what an explanation says of logged prompts like the one that was asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from router.errors import BundleError
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Logged prompts that are alike, and how often each tier answered them correctly.
+
+    number: its place in clusters.json, as the graph answers it.
+    success: share of correct answers per tier, in 0..1; without the tiers that were asked none of them. Of partial
+        feedback a doubly robust estimate. n_outcomes: answers of each of these tiers.
+    segments: share of the prompts in each segment of the log, the largest first; none where the log has no segments.
+    examples: some of the prompts, cut short; none unless the training run was told to keep them.
+    """
+
+    number: int
+    n_prompts: int
+    success: Mapping[str, float]
+    n_outcomes: Mapping[str, int]
+    segments: Mapping[str, float]
+    examples: tuple[str, ...]
+
+
+def clusters_text(clusters: tuple[Cluster, ...]) -> str:
+    """The text of clusters.json, a cluster a line."""
+    names = [name for name in Cluster.__dataclass_fields__ if name != "number"]
+    rows = [json.dumps({name: getattr(c, name) for name in names}, ensure_ascii=False) for c in clusters]
+    return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
+def parse_clusters(text: bytes, source: str) -> tuple[Cluster, ...]:
+    """From the content of clusters.json; raises BundleError where it is of another form."""
+    try:
+        rows = json.loads(text)
+        if not isinstance(rows, list):
+            raise TypeError(f"found {type(rows).__name__}")
+        return tuple(Cluster(number, **{**row, "examples": tuple(row["examples"])}) for number, row in enumerate(rows))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{source}: not a list of clusters ({error}); train or copy the bundle again") from error
