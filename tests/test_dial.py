@@ -8,7 +8,7 @@ from scipy.stats import binom
 from simulated import draw, log_one_tier, shares_by_difficulty
 
 from training.calibrate import doubly_robust
-from training.dial import DIAL_QUALITIES, N_CHECKPOINTS, SLACKS, calibrate_dial, promise_statement
+from training.dial import DIAL_QUALITIES, N_CHECKPOINTS, SLACKS, calibrate_dial, newest_prompts, promise_statement
 from training.estimators import logit, sigmoid
 
 
@@ -222,3 +222,51 @@ def test_larger_weights_make_the_dial_more_careful():
     sample = draw(1000, 3)
     for light, heavy in zip(calibrate_dial(*sample, 0.95), calibrate_dial(*sample, 0.95, largest=30.0), strict=True):
         assert heavy.slack <= light.slack
+
+
+def with_times(n_old, n_new):
+    """Hours: the last n_new rows are asked last."""
+    return np.datetime64("2026-01-01T00:00", "us") + np.arange(n_old + n_new).astype("timedelta64[h]")
+
+
+def drifted(n_old, n_new, seed):
+    """Estimates that are right of old prompts; on new ones the first tier is worse than it is thought to be."""
+    success, correct = draw(n_old + n_new, 3, seed)
+    rng = np.random.default_rng([seed, 7])
+    correct[n_old:, 0] = rng.random(n_new) < np.clip(success[n_old:, 0] - 0.3, 0, 1)
+    return success, correct
+
+
+def test_the_newest_prompts_have_a_veto_and_nothing_but_a_veto():
+    success, correct = drifted(2000, 500, seed=0)
+    times = with_times(2000, 500)
+    before = calibrate_dial(success, correct, 0.95)
+    after = calibrate_dial(success, correct, 0.95, asked_at=times)
+    assert all(new.slack <= old.slack for new, old in zip(after, before, strict=True))
+    assert any(new.slack < old.slack for new, old in zip(after, before, strict=True))
+    newest = newest_prompts(times)
+    for point in after:
+        kept = kept_by(list(permutations(range(3))), success[newest], correct[newest], point.slack)
+        assert point.slack == 0 or kept >= point.quality - 1e-9
+    unknown = np.full(2500, np.datetime64("NaT"), "datetime64[us]")
+    assert calibrate_dial(success, correct, 0.95, asked_at=unknown) == before
+
+
+def test_where_requests_drift_the_veto_keeps_more_of_the_promise_for_requests_to_come():
+    """The truth of what comes after the drift, over 30 logs."""
+    kept = {"without": [], "with": []}
+    success, correct = drifted(0, 100_000, seed=1000)
+    for seed in range(30):
+        log = drifted(2000, 500, seed)
+        for name, times in (("without", None), ("with", with_times(2000, 500))):
+            (point,) = calibrate_dial(*log, 0.95, asked_at=times, qualities=(0.95,))
+            kept[name].append(kept_by(list(permutations(range(3))), success, correct, point.slack))
+    assert np.mean(kept["without"]) < 0.94 and np.mean(kept["with"]) > 0.95, kept
+
+
+@pytest.mark.parametrize(("n_known", "expected"), [(99, 0), (100, 100), (400, 100), (2000, 400)])
+def test_the_newest_are_a_fifth_but_never_too_few_to_say_anything(n_known, expected):
+    times = np.concatenate([with_times(n_known, 0), np.full(50, np.datetime64("NaT"), "datetime64[us]")])
+    newest = newest_prompts(times)
+    assert len(newest) == expected
+    assert not len(newest) or (newest.min() == n_known - expected and newest.max() == n_known - 1)

@@ -87,7 +87,7 @@ def test_the_document_has_the_keys_of_the_contract_and_known_ones_beside(trained
         assert_policy(policy, n_tiers=3)
     assert list(document["single"]) == document["tiers"]
     for single in document["single"].values():
-        assert set(single) == {"accuracy", "usd_per_1k", "usd_per_correct"}
+        assert set(single) == {"accuracy", "usd_per_1k", "usd_per_correct", "output_tokens_per_correct"}
         assert_figure(single["accuracy"])
         assert_figure(single["usd_per_1k"])
     assert set(document["calibration"]) == {"ece", "brier", "per_tier"}

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 
@@ -428,6 +428,15 @@ def test_a_time_is_read_in_every_usual_spelling(tmp_path):
         table = ingest(log, TIERS)
         assert (table.first_timestamp, table.last_timestamp) == (NOON, NOON)
         assert not table.summary.quarantined
+
+
+def test_a_prompt_was_asked_when_it_was_asked_last_or_at_no_known_time():
+    later, never = NOON + timedelta(hours=1), [{**row, "prompt": "another"} for row in PAIR]
+    rows = [{**PAIR[0], "timestamp": NOON}, {**PAIR[1], "timestamp": later}, *never]
+    table = ingest(pd.DataFrame(rows), TIERS)
+    asked_at = dict(zip(table.prompts, table.asked_at.tolist(), strict=True))
+    assert asked_at == {PAIR[0]["prompt"]: later, "another": None}
+    assert table.rows(np.array([0])).asked_at.tolist() == table.asked_at[:1].tolist()
 
 
 def test_a_time_without_zone_is_utc_wherever_it_is_read():

@@ -12,7 +12,7 @@ prompts is too small.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,10 @@ MAX_DIAL_PROMPTS = 200_000
 MIN_SEGMENT_PROMPTS = 200
 MAX_SEGMENTS = 20
 """Bounds within segments are for those of so many prompts, the largest first."""
+
+NEWEST_SHARE = 0.2
+MIN_NEWEST_PROMPTS = 100
+"""Prompts, of those that every tier answered, that no slack above 0 may contradict: requests drift."""
 
 MAX_STAKE = 0.5
 """Share of the wealth that one prompt can lose."""
@@ -48,6 +52,7 @@ def calibrate_dial(
     confidence: float,
     *,
     segments: np.ndarray | None = None,
+    asked_at: np.ndarray | None = None,
     largest: float = 1.0,
     promise: bool = True,
     qualities: Sequence[float] = DIAL_QUALITIES,
@@ -58,6 +63,9 @@ def calibrate_dial(
     correct: 0..1, same shape; only prompts that every tier answered count. Of partial feedback: doubly robust outcomes.
         Prompts stand in an order that has nothing to do with their outcomes, as that of their digests.
     segments: text, (n_prompts,); the accuracy kept is then bounded within large segments too, all at once (Bonferroni).
+    asked_at: datetime64, (n_prompts,), NaT where not known. The newest fifth then has a veto: a slack above 0 with
+        which their own accuracy kept is below the quality is not taken, though the proof on all prompts would allow
+        it. Requests drift, and those to come are more like the newest; without drift the proof is the stricter.
     largest: what one outcome can come to; of doubly robust outcomes the largest 1 / propensity.
     promise: False where `correct` is not to be relied on, as of partial feedback without propensities: slacks are
         found in the same way, as the best estimate there is, and none is promised.
@@ -75,10 +83,16 @@ def calibrate_dial(
     enough = float(-np.log(1 - confidence))
     largest = max(largest, float(np.abs(correct).max()))  # no more than it was, where `largest` is right
     tables = {slack: _Table.at(slack, success, correct, enough, largest) for slack in SLACKS.tolist()}
+    newest = np.empty(0, int) if asked_at is None else newest_prompts(asked_at[full])
+    of_newest = {slack: table.rows(newest) for slack, table in tables.items() if slack > 0 and len(newest)}
     found: dict[float, tuple[float, bool]] = {}
     for quality in qualities:
         passing = 0
-        while passing < len(SLACKS) and tables[SLACKS[passing]].log_wealth(quality) >= enough:
+        while (
+            passing < len(SLACKS)
+            and tables[SLACKS[passing]].log_wealth(quality) >= enough
+            and not (passing and len(newest) and of_newest[SLACKS[passing]].contradicts(quality))
+        ):
             passing += 1
         found[quality] = float(SLACKS[max(0, passing - 1)]), passing > 0
     slacks = np.minimum.accumulate([slack for slack, _ in found.values()]).tolist()  # no higher quality, more slack
@@ -104,6 +118,15 @@ def calibrate_dial(
     )
 
 
+def newest_prompts(asked_at: np.ndarray) -> np.ndarray:
+    """Rows of the newest NEWEST_SHARE, at least MIN_NEWEST_PROMPTS; none where fewer than these have a time."""
+    known = np.sort(asked_at[~np.isnat(asked_at)])
+    if len(known) < MIN_NEWEST_PROMPTS:
+        return np.empty(0, int)
+    n_newest = max(MIN_NEWEST_PROMPTS, round(NEWEST_SHARE * len(known)))
+    return np.flatnonzero(asked_at >= known[-n_newest])  # NaT compares as False
+
+
 def promise_statement(dial: Sequence[DialPoint], confidence: float, best_tier: str, n_prompts: int) -> dict[str, Any]:
     """What the manifest and the model card say of the dial: statement, assumption, evidence; n_prompts it rests on."""
     promised = [point for point in dial if point.promised]
@@ -121,7 +144,8 @@ def promise_statement(dial: Sequence[DialPoint], confidence: float, best_tier: s
         ),
         "evidence": (
             f"{n_prompts:,} prompts, judged by estimates that did not see them (out of fold); fixed-sequence testing "
-            "by betting, which assumes nothing of how outcomes are distributed."
+            "by betting, which assumes nothing of how outcomes are distributed. Where the log has times, no slack above 0 "
+            "is taken that the newest fifth of these prompts contradicts."
         ),
         "n_prompts": n_prompts,
     }
@@ -217,6 +241,17 @@ class _Table:
             middle = (low + high) / 2
             low, high = (middle, high) if self.log_wealth(middle) >= self.enough else (low, middle)
         return low
+
+    def rows(self, rows: np.ndarray) -> _Table:
+        """The same of some prompts only."""
+        return replace(self, correct=self.correct[rows], sets=self.sets[rows], lowest=self.lowest[rows])
+
+    def contradicts(self, quality: float) -> bool:
+        """Whether the accuracy kept by these very prompts is below the quality in some order of prices."""
+        best = self.correct.mean(axis=0).argmax()
+        z = self.correct - quality * self.correct[:, best, None]
+        of_lowest_estimates = z[np.arange(len(z)), self.lowest].sum()
+        return bool(min(of_lowest_estimates, _least_over_orders(_placed(z, self.sets))[-1]) < 0)
 
     def n_needed(self, quality: float) -> int | None:
         """About how many prompts like these would prove the quality; None where no number would.

@@ -46,6 +46,7 @@ MIN_COMPLETE_PROMPTS = 100
 """Of partial feedback, fewer prompts with the outcome of every tier are no sample of the rest, and judge nothing."""
 
 _SEGMENT_RESAMPLES = 200
+_LEAST_ACCURACY = 1e-9
 _AT_RANDOM = {"apgr": 0.5, "cpt50": 0.5, "cpt80": 0.8}
 
 
@@ -141,7 +142,9 @@ def evaluate_table(
     on_step("bootstrap")
     rivals = [name for name in compared if name != "oracle"]
     best_baseline = max(rivals, key=lambda name: compared[name].figures["aiq"].value)
-    dial, shares = _dial(shipped, estimates, outcomes, weights)
+    has_lengths = np.isfinite(part.output_tokens).any(axis=0)
+    output_tokens = np.where(has_lengths, costs.output_tokens, np.nan)
+    dial, shares = _dial(shipped, estimates, outcomes, output_tokens, weights)
     single = {
         tier: (_mean(part.correct[:, k], weights), _mean(costs.cost_usd[:, k] * 1000, weights))
         for k, tier in enumerate(manifest.tiers)
@@ -173,14 +176,16 @@ def evaluate_table(
             tier: reliability(estimates["success"][:, k], part.correct[:, k]) for k, tier in enumerate(manifest.tiers)
         },
         usd_per_correct={
-            tier: interval(
-                (weights @ costs.cost_usd[:, k].astype(np.float32))
-                / np.maximum(weights @ part.correct[:, k].astype(np.float32), 1e-9)
-            )
+            tier: _per_correct(costs.cost_usd[:, k], part.correct[:, k], weights)
             for k, tier in enumerate(manifest.tiers)
         },
+        output_tokens_per_correct={
+            tier: _per_correct(output_tokens[:, k], part.correct[:, k], weights)
+            for k, tier in enumerate(manifest.tiers)
+            if np.isfinite(output_tokens[:, k]).all()
+        },
         net_value=net_value(worths, router_policy.choices, part.correct, costs.cost_usd, manifest.tiers),
-        chosen=_chosen(shipped, estimates, outcomes, weights, dials),
+        chosen=_chosen(shipped, estimates, outcomes, output_tokens, weights, dials),
         dial=dial,
         shares=shares,
         segments=_segments(part, outcomes, router_policy, policies, shipped, estimates, seed),
@@ -234,6 +239,7 @@ def _evaluate_off_policy(
         ece_by_chance={},
         reliability={},
         usd_per_correct={},
+        output_tokens_per_correct={},
         net_value=None,
         chosen=None,
         dial=[],
@@ -325,26 +331,42 @@ def _baseline_policies(
     return policies
 
 
+def _per_correct(amount: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> Interval:
+    """What a correct answer takes; amount: USD or tokens of each attempt, (n_prompts,)."""
+    return interval(
+        (weights @ amount.astype(np.float32)) / np.maximum(weights @ correct.astype(np.float32), _LEAST_ACCURACY)
+    )
+
+
 def _dial(
-    shipped: Shipped, estimates: Mapping[str, np.ndarray], outcomes: Outcomes, weights: np.ndarray
+    shipped: Shipped,
+    estimates: Mapping[str, np.ndarray],
+    outcomes: Outcomes,
+    output_tokens: np.ndarray,
+    weights: np.ndarray,
 ) -> tuple[list[DialResult], np.ndarray]:
     """What every quality of the dial keeps, and its shares of tiers."""
     results, shares = [], []
     for point in shipped.bundle.manifest.dial:
         dials = Dials(point.quality, point.slack, 0.0, critical=False, promised=point.promised)
-        result = _chosen(shipped, estimates, outcomes, weights, dials)
+        result = _chosen(shipped, estimates, outcomes, output_tokens, weights, dials)
         results.append(result)
         shares.append(list(result.shares.values()))
     return results, np.array(shares)
 
 
 def _chosen(
-    shipped: Shipped, estimates: Mapping[str, np.ndarray], outcomes: Outcomes, weights: np.ndarray, dials: Dials
+    shipped: Shipped,
+    estimates: Mapping[str, np.ndarray],
+    outcomes: Outcomes,
+    output_tokens: np.ndarray,
+    weights: np.ndarray,
+    dials: Dials,
 ) -> DialResult:
-    """What the router at some dials keeps and costs."""
+    """What the router at some dials keeps and costs; output_tokens: (n_prompts, n_tiers), NaN where none was logged."""
     rows = np.arange(len(outcomes.correct))
     choice = shipped.choices(estimates, dials.worth_usd, dials.slack)
-    correct, cost_usd = outcomes.correct[rows, choice], outcomes.cost_usd[rows, choice]
+    correct, cost_usd, tokens = (each[rows, choice] for each in (outcomes.correct, outcomes.cost_usd, output_tokens))
     best = weights @ outcomes.correct[:, outcomes.best].astype(np.float32)
     best_cost = weights @ outcomes.cost_usd[:, outcomes.best].astype(np.float32)
     accuracy, cost = weights @ correct.astype(np.float32), weights @ cost_usd.astype(np.float32)
@@ -356,9 +378,10 @@ def _chosen(
         promised=dials.promised,
         accuracy=interval(accuracy),
         usd_per_1k=interval(1000 * cost),
-        kept=interval(accuracy / np.maximum(best, 1e-9)),
+        kept=interval(accuracy / np.maximum(best, _LEAST_ACCURACY)),
         cost_of_best=interval(cost / np.maximum(best_cost, 1e-12)),
-        usd_per_correct=interval(cost / np.maximum(accuracy, 1e-9)),
+        usd_per_correct=_per_correct(cost_usd, correct, weights),
+        output_tokens_per_correct=_per_correct(tokens, correct, weights) if np.isfinite(tokens).all() else None,
         shares=dict(zip(shipped.bundle.manifest.tiers, share.tolist(), strict=True)),
     )
 

@@ -35,6 +35,7 @@ class DialResult:
     """What the router kept and cost at some dials. quality: None where worth_usd alone decided.
 
     kept, cost_of_best: accuracy and cost relative to always asking the best tier. shares: of requests, per tier.
+    output_tokens_per_correct: None where a tier that answered has no logged lengths.
     """
 
     quality: float | None
@@ -46,6 +47,7 @@ class DialResult:
     kept: Interval
     cost_of_best: Interval
     usd_per_correct: Interval
+    output_tokens_per_correct: Interval | None
     shares: Mapping[str, float]
 
     @property
@@ -66,6 +68,7 @@ class DialResult:
             "slack": self.slack,
             "promised": self.promised,
             **{name: getattr(self, name).to_json() for name in names},
+            "output_tokens_per_correct": self.output_tokens_per_correct and self.output_tokens_per_correct.to_json(),
             "shares": dict(self.shares),
         }
 
@@ -130,7 +133,8 @@ class Evaluation:
         right estimates would show on so many prompts.
     reliability: per tier, (mean predicted, share correct, n) per bin.
     lead: AIQ of the router minus that of the best baseline, paired.
-    usd_per_correct: cost of a correct answer, per tier. chosen: at the dials that were asked for, or by default.
+    usd_per_correct, output_tokens_per_correct: what a correct answer costs, per tier; the latter of tiers with logged
+        lengths only. chosen: at the dials that were asked for, or by default.
     shares: share of requests per tier at each quality of the dial, (n_qualities, n_tiers).
     """
 
@@ -150,6 +154,7 @@ class Evaluation:
     ece_by_chance: Mapping[str, float]
     reliability: Mapping[str, Sequence[tuple[float, float, int]]]
     usd_per_correct: Mapping[str, Interval]
+    output_tokens_per_correct: Mapping[str, Interval]
     net_value: NetValue | None
     chosen: DialResult | None
     dial: Sequence[DialResult]
@@ -216,6 +221,11 @@ class Evaluation:
                 tier: {
                     **pair(values, ("accuracy", "usd_per_1k")),
                     "usd_per_correct": self.usd_per_correct[tier].to_json(),
+                    "output_tokens_per_correct": (
+                        self.output_tokens_per_correct[tier].to_json()
+                        if tier in self.output_tokens_per_correct
+                        else None
+                    ),
                 }
                 for tier, values in self.single.items()
             },

@@ -158,7 +158,7 @@ def _to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparse
     db.execute("""
         CREATE TABLE prompts AS
         SELECT prompt_key, any_value(prompt) AS prompt, sha256(any_value(prompt))[:16] AS prompt_id,
-               coalesce(min(dataset), '') AS segment, min(question_key) AS question_key
+               coalesce(min(dataset), '') AS segment, min(question_key) AS question_key, max(timestamp) AS asked_at
         FROM attempts WHERE tier IS NOT NULL GROUP BY 1
     """)
     db.execute(
@@ -193,8 +193,10 @@ def _pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTabl
             values[rows, columns] = batch[name].to_numpy(zero_copy_only=False)
     prompts: list[str] = []
     names: dict[str, list[np.ndarray]] = {"prompt_id": [], "question_group": [], "segment": []}
+    asked_at = [np.empty(0, "datetime64[us]")]
     for batch in db.sql(_PROMPTS_IN_ORDER).to_arrow_reader():
         prompts += batch["prompt"].to_pylist()
+        asked_at.append(batch["asked_at"].to_numpy(zero_copy_only=False).astype("datetime64[us]"))
         for name, parts in names.items():
             parts.append(np.array(batch[name].to_pylist(), dtype=np.str_))
     prompt_ids, groups, segments = (np.concatenate(parts or [np.empty(0, np.str_)]) for parts in names.values())
@@ -205,6 +207,7 @@ def _pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTabl
         prompt_ids=prompt_ids,
         groups=groups,
         segments=segments,
+        asked_at=np.concatenate(asked_at),
         first_timestamp=first,
         last_timestamp=last,
         summary=_summary(db, tiers, measures["correct"], measures["propensity"]),
@@ -215,7 +218,8 @@ def _pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTabl
 _MEASURES = ("correct", "input_tokens", "output_tokens", "cost_usd")
 _PROMPTS_IN_ORDER = r"""
     WITH bare AS (SELECT *, nullif(lower(regexp_replace(prompt, '[^\p{L}\p{N}]', '', 'g')), '') AS letters FROM prompts)
-    SELECT prompt_id, prompt, coalesce(question_key, sha256(coalesce(letters, prompt))[:16]) AS question_group, segment
+    SELECT prompt_id, prompt, coalesce(question_key, sha256(coalesce(letters, prompt))[:16]) AS question_group, segment,
+           asked_at
     FROM bare ORDER BY prompt_id
 """
 

@@ -71,6 +71,7 @@ class OutcomeTable:
 
     prompt_ids: first 16 hexadecimal digits of the SHA-256 of each prompt, ascending.
     groups: prompts of one group stay on one side of a split. segments: `dataset` of the log, or "".
+    asked_at: when the prompt was asked last, datetime64[us] in UTC; NaT where the log does not say.
     correct, input_tokens, output_tokens, cost_usd: float64, shape (n_prompts, n_tiers);
         NaN where not observed. cost_usd is the attempt's own cost, else its tokens x price.
     propensity: same shape; probability with which the tier's outcome came to be observed, NaN where the log
@@ -82,6 +83,7 @@ class OutcomeTable:
     prompt_ids: np.ndarray = field(repr=False)
     groups: np.ndarray = field(repr=False)
     segments: np.ndarray = field(repr=False)
+    asked_at: np.ndarray = field(repr=False)
     correct: np.ndarray = field(repr=False)
     input_tokens: np.ndarray = field(repr=False)
     output_tokens: np.ndarray = field(repr=False)
@@ -107,7 +109,7 @@ class OutcomeTable:
     def rows(self, index: np.ndarray) -> OutcomeTable:
         """The same table with only these prompts (integers or a mask)."""
         index = np.flatnonzero(index) if index.dtype == np.bool_ else index
-        columns = ("prompt_ids", "groups", "segments", *CELL_MEASURES)
+        columns = ("prompt_ids", "groups", "segments", "asked_at", *CELL_MEASURES)
         picked = {name: getattr(self, name)[index] for name in columns}
         return OutcomeTable(
             tiers=self.tiers,

@@ -19,7 +19,8 @@ _STYLE = (
     "figcaption{color:#606873;font-size:.9rem}.scroll{overflow-x:auto}"
     "table{border-collapse:collapse;font-size:.82rem}"
     "td,th{padding:.25rem .7rem .25rem 0;text-align:left;white-space:nowrap}"
-    "th{border-bottom:1px solid #9aa1ab}td{border-bottom:1px solid #e4e7eb;font-variant-numeric:tabular-nums}"
+    "th{white-space:normal;vertical-align:bottom;border-bottom:1px solid #9aa1ab}"
+    "td{border-bottom:1px solid #e4e7eb;font-variant-numeric:tabular-nums}"
 )
 
 

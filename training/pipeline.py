@@ -253,7 +253,9 @@ def _outcomes_and_dial(
     asked, if these are enough.
     """
     n_complete = int(np.isfinite(known.correct).all(axis=1).sum())
-    on_complete = partial(calibrate_dial, success, known.correct, confidence, segments=known.segments)
+    on_complete = partial(
+        calibrate_dial, success, known.correct, confidence, segments=known.segments, asked_at=known.asked_at
+    )
     if not is_partial(known.correct):
         return known.correct, on_complete(), n_complete
     has_propensity = np.isfinite(known.propensity)
@@ -267,7 +269,15 @@ def _outcomes_and_dial(
     if not is_explored and n_complete >= MIN_COMPLETE_PROMPTS:
         return outcomes, on_complete(), n_complete
     largest = float(1 / np.nanmin(known.propensity)) if is_explored else 1.0
-    dial = calibrate_dial(success, outcomes, confidence, segments=known.segments, largest=largest, promise=is_explored)
+    dial = calibrate_dial(
+        success,
+        outcomes,
+        confidence,
+        segments=known.segments,
+        asked_at=known.asked_at,
+        largest=largest,
+        promise=is_explored,
+    )
     return outcomes, dial, len(outcomes)
 
 

@@ -20,7 +20,8 @@ from training.page import drawn_hull, html_table, new_figure, page, picture
 
 _ROUTER, _BASELINES, _TIERS, _ORACLE = "#0b6e4f", "#8a8f98", "#1f2933", "#c8963e"
 _BASELINE_STYLES = {"knn": "--", "kmeans": ":", "linear": "-."}
-_MIX_COLORS = "viridis"
+_TIER_COLORS = "viridis"
+_LEAST_HEIGHT = 0.02  # of the curves, in accuracy: less is noise, and would fill the picture
 
 
 # ---- pictures --------------------------------------------------------------------------------------
@@ -39,7 +40,10 @@ def report_figures(evaluation: Evaluation) -> dict[str, Figure]:
 
 
 def cost_quality_figure(evaluation: Evaluation) -> Figure:
-    """Accuracy against cost: the router's curve above the baselines', single tiers and oracle as points."""
+    """Accuracy against cost: the router's curve above the baselines', single tiers and oracle as points.
+
+    The axis of accuracy shows the curves; a tier or oracle far from them stands at its edge, with its value.
+    """
     figure, axes = new_figure(7.2, 4.6)
     singles = np.array([[cost.value, accuracy.value] for accuracy, cost in evaluation.single.values()])
     router_curve = _with_singles(np.array(evaluation.router.curve), singles)
@@ -48,13 +52,17 @@ def cost_quality_figure(evaluation: Evaluation) -> Figure:
         points = np.array(evaluation.baselines[name].curve)
         axes.plot(*_with_singles(points, singles), style, color=_BASELINES, lw=1.3, label=name)
     axes.plot(*_with_singles(np.empty((0, 2)), singles), color=_TIERS, lw=0.9, alpha=0.5, label="mix of single tiers")
-    axes.scatter(singles[:, 0], singles[:, 1], color=_TIERS, zorder=5, s=28)
-    for tier, (cost, accuracy) in zip(evaluation.single, singles, strict=True):
-        axes.annotate(tier, (cost, accuracy), xytext=(6, -11), textcoords="offset points", fontsize=8.5, color=_TIERS)
-    (oracle_cost, oracle_accuracy) = evaluation.baselines["oracle"].curve[0]
-    axes.scatter(
-        [oracle_cost], [oracle_accuracy], marker="*", s=130, color=_ORACLE, zorder=5, label="oracle (one lucky run)"
-    )
+    lowest, highest = router_curve[1].min(), router_curve[1].max()
+    height = max(highest - lowest, _LEAST_HEIGHT)
+    bottom, top = lowest - 0.5 * height, highest + 0.5 * height
+    axes.set_ylim(bottom, top)
+    places = {tier: (*point, "o", _TIERS) for tier, point in zip(evaluation.single, singles.tolist(), strict=True)}
+    places["oracle (one lucky run)"] = (*evaluation.baselines["oracle"].curve[0], "*", _ORACLE)
+    for name, (cost, accuracy, marker, color) in places.items():
+        at = float(np.clip(accuracy, bottom + 0.05 * (top - bottom), top - 0.05 * (top - bottom)))
+        beyond = "" if at == accuracy else f" {'↑' if accuracy > at else '↓'} {accuracy:.0%}"
+        axes.scatter([cost], [at], marker=marker, color=color, zorder=5, s=28 if marker == "o" else 120)
+        axes.annotate(name + beyond, (cost, at), xytext=(7, -11), textcoords="offset points", fontsize=8.5, color=color)
     if singles[:, 0].min() > 0:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("${x:g}")
@@ -67,7 +75,7 @@ def cost_quality_figure(evaluation: Evaluation) -> Figure:
         f"98 % of {evaluation.best_tier}'s accuracy at {saving * 100:.0f} % less cost", loc="left", fontsize=11
     )
     axes.margins(x=0.12)
-    axes.legend(fontsize=8.5, frameon=False, loc="lower right")
+    axes.legend(fontsize=8.5, frameon=False, loc="upper left")
     return figure
 
 
@@ -97,12 +105,11 @@ def tier_mix_figure(evaluation: Evaluation) -> Figure:
     """Share of requests per tier against the quality asked for."""
     figure, axes = new_figure(7.2, 3.2)
     qualities = [f"{point.quality:.2f}" for point in evaluation.dial]
-    colors = mpl.colormaps[_MIX_COLORS](np.linspace(0.12, 0.9, len(evaluation.tiers)))
-    order = np.argsort([evaluation.single[tier][1].value for tier in evaluation.tiers])
     bottom = np.zeros(len(qualities))
-    for color, k in zip(colors[::-1], order, strict=True):
-        axes.bar(qualities, evaluation.shares[:, k], bottom=bottom, color=color, width=0.82, label=evaluation.tiers[k])
-        bottom += evaluation.shares[:, k]
+    for tier, color in _tier_colors(evaluation).items():
+        share = evaluation.shares[:, evaluation.tiers.index(tier)]
+        axes.bar(qualities, share, bottom=bottom, color=color, width=0.82, label=tier)
+        bottom += share
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylabel("share of requests")
     axes.set_xlabel("quality asked for (share of the best tier's accuracy to keep)")
@@ -117,13 +124,12 @@ def net_value_figure(evaluation: Evaluation) -> Figure:
     found = evaluation.net_value
     figure, axes = new_figure(7.2, 3.6)
     worth, best = np.array(found.worth_usd)[1:], np.array(found.best_single)[1:]
-    colors = mpl.colormaps[_MIX_COLORS](np.linspace(0.12, 0.9, len(found.single)))
 
     def points(values: Sequence[float]) -> np.ndarray:
         return np.asarray((np.array(values)[1:] - best) / (10 * worth))
 
-    for color, (tier, values) in zip(colors, found.single.items(), strict=True):
-        axes.plot(worth, points(values), color=color, lw=1.2, label=f"always {tier}")
+    for tier, color in _tier_colors(evaluation).items():
+        axes.plot(worth, points(found.single[tier]), color=color, lw=1.4, label=f"always {tier}")
     axes.plot(worth, points(found.router), color=_ROUTER, lw=2.6, label="router", zorder=4)
     axes.axhline(0, color=_TIERS, lw=0.8, alpha=0.5)
     changes = [change.worth_usd for change in found.break_even if change.worth_usd > 0]
@@ -140,6 +146,13 @@ def net_value_figure(evaluation: Evaluation) -> Figure:
     axes.set_title("Net value over the best single tier, as accuracy it is worth", loc="left", fontsize=11)
     axes.legend(fontsize=8.5, frameon=False, bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
+
+
+def _tier_colors(evaluation: Evaluation) -> dict[str, tuple[float, ...]]:
+    """The color of each tier in every picture; the cheapest first."""
+    by_cost = sorted(evaluation.tiers, key=lambda tier: evaluation.single[tier][1].value)
+    colors = mpl.colormaps[_TIER_COLORS](np.linspace(0.9, 0.12, len(by_cost)))
+    return {tier: tuple(color) for tier, color in zip(by_cost, colors, strict=True)}
 
 
 def _with_singles(points: np.ndarray, singles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -161,7 +174,7 @@ def write_report(
     """Write report.json, report.html and README.md into a bundle's folder."""
     document = {**evaluation.to_json(), "label_distribution": labels, "training": manifest.training}
     (folder / "report.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    tables = report_tables(evaluation, labels) | _promise_table(manifest)
+    tables = report_tables(evaluation, labels) | _promise_tables(manifest)
     (folder / "report.html").write_text(_html(manifest, evaluation, log, tables, figures), encoding="utf-8")
     (folder / "README.md").write_text(_model_card(manifest, evaluation, log, tables), encoding="utf-8")
 
@@ -182,17 +195,21 @@ def report_tables(
 _Tables = dict[str, tuple[Sequence[str], list[Sequence[str]]]]
 
 
-def _promise_table(manifest: Manifest) -> _Tables:
+def _promise_tables(manifest: Manifest) -> _Tables:
     """What is promised, what it would take, and how far the promise goes within segments."""
-    segments = sorted(manifest.dial[0].segments)
-    header: Sequence[str] = ["quality", "promised", "prompts that carry a promise", "kept at least", *segments]
+    header: Sequence[str] = ["quality", "promised", "prompts that carry a promise", "kept at least"]
     rows: list[Sequence[str]] = [
         [f"{point.quality:.2f}", "yes" if point.promised else "no",
-         f"about {point.n_needed:,}" if point.n_needed else "cannot be said", f"{point.kept:.3f}",
-         *(f"{point.segments[name]:.3f}" for name in segments)]
+         f"about {point.n_needed:,}" if point.n_needed else "cannot be said", f"{point.kept:.3f}"]
         for point in manifest.dial
     ]  # fmt: skip
-    return {"The promise, and lower bounds within segments": (header, rows)}
+    tables: _Tables = {"The promise": (header, rows)}
+    if segments := sorted(manifest.dial[0].segments):
+        tables["Accuracy kept at least, within segments, by quality"] = (
+            ["segment", *(f"{point.quality:.2f}" for point in manifest.dial)],
+            [[name, *(f"{point.segments[name]:.3f}" for point in manifest.dial)] for name in segments],
+        )
+    return tables
 
 
 def _off_policy_table(found: OffPolicyResult) -> _Tables:
@@ -223,22 +240,31 @@ def _figure_tables(evaluation: Evaluation) -> _Tables:
             [[name, *(_cell(result.figures.get(figure)) for figure in names)] for name, result in policies.items()],
         ),
         "Single tiers": (
-            ["tier", "accuracy", "USD per 1,000 requests", "per 1,000 correct answers", "ECE", "Brier", "ECE by chance",
-             "predicted / measured cost"],
+            ["tier", "accuracy", "USD per 1,000 requests", "USD per 1,000 correct answers",
+             "output tokens per correct answer"],
             [
                 [tier, _cell(accuracy), _cell(cost), _cell(evaluation.usd_per_correct[tier].times(1000)),
-                 *map(_cell, evaluation.calibration[tier]),
-                 f"{evaluation.ece_by_chance[tier]:.3f}", f"{evaluation.cost_ratio.get(tier, float('nan')):.2f}"]
+                 _cell(evaluation.output_tokens_per_correct.get(tier))]
                 for tier, (accuracy, cost) in evaluation.single.items()
             ],
         ),
+        "Estimates": (
+            ["tier", "ECE of success", "ECE by chance", "Brier score", "predicted / measured cost",
+             "log error of output tokens", "of the tier's mean"],
+            [
+                [tier, _cell(evaluation.calibration[tier][0]), f"{evaluation.ece_by_chance[tier]:.3f}",
+                 _cell(evaluation.calibration[tier][1]), f"{evaluation.cost_ratio.get(tier, float('nan')):.2f}",
+                 *(f"{error:.3f}" for error in evaluation.length_log_error.get(tier, ()))]
+                for tier in evaluation.tiers
+            ],
+        ),
         "Quality dial": (
-            ["quality", "slack", "promised", "accuracy kept", "cost of always-best", "accuracy",
-             "USD per 1,000 requests", "per 1,000 correct answers", ""],
+            ["quality", "slack", "promised", "accuracy kept", "cost of always-best", "USD per 1,000 requests",
+             "USD per 1,000 correct answers", "output tokens per correct answer", ""],
             [
                 [f"{point.quality:.2f}", f"{point.slack:.3f}", "yes" if point.promised else "no",
-                 _cell(point.kept), _cell(point.cost_of_best), _cell(point.accuracy), _cell(point.usd_per_1k),
-                 _cell(point.usd_per_correct.times(1000)),
+                 _cell(point.kept), _cell(point.cost_of_best), _cell(point.usd_per_1k),
+                 _cell(point.usd_per_correct.times(1000)), _cell(point.output_tokens_per_correct),
                  "costs more than it saves" if point.cost_of_best.value > 1 else ""]
                 for point in evaluation.dial
             ],
@@ -270,7 +296,7 @@ def _figure_tables(evaluation: Evaluation) -> _Tables:
 def _cell(figure: Interval | None) -> str:
     if figure is None:
         return ""
-    digits = 3 if abs(figure.value) < 10 else 2
+    digits = 3 if abs(figure.value) < 10 else 2 if abs(figure.value) < 100 else 0
     return f"{figure.value:.{digits}f} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
 
 
