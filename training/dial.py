@@ -144,8 +144,8 @@ def promise_statement(dial: Sequence[DialPoint], confidence: float, best_tier: s
         ),
         "evidence": (
             f"{n_prompts:,} prompts, judged by estimates that did not see them (out of fold); fixed-sequence testing "
-            "by betting, which assumes nothing of how outcomes are distributed. Where the log has times, no slack above 0 "
-            "is taken that the newest fifth of these prompts contradicts."
+            "by betting, which assumes nothing of how outcomes are distributed. Where the log has times, no slack "
+            "above 0 is taken that the newest fifth of these prompts contradicts."
         ),
         "n_prompts": n_prompts,
     }
