@@ -17,6 +17,7 @@ from router.tiers import Tier
 from training import baselines
 from training.costs import AttemptCosts, attempt_costs, costs_at_prices
 from training.errors import LogError
+from training.estimators import evenly
 from training.evaluation import DialResult, Evaluation, OffPolicyResult, PolicyResult
 from training.ingest import ingest
 from training.logfiles import LogSource
@@ -41,6 +42,9 @@ from training.shipped import Shipped, embed_with
 from training.training_part import TrainingPart
 
 MAX_BASELINE_PROMPTS = 50_000
+MAX_JUDGED_PROMPTS = 50_000
+"""Held-out prompts; the interval of an accuracy is then half a point wide, and more would not change what it says."""
+
 MIN_SEGMENT_PROMPTS = 50
 MIN_COMPLETE_PROMPTS = 100
 """Of partial feedback, fewer prompts with the outcome of every tier are no sample of the rest, and judge nothing."""
@@ -116,6 +120,8 @@ def evaluate_table(
     too_few = MIN_COMPLETE_PROMPTS if is_partial(table.correct[~trained_on]) else 2
     if judged.sum() < too_few:
         return _evaluate_off_policy(bundle, table, trained_on, dials, on_step)
+    judged = np.flatnonzero(judged)
+    judged = judged[evenly(len(judged), MAX_JUDGED_PROMPTS)]
     vectors = None if vectors is None else vectors[judged]
     part = table.rows(judged)
     costs = attempt_costs(part, bundle.prices.tiers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from training.estimators import (
     Forest,
     Kernel,
     KernelBasis,
+    evenly,
     fit_label_classifier,
     logistic_per_tier,
     ridge,
@@ -60,8 +62,14 @@ CONTRAST_ROUNDS = 60
 LABEL_ROUNDS = 20
 MIN_PROMPTS = 60
 UNLOGGED_WEIGHT = 0.02
-MANY_PROMPTS = 50_000
+MANY_PROMPTS = 1_000_000
+"""From here on LightGBM uses all cores. With fewer, its threads wait for each other in every small step: as soon as the
+machine has other work, two threads are ten times slower than one (benchmarks/scale.md)."""
+
 LABEL_STRENGTH = 0.1
+MAX_SELECTION_PROMPTS = 100_000
+"""Targets are chosen by a difference of two standard errors, which more prompts would shrink below what matters."""
+
 _MIN_SELECTION_PROMPTS = 100
 _SELECTION_RESAMPLES = 100
 
@@ -223,13 +231,14 @@ def decision_quality(success: np.ndarray, correct: np.ndarray, cost_usd: np.ndar
     The first value is that of the prompts themselves, the others are of bootstrap resamples, the same
     for every estimate. All 0 where too few prompts have outcomes of all tiers.
     """
-    full = np.isfinite(correct).all(axis=1) & np.isfinite(cost_usd).all(axis=1)
-    if full.sum() < _MIN_SELECTION_PROMPTS:
+    full = np.flatnonzero(np.isfinite(correct).all(axis=1) & np.isfinite(cost_usd).all(axis=1))
+    full = full[evenly(len(full), MAX_SELECTION_PROMPTS)]
+    if len(full) < _MIN_SELECTION_PROMPTS:
         return np.zeros(1 + _SELECTION_RESAMPLES)
     outcomes = Outcomes(correct[full], cost_usd[full], best=int(correct[full].mean(axis=0).argmax()))
     mean_cost = cost_usd[full].mean(axis=0)
     policy = Policy(choices_by_worth(success[full], mean_cost, worth_grid(mean_cost)))
-    weights = resamples(int(full.sum()), n_bootstrap=_SELECTION_RESAMPLES)
+    weights = resamples(len(full), n_bootstrap=_SELECTION_RESAMPLES)
     return policy_figures(policy, outcomes, weights)["aiq"]
 
 
@@ -276,7 +285,6 @@ class _Task:
     label: np.ndarray
     folds: np.ndarray
     basis: KernelBasis
-    features: np.ndarray
     settings: dict[str, object]
     first_estimates: dict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
@@ -291,7 +299,6 @@ class _Task:
         propensity: np.ndarray,
     ) -> _Task:
         basis = KernelBasis.fit(embedding, N_LANDMARKS, seed)
-        features = basis.features(embedding)
         return cls(
             embedding=embedding,
             observed=correct,
@@ -299,14 +306,44 @@ class _Task:
             label=label_cheapest_correct(correct, cost),
             folds=_usable_folds(groups, seed),
             basis=basis,
-            features=features,
             settings=lightgbm_settings(len(embedding), seed),
         )
+
+    @cached_property
+    def _features(self) -> np.ndarray:
+        """Of all prompts, (n_prompts, n_landmarks)."""
+        return self.basis.features(self.embedding)
+
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        """Whitened similarities of some prompts (a mask) to the landmarks, (n_rows, n_landmarks).
+
+        They take four times the memory of the embeddings: of a large log, ask for `a_few` of its prompts only.
+        """
+        if len(self.embedding) <= MAX_KERNEL_PROMPTS:
+            return np.asarray(self._features[rows])
+        return self.basis.features(self.embedding[rows])
+
+    def a_few(self, rows: np.ndarray) -> np.ndarray:
+        """At most MAX_KERNEL_PROMPTS of some prompts; both masks."""
+        chosen = np.zeros(len(rows), dtype=bool)
+        among = np.flatnonzero(rows)
+        chosen[among[evenly(len(among), MAX_KERNEL_PROMPTS)]] = True
+        return chosen
+
+    def linear(self, rows: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Features of some prompts (a mask) @ weights + bias, (n_rows, n_targets)."""
+        if len(self.embedding) <= MAX_KERNEL_PROMPTS:
+            return np.asarray(self.features(rows) @ weights + bias)
+        return Kernel(self.basis, self.basis.whitening @ weights, bias).predict(self.embedding[rows])
 
     def correct(self, rows: np.ndarray) -> np.ndarray:
         """Outcomes of some prompts (a mask), complete: each gap is filled from these prompts alone."""
         if self.propensity is None:
-            return _filled(self.observed[rows], self.features[rows])
+            observed = self.observed[rows]
+            if np.isfinite(observed).all():
+                return observed
+            few = self.a_few(rows)
+            return _with_gaps_filled(observed, self.linear(rows, *_gap_weights(self.observed[few], self.features(few))))
         return self._robust(rows, np.maximum(self.propensity, 1 / MAX_FIT_WEIGHT))
 
     def _robust(self, rows: np.ndarray, propensity: np.ndarray) -> np.ndarray:
@@ -318,11 +355,9 @@ class _Task:
             train = others if others.any() else held_out
             key = train.tobytes()  # two folds left out are the same two in either order
             if key not in self.first_estimates:
-                self.first_estimates[key] = ridge_on_cells(
-                    self.features[train], self.observed[train], 1 / propensity[train]
-                )
-            weights, bias = self.first_estimates[key]
-            success[held_out] = np.clip(self.features[held_out] @ weights + bias, 0, 1)
+                few = self.a_few(train)
+                self.first_estimates[key] = ridge_on_cells(self.features(few), self.observed[few], 1 / propensity[few])
+            success[held_out] = np.clip(self.linear(held_out, *self.first_estimates[key]), 0, 1)
         return doubly_robust(success[rows], self.observed[rows], propensity[rows])
 
 
@@ -341,7 +376,7 @@ def _kernel(task: _Task) -> _CrossFit:
 
     def fit(train: np.ndarray) -> Kernel:
         train = train & sampled
-        return task.basis.regress(task.features[train], task.correct(train))
+        return task.basis.regress(task.features(train), task.correct(train))
 
     return _CrossFit(_out_of_fold(task, fit), lambda: fit(np.ones(len(task.folds), dtype=bool)))
 
@@ -401,26 +436,26 @@ def _usable_folds(groups: np.ndarray, seed: int) -> np.ndarray:
     return folds
 
 
-def _filled(correct: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Outcomes with each gap filled: the tier's estimate, moved by how the prompt's observed tiers differ from theirs.
+def _gap_weights(correct: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and bias of estimates that fill gaps: a ridge regression on outcomes that were filled by earlier ones.
 
     Starts from the tiers' means and takes the kernel's estimates from there, twice.
     """
     observed = np.isfinite(correct)
-    if observed.all():
-        return correct
-    known = np.nan_to_num(correct)
-    means = known.sum(axis=0) / np.maximum(observed.sum(axis=0), 1)
+    means = np.nan_to_num(correct).sum(axis=0) / np.maximum(observed.sum(axis=0), 1)
     estimate = np.broadcast_to(means, correct.shape)
-    filled = correct
-    for _ in range(3):
-        surprise = (observed * (known - estimate)).sum(axis=1, keepdims=True) / (
-            observed.sum(axis=1, keepdims=True) + 1
-        )
-        filled = np.where(observed, known, np.clip(estimate + surprise, 0, 1))
-        weights, bias = ridge(features[:MAX_KERNEL_PROMPTS], filled[:MAX_KERNEL_PROMPTS])
+    for _ in range(2):
+        weights, bias = ridge(features, _with_gaps_filled(correct, estimate))
         estimate = features @ weights + bias
-    return filled
+    return weights, bias
+
+
+def _with_gaps_filled(correct: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+    """Each gap is the tier's estimate, moved by how the prompt's observed tiers differ from theirs."""
+    observed = np.isfinite(correct)
+    known = np.nan_to_num(correct)
+    surprise = (observed * (known - estimate)).sum(axis=1, keepdims=True) / (observed.sum(axis=1, keepdims=True) + 1)
+    return np.where(observed, known, np.clip(estimate + surprise, 0, 1))
 
 
 # ---- length ----------------------------------------------------------------------------------------

@@ -70,12 +70,13 @@ def train(
     *,
     tracking_uri: str | None = None,
     progress: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> TrainingResult:
     """Train a router on logged outcomes and write its bundle to the folder `out`.
 
     logs: files, folders, globs or DataFrames in the format of data/README.md. tiers: a tiers.toml.
     tracking_uri: of MLflow; None takes a sqlite database beside the bundle, "none" tracks nothing.
-    progress: bars on stderr.
+    progress: bars on stderr. on_step: told the name of each step that is done.
 
     Beside the bundle stand `<out>-training.parquet` (what `evaluate` fits its baselines on; no prompt
     text) and, where rows were broken, `<out>-quarantine.parquet`.
@@ -93,6 +94,7 @@ def train(
             bar.set_postfix_str(step, refresh=False)
             bar.update()
             logger.info("%s", step)
+            on_step(step)
 
         return _run(logs, tiers_read, tiers_text, out, config, tracker, done, progress)
 

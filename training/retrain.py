@@ -93,7 +93,7 @@ def retrain(
         all that is to be trained on; what of it is new, the store knows.
     tracking_uri: of MLflow; None takes the store's own database, "none" tracks nothing. A server that is away holds
         nothing up: the receipt says so, and the next run makes up for it.
-    on_step: told the name of each step that is done.
+    on_step: told the name of each step that is done, those of training among them.
 
     Killed at any moment, the store has its last champion, and the next run recovers by itself.
     Raises StoreBusyError where another run holds the store, StoreError, and the errors of `train`; nothing is
@@ -131,7 +131,7 @@ def retrain(
 
         state = replace(_with_files(state, examined), n_runs=state.n_runs + 1, settings=settings)
         name = f"{state.n_runs:06d}"
-        result, tracking_problem = _train(list(taken.values()), tiers, place, name, config, uri, progress)
+        result, tracking_problem = _train(list(taken.values()), tiers, place, name, config, uri, progress, on_step)
         on_step("trained")
         challenger = Bundle.load(result.bundle)
         recent = prompt_ids_of(_newest(taken, state, config), place.cache)
@@ -288,6 +288,7 @@ def _train(
     config: RetrainConfig,
     uri: str,
     progress: bool,
+    on_step: Callable[[str], None],
 ) -> tuple[TrainingResult, str]:
     """Train the challenger; where the tracking server is away, without it, and with what it said.
 
@@ -297,11 +298,11 @@ def _train(
     tracking_problem = ""
     with disk_errors():
         try:
-            result = train(paths, tiers, out, settings, tracking_uri=uri, progress=progress)
+            result = train(paths, tiers, out, settings, tracking_uri=uri, progress=progress, on_step=on_step)
         except ConfigError as error:
             if not str(error).startswith("tracking at"):
                 raise
-            result = train(paths, tiers, out, settings, tracking_uri=NO_TRACKING, progress=progress)
+            result = train(paths, tiers, out, settings, tracking_uri=NO_TRACKING, progress=progress, on_step=on_step)
             tracking_problem = str(error)
     if lost := [reason for reason in result.log.summary.quarantined if reason.startswith(UNREADABLE)]:
         raise OSError(f"a log file could be read at first, but not in training ({lost[0]}); is the disk full?")
