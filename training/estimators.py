@@ -217,13 +217,14 @@ def ridge(features: np.ndarray, correct: np.ndarray, weight: np.ndarray | None =
     values, vectors = np.linalg.eigh(x.T @ x)
     values = np.maximum(values, 0)
     rotated = x @ vectors
+    squares = rotated**2
     projections = rotated.T @ targets
     best = np.full(targets.shape[1], np.inf)
     weights = np.zeros((x.shape[1], targets.shape[1]))
     for penalty in PENALTIES:
         shrinkage = 1 / (values + penalty)
         coefficients = shrinkage[:, None] * projections
-        leverage = (rotated**2) @ shrinkage + share
+        leverage = squares @ shrinkage + share
         residuals = (targets - rotated @ coefficients) / (1 - np.minimum(leverage, 0.999))[:, None]
         error = (residuals**2).mean(axis=0)
         better = error < best

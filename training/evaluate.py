@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from router.bundle import Bundle
 from router.policy import Dials, resolve_dials
@@ -114,7 +115,7 @@ def evaluate_table(
     Where nothing can be judged, no LogError is raised: `off_policy.refused` says why.
     """
     dials = dials or resolve_dials(bundle.manifest, RouterPolicy(), None, None, critical=False)
-    trained_on = np.isin(table.groups, training.groups)
+    trained_on = training.saw(table.groups)
     complete = np.isfinite(table.correct).all(axis=1)
     judged = ~trained_on & complete
     too_few = MIN_COMPLETE_PROMPTS if is_partial(table.correct[~trained_on]) else 2
@@ -326,7 +327,8 @@ def _baseline_policies(
         vectors = embed_with(bundle, part.prompts)
     rows = rng.permutation(len(training.embedding))[:MAX_BASELINE_PROMPTS]
     for fit in (baselines.knn, baselines.kmeans, baselines.linear):
-        success = fit(training.embedding[rows], training.correct[rows], vectors)
+        with threadpool_limits(1):  # as in SuccessEstimator.fit; and the figures do not depend on the number of cores
+            success = fit(training.embedding[rows], training.correct[rows], vectors)
         policies[fit.__name__] = Policy(choices_by_worth(success, mean_cost, worths), _gain(success, outcomes.best))
     return policies
 

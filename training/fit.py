@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -44,6 +44,9 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """What each target averages."""
 
+LabelForest: TypeAlias = Callable[[int | None], Forest]
+"""Fits LightGBM on the cheapest-correct label; given is the fold to leave out, or None for the final fit."""
+
 CLASSIFIER_TRUST = 1000
 """Labelled prompts at which the blend gives the classifier half of its final weight, which is one half."""
 
@@ -58,6 +61,9 @@ benchmarks/partial_feedback.md.
 N_FOLDS = 5
 N_LANDMARKS = 300
 MAX_KERNEL_PROMPTS = 100_000
+MAX_LENGTH_PROMPTS = 50_000
+"""More would say the logarithm of a length no better: its noise is in the answers."""
+
 CONTRAST_ROUNDS = 60
 LABEL_ROUNDS = 20
 MIN_PROMPTS = 60
@@ -107,6 +113,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         propensity: np.ndarray | None = None,
         cost_usd: np.ndarray | None = None,
         groups: np.ndarray | None = None,
+        label_forest: LabelForest | None = None,
         on_step: Callable[[str], None] = lambda step: None,
     ) -> SuccessEstimator:
         """Fit on embeddings.
@@ -117,6 +124,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             as 1. Only partial feedback needs it.
         cost_usd: of each attempt, same shape; None takes the order of the tiers for that of their costs.
         groups: rows of one group stay in one fold; None makes each row its own.
+        label_forest: fits the classifier of the cheapest-correct label; None fits it on these embeddings.
         on_step: called with the name of each step when it is done.
 
         Raises ConfigError for an unknown target, LogError where there is too little to learn from or a propensity is
@@ -143,7 +151,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         # One thread for small fits: pools of threads that wait for each other in every small step are many
         # times slower as soon as the machine has other work.
         with threadpool_limits(1):
-            return self._fit(embedding, correct, certain, cost, names, on_step)
+            return self._fit(embedding, correct, certain, cost, names, label_forest, on_step)
 
     def _fit(
         self,
@@ -152,9 +160,10 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         propensity: np.ndarray,
         cost: np.ndarray,
         groups: np.ndarray,
+        label_forest: LabelForest | None,
         on_step: Callable[[str], None],
     ) -> SuccessEstimator:
-        task = _Task.prepare(embedding, correct, cost, groups, self.seed, propensity)
+        task = _Task.prepare(embedding, correct, cost, groups, self.seed, propensity, label_forest)
         self.basis_ = task.basis
         on_step("landmarks")
 
@@ -286,6 +295,7 @@ class _Task:
     folds: np.ndarray
     basis: KernelBasis
     settings: dict[str, object]
+    label_forest: LabelForest | None = None
     first_estimates: dict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -297,6 +307,7 @@ class _Task:
         groups: np.ndarray,
         seed: int,
         propensity: np.ndarray,
+        label_forest: LabelForest | None = None,
     ) -> _Task:
         basis = KernelBasis.fit(embedding, N_LANDMARKS, seed)
         return cls(
@@ -307,6 +318,7 @@ class _Task:
             folds=_usable_folds(groups, seed),
             basis=basis,
             settings=lightgbm_settings(len(embedding), seed),
+            label_forest=label_forest,
         )
 
     @cached_property
@@ -321,7 +333,7 @@ class _Task:
         """
         if len(self.embedding) <= MAX_KERNEL_PROMPTS:
             return np.asarray(self._features[rows])
-        return self.basis.features(self.embedding[rows])
+        return np.asarray(self.basis.features(self.embedding[rows]))
 
     def a_few(self, rows: np.ndarray) -> np.ndarray:
         """At most MAX_KERNEL_PROMPTS of some prompts; both masks."""
@@ -389,17 +401,12 @@ def _contrast_trees(task: _Task) -> _CrossFit:
 
 
 def _cheapest_correct(task: _Task) -> _CrossFit:
-    known = task.label != UNKNOWN
-    present = np.unique(task.label[known])  # NONE and the tiers that are ever the cheapest correct one
-    classes = np.searchsorted(present, task.label)
+    fit = task.label_forest or _forest_of(task)
 
-    def fit(train: np.ndarray) -> Forest:
-        rows = train & known
-        return fit_label_classifier(
-            task.embedding[rows], classes[rows], max(2, len(present)), LABEL_ROUNDS, task.settings
-        )
+    def raw_scores(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return fit(int(task.folds[rows][0])).raw_scores(task.embedding[rows])
 
-    features = _by_fold(task, lambda train, rows: fit(train).raw_scores(task.embedding[rows]))
+    features = _by_fold(task, raw_scores)
 
     def success(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
         weights, bias = logistic_per_tier(features[train], task.observed[train], LABEL_STRENGTH)
@@ -407,9 +414,24 @@ def _cheapest_correct(task: _Task) -> _CrossFit:
 
     def finish() -> CheapestCorrect:
         weights, bias = logistic_per_tier(features, task.observed, LABEL_STRENGTH)
-        return CheapestCorrect(fit(np.ones(len(classes), dtype=bool)), weights, bias)
+        return CheapestCorrect(fit(None), weights, bias)
 
     return _CrossFit(_by_fold(task, success), finish)
+
+
+def _forest_of(task: _Task) -> LabelForest:
+    """The classifier of the label, fitted on the prompts of the task."""
+    known = task.label != UNKNOWN
+    present = np.unique(task.label[known])  # NONE and the tiers that are ever the cheapest correct one
+    classes = np.searchsorted(present, task.label)
+
+    def fit(left_out: int | None) -> Forest:
+        rows = known if left_out is None else known & (task.folds != left_out)
+        return fit_label_classifier(
+            task.embedding[rows], classes[rows], max(2, len(present)), LABEL_ROUNDS, task.settings
+        )
+
+    return fit
 
 
 _CROSS_FITS = {"kernel": _kernel, "contrast_trees": _contrast_trees, "cheapest_correct": _cheapest_correct}
@@ -455,7 +477,7 @@ def _with_gaps_filled(correct: np.ndarray, estimate: np.ndarray) -> np.ndarray:
     observed = np.isfinite(correct)
     known = np.nan_to_num(correct)
     surprise = (observed * (known - estimate)).sum(axis=1, keepdims=True) / (observed.sum(axis=1, keepdims=True) + 1)
-    return np.where(observed, known, np.clip(estimate + surprise, 0, 1))
+    return np.asarray(np.where(observed, known, np.clip(estimate + surprise, 0, 1)))
 
 
 # ---- length ----------------------------------------------------------------------------------------
@@ -489,9 +511,10 @@ class LengthModel:
         """
         scale = fallback.astype(float).copy()
         kernels = [Kernel(basis, np.zeros((len(basis.landmarks), 1)), np.zeros(1)) for _ in scale]
-        features = basis.features(embedding[:MAX_KERNEL_PROMPTS])
-        folds = fold_numbers(groups[:MAX_KERNEL_PROMPTS], N_FOLDS, seed)
-        for tier, tokens in enumerate(output_tokens[:MAX_KERNEL_PROMPTS].T):
+        rows = evenly(len(embedding), MAX_LENGTH_PROMPTS)
+        features = basis.features(embedding[rows])
+        folds = fold_numbers(groups[rows], N_FOLDS, seed)
+        for tier, tokens in enumerate(output_tokens[rows].T):
             logged = tokens > 0
             if logged.sum() < MIN_PROMPTS:
                 continue

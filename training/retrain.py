@@ -316,8 +316,8 @@ def _drift(champion: Bundle | None, log: OutcomeTable, new: np.ndarray) -> dict[
     """
     if champion is None or champion.manifest.tiers != log.tiers:
         return None
-    trained_on = TrainingPart.load(TrainingPart.path_of(champion.path), champion.manifest.bundle_id).groups
-    is_new, unseen = np.isin(log.prompt_ids, new), ~np.isin(log.groups, trained_on)
+    part = TrainingPart.load(TrainingPart.path_of(champion.path), champion.manifest.bundle_id)
+    is_new, unseen = np.isin(log.prompt_ids, new), ~part.saw(log.groups)
     windows = []
     for mask in (~is_new & unseen, is_new & unseen):
         table = log.rows(np.flatnonzero(mask)[:MAX_EXAMINED_PROMPTS])
