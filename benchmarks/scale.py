@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -135,29 +136,37 @@ def write_tiers(path: Path) -> Path:
 
 @dataclass
 class Clock:
-    """Wall time and peak resident memory of this process between one step and the next."""
+    """Wall time between one step and the next, and the peak resident memory of some processes meanwhile."""
 
+    processes: dict[str, psutil.Process] = field(default_factory=lambda: {"peak MB": psutil.Process()})
     steps: list[dict[str, Any]] = field(default_factory=list)
-    _peak: int = 0
+    _peaks: dict[str, int] = field(default_factory=dict)
     _since: float = field(default_factory=time.perf_counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def done(self, step: str) -> None:
         """A step is done: note what it took, begin the next."""
         now = time.perf_counter()
+        self._look()
         with self._lock:
-            self.steps.append({"step": step, "seconds": now - self._since, "peak_mb": self._peak / 2**20})
-            self._since, self._peak = now, psutil.Process().memory_info().rss
+            peaks = {name: peak / 2**20 for name, peak in self._peaks.items()}
+            self.steps.append({"step": step, "seconds": now - self._since, **peaks})
+            self._since, self._peaks = now, {}
+        self._look()
+
+    def _look(self) -> None:
+        found = {name: process.memory_info().rss for name, process in self.processes.items()}
+        with self._lock:
+            self._peaks = {name: max(self._peaks.get(name, 0), now) for name, now in found.items()}
 
     @contextmanager
     def running(self) -> Iterator[Callable[[str], None]]:
         """Sample memory until the block ends."""
-        process, stopped = psutil.Process(), threading.Event()
+        stopped = threading.Event()
 
         def sample() -> None:
             while not stopped.wait(_SAMPLE_SECONDS):
-                with self._lock:
-                    self._peak = max(self._peak, process.memory_info().rss)
+                self._look()
 
         thread = threading.Thread(target=sample, daemon=True)
         thread.start()
@@ -180,10 +189,12 @@ def in_a_process_of_its_own(work: Callable[..., None], *arguments: Any) -> None:
 def report(title: str, clock: Clock, facts: dict[str, Any]) -> None:
     """A table in Markdown."""
     total = sum(step["seconds"] for step in clock.steps)
-    print(f"\n{title}: {total:,.0f} s, peak {max(step['peak_mb'] for step in clock.steps):,.0f} MB {json.dumps(facts)}")
-    print("\n| step | seconds | peak MB |\n|---|---|---|")
+    peaks = {name: max(step[name] for step in clock.steps) for name in clock.processes}
+    print(f"\n{title}: {total:,.0f} s {json.dumps(facts)}\n")
+    print(f"| step | seconds | {' | '.join(peaks)} |\n|{'---|' * (2 + len(peaks))}")
     for step in clock.steps:
-        print(f"| {step['step']} | {step['seconds']:.1f} | {step['peak_mb']:,.0f} |", flush=True)
+        print(f"| {step['step']} | {step['seconds']:.1f} | {' | '.join(f'{step[name]:,.0f}' for name in peaks)} |")
+    print(f"| all | {total:.0f} | {' | '.join(f'{peak:,.0f}' for peak in peaks.values())} |", flush=True)
 
 
 # ---- retraining ------------------------------------------------------------------------------------
@@ -212,6 +223,39 @@ def retraining(options: argparse.Namespace, folder: Path) -> None:
     in_a_process_of_its_own(one_retraining, f"again, {n_new:,} new prompts", folder)
 
 
+# ---- a cluster -------------------------------------------------------------------------------------
+
+
+def one_training(title: str, folder: Path, n_workers: int) -> None:
+    """`train(cluster=...)` with worker processes of one thread each on this machine."""
+    from dask.distributed import Client, LocalCluster
+
+    from training import TrainingConfig, train
+
+    with LocalCluster(n_workers, threads_per_worker=1, dashboard_address=None, memory_limit=None) as cluster:
+        with Client(cluster) as client:
+            pids = sorted(client.run(os.getpid).values())
+        processes = {"client MB": psutil.Process()}
+        processes |= {f"worker {number} MB": psutil.Process(pid) for number, pid in enumerate(pids, 1)}
+        clock = Clock(processes)
+        with clock.running() as done:
+            result = train(
+                folder / "logs", folder / "tiers.toml", folder / "bundle", TrainingConfig(target="blend"),
+                cluster=cluster.scheduler_address, tracking_uri="none", on_step=done,
+            )  # fmt: skip
+    facts = ("n_prompts", "n_trained_on", "n_sampled")
+    report(title, clock, {name: result.manifest.training.get(name) for name in facts})
+
+
+def on_a_cluster(options: argparse.Namespace, folder: Path) -> None:
+    """The same line at one size of the log."""
+    write_tiers(folder / "tiers.toml")
+    in_a_process_of_its_own(write_log, folder / "logs", options.rows // len(TIERS), range(DAYS))
+    size = sum(path.stat().st_size for path in (folder / "logs").iterdir()) / 2**20
+    title = f"{options.rows:,} rows in {size:,.0f} MB, {options.workers} workers"
+    in_a_process_of_its_own(one_training, title, folder, options.workers)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Measure training on SIMULATED logs of any size.")
@@ -219,7 +263,11 @@ def main() -> None:
     of_retrain = commands.add_parser("retrain", help="a store filled once, then 1 %% new prompts")
     of_retrain.add_argument("--prompts", type=int, default=1_000_000)
     of_retrain.set_defaults(work=retraining)
-    for command in (of_retrain,):
+    of_cluster = commands.add_parser("cluster", help="train(cluster=...) on worker processes of this machine")
+    of_cluster.add_argument("--rows", type=int, default=1_000_000)
+    of_cluster.add_argument("--workers", type=int, default=2)
+    of_cluster.set_defaults(work=on_a_cluster)
+    for command in (of_retrain, of_cluster):
         command.add_argument("--keep", type=Path, help="work here and leave it; a further call adds another 1 %%")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -351,7 +351,7 @@ class _Task:
     def correct(self, rows: np.ndarray) -> np.ndarray:
         """Outcomes of some prompts (a mask), complete: each gap is filled from these prompts alone."""
         if self.propensity is None:
-            observed = self.observed[rows]
+            observed = np.asarray(self.observed[rows])
             if np.isfinite(observed).all():
                 return observed
             few = self.a_few(rows)
