@@ -232,7 +232,7 @@ def one_training(title: str, folder: Path, n_workers: int) -> None:
 
     from training import TrainingConfig, train
 
-    with LocalCluster(n_workers, threads_per_worker=1, dashboard_address=None, memory_limit=None) as cluster:
+    with LocalCluster(n_workers, threads_per_worker=1, dashboard_address=":0", memory_limit=None) as cluster:
         with Client(cluster) as client:
             pids = sorted(client.run(os.getpid).values())
         processes = {"client MB": psutil.Process()}
