@@ -1,10 +1,13 @@
 """Laws of training on a cluster: the same table as in one process, and the same decisions, whoever did the work."""
 
 import ast
+import os
+import signal
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pandas as pd
@@ -12,7 +15,7 @@ import pytest
 
 from router import Router
 from router.tiers import read_tiers
-from training import TrainingConfig, train
+from training import TrainingConfig, train, workers
 from training import distributed as clusters
 from training.errors import ClusterError, ConfigError, LogError
 from training.ingest import ingest
@@ -23,7 +26,7 @@ from training.training_part import TrainingPart
 pytest.importorskip("dask.distributed", reason="Dask is not installed: pip install 'token-broker[distributed]'")
 
 import dask  # noqa: E402
-from dask.distributed import LocalCluster  # noqa: E402
+from dask.distributed import Client, LocalCluster  # noqa: E402
 
 TEXTS = ("prompt_ids", "groups", "segments")
 
@@ -146,7 +149,7 @@ def test_logs_that_cannot_be_used_are_refused_as_in_one_process(two_workers, sam
 
 
 def test_a_scheduler_that_does_not_answer_is_refused(sample_log, sample_tiers, tmp_path, monkeypatch):
-    monkeypatch.setattr(clusters, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(workers, "CONNECT_SECONDS", 1)
     for address in ("tcp://127.0.0.1:9", "nonsense://"):
         with pytest.raises(ConfigError, match=f"no Dask scheduler answers at {address}"):
             train(sample_log, sample_tiers, tmp_path / "bundle", cluster=address, tracking_uri="none")
@@ -154,7 +157,7 @@ def test_a_scheduler_that_does_not_answer_is_refused(sample_log, sample_tiers, t
 
 
 def test_a_scheduler_without_workers_is_refused(sample_log, sample_tiers, tmp_path, monkeypatch):
-    monkeypatch.setattr(clusters, "_CONNECT_SECONDS", 1)
+    monkeypatch.setattr(workers, "CONNECT_SECONDS", 1)
     with LocalCluster(1, threads_per_worker=1, dashboard_address=":0") as nobody:
         nobody.scale(0)
         while nobody.scheduler_info["workers"]:
@@ -168,17 +171,15 @@ def test_other_versions_and_files_out_of_sight_are_refused(two_workers, log_file
         return {"lightgbm": "0.1"}
 
     with monkeypatch.context() as patch:
-        patch.setattr(clusters, "_facts_of_a_process", other_versions)
+        patch.setattr(workers, "facts_of_a_process", other_versions)
         with pytest.raises(ConfigError, match=r"lightgbm .*here it is 0\.1"):
             table_of(two_workers, log_files, read_tiers(sample_tiers), tmp_path)
     with at(two_workers, tmp_path) as cluster, pytest.raises(ConfigError, match="does not see"):
-        cluster._check_workers([tmp_path / "elsewhere.parquet"])
+        cluster.workers.check([tmp_path / "elsewhere.parquet"])
 
 
 def die(_):
     """What a worker does that runs out of memory."""
-    import os
-
     os._exit(1)
 
 
@@ -189,8 +190,29 @@ def test_workers_that_die_are_a_clear_error_and_nothing_is_left(tmp_path):
     ):
         with at(cluster.scheduler_address, tmp_path) as place:
             with pytest.raises(ClusterError, match="could not finish .*KilledWorker"):
-                place._all(die, [0])
+                place.workers.run(die, [0])
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_worker_that_goes_while_lightgbm_is_fitted_is_a_clear_error(sample_log, sample_tiers, tmp_path, monkeypatch):
+    """The others would wait for it for ever."""
+    monkeypatch.setattr(clusters, "ROWS_PER_PART", 5000)
+    monkeypatch.setattr(clusters, "LABEL_ROUNDS", 100_000)
+    config = TrainingConfig(target="cheapest-correct")
+    with LocalCluster(2, threads_per_worker=1, dashboard_address=":0", memory_limit=None) as cluster:
+        with Client(cluster) as client:
+            [process, _] = client.run(os.getpid).values()
+
+        def kill_soon(step):
+            if step == "vectors and labels":
+                Timer(3, os.kill, (process, signal.SIGKILL)).start()
+
+        with pytest.raises(ClusterError, match="nothing was written"):
+            train(
+                sample_log, sample_tiers, tmp_path / "bundle", config,
+                cluster=cluster.scheduler_address, tracking_uri="none", on_step=kill_soon,
+            )  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".cache"]
 
 
 def test_dask_is_imported_only_where_a_cluster_is_asked_for():

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,8 @@ import pyarrow.parquet as pq
 from router.tiers import Tier
 from training.config import TrainingConfig
 from training.encoders import Encoder
-from training.errors import ClusterError, ConfigError
+from training.errors import ConfigError
 from training.estimators import Forest
-from training.export import versions
 from training.fit import LABEL_ROUNDS, LabelForest, lightgbm_settings
 from training.ingest import refuse_single_tier_log
 from training.log_parts import (
@@ -48,6 +46,7 @@ from training.logfiles import LogSource, log_sources
 from training.outcomes import OutcomeTable
 from training.shelf import write_encoder
 from training.split import Split
+from training.workers import Workers, workers_at
 
 MAX_SAMPLE = 200_000
 """Prompts that the client holds: as many as any step that is fitted on the sample looks at, the dial's."""
@@ -59,7 +58,6 @@ ROWS_PER_READ = 2_000_000
 """Of log files that one task reads, about; a file is never divided."""
 
 _BYTES_PER_ROW = 100  # at least, of a line of text; too many parts do no harm
-_CONNECT_SECONDS = 20
 _NAMES = {  # what lightgbm.train and its scikit-learn classes call the same thing
     "min_data_in_leaf": "min_child_samples",
     "feature_fraction": "colsample_bytree",
@@ -76,27 +74,19 @@ def cluster_at(address: str, config: TrainingConfig, cache: Path, on_step: Calla
 
     Raises ConfigError where Dask is not installed, or scheduler, workers or versions are not as they must be.
     """
-    try:
-        from dask.distributed import Client
-    except ImportError as error:
-        raise ConfigError("--cluster needs Dask: pip install 'token-broker[distributed]'") from error
-    try:
-        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise ConfigError(
-            f"no Dask scheduler answers at {address} ({error}); start one with `dask scheduler`, and workers with "
-            "`dask worker ADDRESS`, or leave --cluster out"
-        ) from error
     cache.mkdir(parents=True, exist_ok=True)
-    with client, tempfile.TemporaryDirectory(prefix=".cluster-", dir=cache.resolve()) as scratch:
-        yield Cluster(client, Path(scratch), Split(config.test_share, config.seed), on_step)
+    with (
+        workers_at(address) as workers,
+        tempfile.TemporaryDirectory(prefix=".cluster-", dir=cache.resolve()) as scratch,
+    ):
+        yield Cluster(workers, Path(scratch), Split(config.test_share, config.seed), on_step)
 
 
 @dataclass
 class Cluster:
     """A Workplace: the table is a sample, and workers fit the classifier on all that is not in it, too."""
 
-    client: Any
+    workers: Workers
     scratch: Path
     split: Split
     on_step: Callable[[str], None]
@@ -108,17 +98,17 @@ class Cluster:
     ) -> OutcomeTable:
         """At most about MAX_SAMPLE prompts of the log, whole groups of them; the rest stays with the workers."""
         paths = _files(logs, quarantine)
-        self._check_workers(paths)
+        self.workers.check([*paths[:1], *paths[-1:], self.scratch])
         n_rows = [_n_rows(path) for path in paths]
         n_parts = max(1, math.ceil(sum(n_rows) / ROWS_PER_PART))
         batches = _batches(paths, n_rows)
         rows = [self._file("rows", number) for number in range(len(batches))]
         broken = [self._file("broken", number) for number in range(len(batches))]
-        n_good = self._all(read_rows, batches, rows, broken, n_parts=n_parts)
+        n_good = self.workers.run(read_rows, batches, rows, broken, n_parts=n_parts)
         quarantined = gather_broken(broken, quarantine, is_usable=sum(n_good) > 0)
         self.on_step("rows")
         self._tables = [self._file("table", part) for part in range(n_parts)]
-        parts = self._all(
+        parts = self.workers.run(
             pivot_part, [rows] * n_parts, range(n_parts), self._tables, tiers=tiers, drop_unparsed=drop_unparsed
         )
         for path in rows:
@@ -134,7 +124,7 @@ class Cluster:
         if share >= 1:
             return read_tables(self._tables, tiers, facts)
         samples = [self._file("sample", part) for part in range(len(self._tables))]
-        self._all(draw_sample, self._tables, samples, share=share, seed=self.split.seed)
+        self.workers.run(draw_sample, self._tables, samples, share=share, seed=self.split.seed)
         return replace(read_tables(samples, tiers, facts), drawn_from=f"{facts.digest:064x}")
 
     def label_forest(self, encoder: Encoder, tiers: Sequence[Tier], mean_output_tokens: np.ndarray) -> LabelForest:
@@ -157,7 +147,7 @@ class Cluster:
         folder = self.scratch / "encoder"
         write_encoder(folder, encoder)
         files = [self._file("prepared", part) for part in range(len(self._tables))]
-        parts = self._all(
+        parts = self.workers.run(
             prepare_part, self._tables, files,
             encoder=folder, tiers=tiers, mean_output_tokens=mean_output_tokens, split=self.split,
         )  # fmt: skip
@@ -176,88 +166,40 @@ class Cluster:
         settings: dict[str, Any] = lightgbm_settings(n_prompts, self.split.seed)
         del settings["num_threads"]  # a worker's own
         settings = {_NAMES.get(name, name): value for name, value in settings.items()}
-        with self._failures(), self.client.as_current(), _quiet():
-            loaded = self._submitted(read_prepared, [part for part, _ in chosen], present=present, left_out=left_out)
-            wait(loaded)
-            vectors, classes = (
-                [self.client.submit(_item, both, place, pure=False) for both in loaded] for place in (0, 1)
-            )
-            x = da.concatenate(
-                [
-                    da.from_delayed(value, (n, part.n_dims), np.float32)
-                    for value, (part, n) in zip(vectors, chosen, strict=True)
-                ]
-            )
-            y = da.concatenate(
-                [da.from_delayed(value, (n,), np.float32) for value, (_, n) in zip(classes, chosen, strict=True)]
-            )
-            # Not DaskLGBMClassifier: that counts classes worker by worker, and fails where one lacks a rare class.
-            model = DaskLGBMRegressor(
-                client=self.client,
-                objective="multiclass",
-                num_class=max(2, len(present)),
-                n_estimators=LABEL_ROUNDS,
-                **settings,
-            ).fit(x, y)
-        return Forest((lightgbm.Booster(model_str=model.booster_.model_to_string()),))
 
-    # ---- tasks -------------------------------------------------------------------------------------
+        client = self.workers.client
+
+        def work() -> str:
+            with client.as_current(), _quiet():
+                loaded = self.workers.submit(
+                    read_prepared, [part for part, _ in chosen], present=present, left_out=left_out
+                )
+                for failed in [each for each in wait(loaded).done if each.status != "finished"]:
+                    failed.result()  # raises what the worker raised
+                x, y = (
+                    da.concatenate(
+                        [
+                            da.from_delayed(client.submit(_item, both, place, pure=False), (n, *width), np.float32)
+                            for both, (part, n) in zip(loaded, chosen, strict=True)
+                            for width in [(part.n_dims,) if place == 0 else ()]
+                        ]
+                    )
+                    for place in (0, 1)
+                )
+                # Not DaskLGBMClassifier: that counts classes worker by worker, and fails where one lacks a rare class.
+                model = DaskLGBMRegressor(
+                    client=client,
+                    objective="multiclass",
+                    num_class=max(2, len(present)),
+                    n_estimators=LABEL_ROUNDS,
+                    **settings,
+                ).fit(x, y)
+                return str(model.booster_.model_to_string())
+
+        return Forest((lightgbm.Booster(model_str=self.workers.while_all_live(work)),))
 
     def _file(self, kind: str, number: int) -> Path:
         return self.scratch / f"{kind}-{number:06d}.parquet"
-
-    def _submitted(self, task: Callable[..., Any], *each: Sequence[Any], **settings: Any) -> list[Any]:
-        """A task per element, dealt out to the workers in turn; another takes over from one that dies."""
-        workers = sorted(self.client.scheduler_info(n_workers=-1)["workers"])
-        return [
-            self.client.submit(
-                task, *arguments, **settings, pure=False,
-                workers=[workers[number % len(workers)]], allow_other_workers=True,
-            )
-            for number, arguments in zip(count(), zip(*each, strict=True), strict=False)
-        ]  # fmt: skip
-
-    def _all(self, task: Callable[..., Any], *each: Sequence[Any], **settings: Any) -> list[Any]:
-        """The results of all tasks, in order."""
-        with self._failures():
-            return list(self.client.gather(self._submitted(task, *each, **settings)))
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Dask's and LightGBM's ways to say that workers are gone."""
-        from dask.distributed import CancelledError, KilledWorker
-        from distributed.comm.core import CommClosedError
-
-        try:
-            yield
-        except (KilledWorker, CancelledError, CommClosedError, TimeoutError, lightgbm.basic.LightGBMError) as error:
-            raise ClusterError(
-                f"the cluster could not finish ({type(error).__name__}: {error}); nothing was written. Look at the "
-                "workers' logs: most likely one ran out of memory; give each more of it, or add workers"
-            ) from error
-
-    def _check_workers(self, paths: Sequence[Path]) -> None:
-        """Raises ConfigError where there is no worker, or one that has other versions or does not see the files."""
-        try:
-            self.client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
-            seen = self.client.run(_seen_from_a_worker, [*paths[:1], *paths[-1:], self.scratch])
-        except TimeoutError as error:
-            raise ConfigError("the Dask scheduler has no worker; start some with `dask worker ADDRESS`") from error
-        except ImportError as error:
-            raise ConfigError(
-                f"a worker lacks what training needs ({error}); install token-broker[train,distributed] there"
-            ) from error
-        expected = _facts_of_a_process()
-        for worker, (found, missing) in seen.items():
-            if missing:
-                raise ConfigError(
-                    f"worker {worker} does not see {missing[0]}; put logs and cache on storage that all workers see"
-                )
-            if other := [name for name in expected if found.get(name) != expected[name]]:
-                raise ConfigError(
-                    f"worker {worker} has {other[0]} {found.get(other[0])}, here it is {expected[other[0]]}; "
-                    "install the same versions everywhere"
-                )
 
 
 @contextmanager
@@ -266,18 +208,6 @@ def _quiet() -> Iterator[None]:
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Parameter n_jobs will be ignored", UserWarning)
         yield
-
-
-def _facts_of_a_process() -> dict[str, str]:
-    """What must be the same everywhere: parts are told by DuckDB's hash, files are read by what wrote them."""
-    import duckdb
-
-    return {**versions(), "duckdb": duckdb.__version__}
-
-
-def _seen_from_a_worker(paths: Sequence[Path]) -> tuple[dict[str, str], list[Path]]:
-    """Versions, and which of the paths are not there."""
-    return _facts_of_a_process(), [path for path in paths if not path.exists()]
 
 
 def _item(values: Sequence[Any], place: int) -> Any:
