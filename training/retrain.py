@@ -134,11 +134,11 @@ def retrain(
         result, tracking_problem = _train(list(taken.values()), tiers, place, name, config, uri, progress, on_step)
         on_step("trained")
         challenger = Bundle.load(result.bundle)
-        recent = prompt_ids_of(_newest(taken, state, config), place.cache)
         comparison = None
         if champion is not None and not uncompared:
+            recent = prompt_ids_of(_newest(taken, state, config), place.cache)
             comparison = compare(champion, challenger, result.log, PriceTable.parse(tiers_text), recent, config)
-        drift = _drift(champion, result.log, prompt_ids_of(list(new.values()), place.cache))
+        drift = _drift(champion, result.log, list(new.values()), place.cache)
         promoted, reason = _decide(state, challenger, uncompared, comparison, config)
         reason = _with_set_aside(reason, examined)
         on_step("judged")
@@ -309,15 +309,15 @@ def _train(
     return result, tracking_problem
 
 
-def _drift(champion: Bundle | None, log: OutcomeTable, new: np.ndarray) -> dict[str, Any] | None:
+def _drift(champion: Bundle | None, log: OutcomeTable, new: Sequence[Path], scratch: Path) -> dict[str, Any] | None:
     """What moved between the former rows and the new, as the champion sees it; None where it cannot be said.
 
-    new: prompt_ids of the new log files. Only prompts that the champion was not trained on count.
+    new: the new log files. Only prompts that the champion was not trained on count.
     """
     if champion is None or champion.manifest.tiers != log.tiers:
         return None
     part = TrainingPart.load(TrainingPart.path_of(champion.path), champion.manifest.bundle_id)
-    is_new, unseen = np.isin(log.prompt_ids, new), ~part.saw(log.groups)
+    is_new, unseen = np.isin(log.prompt_ids, prompt_ids_of(new, scratch)), ~part.saw(log.groups)
     windows = []
     for mask in (~is_new & unseen, is_new & unseen):
         table = log.rows(np.flatnonzero(mask)[:MAX_EXAMINED_PROMPTS])
