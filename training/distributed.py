@@ -55,7 +55,7 @@ ROWS_PER_PART = 300_000
 """60,000 prompts where five tiers answered each: some hundred megabytes on the worker that has them in hand."""
 
 ROWS_PER_READ = 2_000_000
-"""Of log files that one task reads, about; a file is never divided."""
+"""Of log files that one task reads, at most; a file is never divided."""
 
 _BYTES_PER_ROW = 100  # at least, of a line of text; too many parts do no harm
 _NAMES = {  # what lightgbm.train and its scikit-learn classes call the same thing
@@ -101,7 +101,7 @@ class Cluster:
         self.workers.check([*paths[:1], *paths[-1:], self.scratch])
         n_rows = [_n_rows(path) for path in paths]
         n_parts = max(1, math.ceil(sum(n_rows) / ROWS_PER_PART))
-        batches = _batches(paths, n_rows)
+        batches = _batches(paths, n_rows, min(ROWS_PER_READ, sum(n_rows) // (2 * len(self.workers.addresses))))
         rows = [self._file("rows", number) for number in range(len(batches))]
         broken = [self._file("broken", number) for number in range(len(batches))]
         n_good = self.workers.run(read_rows, batches, rows, broken, n_parts=n_parts)
@@ -233,14 +233,14 @@ def _n_rows(path: Path) -> int:
         return 0  # the worker that reads it says what is wrong
 
 
-def _batches(paths: Sequence[Path], n_rows: Sequence[int]) -> list[list[Path]]:
-    """Files that are read together, about ROWS_PER_READ rows of them."""
+def _batches(paths: Sequence[Path], n_rows: Sequence[int], at_most: int) -> list[list[Path]]:
+    """Files that are read together, at most so many rows of them, or one file."""
     batches: list[list[Path]] = []
     room = 0
     for path, n in zip(paths, n_rows, strict=True):
         if not batches or n > room:
             batches.append([])
-            room = ROWS_PER_READ
+            room = at_most
         batches[-1].append(path)
         room -= n
     return batches
