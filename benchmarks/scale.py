@@ -235,11 +235,9 @@ def retraining(options: argparse.Namespace, folder: Path) -> None:
 # ---- a cluster -------------------------------------------------------------------------------------
 
 
-def one_training(title: str, folder: Path, n_workers: int) -> None:
+def one_training(title: str, folder: Path, n_workers: int, only_workers: bool) -> None:
     """`train(cluster=...)` with worker processes of one thread each on this machine."""
     from dask.distributed import Client, LocalCluster
-
-    from training import TrainingConfig, train
 
     with LocalCluster(n_workers, threads_per_worker=1, dashboard_address=":0", memory_limit=None) as cluster:
         with Client(cluster) as client:
@@ -248,12 +246,39 @@ def one_training(title: str, folder: Path, n_workers: int) -> None:
         processes |= {f"worker {number} MB": psutil.Process(pid) for number, pid in enumerate(pids, 1)}
         clock = Clock(processes)
         with clock.running() as done:
-            result = train(
-                folder / "logs", folder / "tiers.toml", folder / "bundle", TrainingConfig(target="blend"),
-                cluster=cluster.scheduler_address, tracking_uri="none", on_step=done,
-            )  # fmt: skip
-    facts = ("n_prompts", "n_trained_on", "n_sampled")
-    report(title, clock, {name: result.manifest.training.get(name) for name in facts})
+            work = what_workers_do if only_workers else all_of_it
+            facts = work(cluster.scheduler_address, folder, done)
+    report(title, clock, facts)
+
+
+def all_of_it(address: str, folder: Path, done: Callable[[str], None]) -> dict[str, Any]:
+    """The whole line."""
+    from training import TrainingConfig, train
+
+    result = train(
+        folder / "logs", folder / "tiers.toml", folder / "bundle", TrainingConfig(target="blend"),
+        cluster=address, tracking_uri="none", on_step=done,
+    )  # fmt: skip
+    return {name: result.manifest.training.get(name) for name in ("n_prompts", "n_trained_on", "n_sampled")}
+
+
+def what_workers_do(address: str, folder: Path, done: Callable[[str], None]) -> dict[str, Any]:
+    """What grows with the log: the table, its sample, vectors and labels, and one of the six fits."""
+    from router.tiers import read_tiers
+    from training import TrainingConfig
+    from training.costs import attempt_costs
+    from training.distributed import cluster_at
+    from training.encoders import learn_static
+
+    tiers = read_tiers(folder / "tiers.toml")
+    with cluster_at(address, TrainingConfig(), folder / "cache", done) as place:
+        sample = place.ingest(folder / "logs", tiers, folder / "quarantine.parquet", drop_unparsed=False)
+        done("sample")
+        encoder = learn_static(sample.prompts[:20_000])
+        done("encoder, on fewer prompts")
+        place.label_forest(encoder, tiers, attempt_costs(sample, tiers).mean_output_tokens)(None)
+        done("final fit, one of six")
+    return {"n_prompts": sample.summary.n_prompts, "n_trained_on": place.n_trained_on(0), "n_sampled": sample.n_prompts}
 
 
 def on_a_cluster(options: argparse.Namespace, folder: Path) -> None:
@@ -262,7 +287,7 @@ def on_a_cluster(options: argparse.Namespace, folder: Path) -> None:
     in_a_process_of_its_own(write_log, folder / "logs", options.rows // len(TIERS), range(DAYS))
     size = sum(path.stat().st_size for path in (folder / "logs").iterdir()) / 2**20
     title = f"{options.rows:,} rows in {size:,.0f} MB, {options.workers} workers"
-    in_a_process_of_its_own(one_training, title, folder, options.workers)
+    in_a_process_of_its_own(one_training, title, folder, options.workers, options.only_workers)
 
 
 def main() -> None:
@@ -275,6 +300,7 @@ def main() -> None:
     of_cluster = commands.add_parser("cluster", help="train(cluster=...) on worker processes of this machine")
     of_cluster.add_argument("--rows", type=int, default=1_000_000)
     of_cluster.add_argument("--workers", type=int, default=2)
+    of_cluster.add_argument("--only-workers", action="store_true", help="leave out what is fitted on the sample")
     of_cluster.set_defaults(work=on_a_cluster)
     for command in (of_retrain, of_cluster):
         command.add_argument("--keep", type=Path, help="work here and leave it; a further call adds another 1 %%")
