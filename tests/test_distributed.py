@@ -8,10 +8,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from lightgbm.basic import LightGBMError
 
 from router import Router
 from router.tiers import read_tiers
@@ -231,6 +233,22 @@ def test_a_worker_that_goes_while_lightgbm_is_fitted_is_a_clear_error(sample_log
                 cluster=cluster.scheduler_address, tracking_uri="none", on_step=kill_soon,
             )  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == [".cache"]
+
+
+def test_a_fit_is_tried_again_where_a_connection_breaks():
+    """For a while: LightGBM's workers do not survive a system call that is interrupted."""
+    alive = workers.Workers(SimpleNamespace(scheduler_info=lambda n_workers: {"workers": {"tcp://a": {}}}))
+    failures = [LightGBMError("Socket recv error")] * (workers.ATTEMPTS - 1)
+
+    def work():
+        if failures:
+            raise failures.pop()
+        return "trees"
+
+    assert alive.while_all_live(work) == "trees"
+    failures += [LightGBMError("Socket recv error")] * workers.ATTEMPTS
+    with pytest.raises(ClusterError, match="Socket recv error"):
+        alive.while_all_live(work)
 
 
 def test_dask_is_imported_only_where_a_cluster_is_asked_for():

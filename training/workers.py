@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,12 @@ import lightgbm
 from training.errors import ClusterError, ConfigError
 from training.export import versions
 
+logger = logging.getLogger(__name__)
+
 CONNECT_SECONDS = 20
+ATTEMPTS = 3
+"""At a fit in which LightGBM fails while all workers live."""
+
 _REMEDY = (
     "nothing was written. Look at the workers' logs: most likely one ran out of memory; give each more of it, or add "
     "workers, and run again"
@@ -93,15 +99,22 @@ class Workers:
             return list(self.client.gather(self.submit(task, *each, **settings)))
 
     def while_all_live(self, work: Callable[[], str]) -> str:
-        """What `work` returns, which has all workers wait for each other; ClusterError as soon as one of them goes."""
+        """What `work` returns, which has all workers wait for each other; ClusterError as soon as one of them goes.
+
+        Where LightGBM fails while all of them live, as when a connection breaks, it is tried again.
+        """
         before, pool = set(self.addresses), ThreadPoolExecutor(1)
         try:
             with _failures():
-                found = pool.submit(work)
-                while not futures.wait([found], timeout=1).done:
-                    if gone := before - set(self.addresses):
-                        self.client.close()  # else Dask waits for it for ever
-                        raise ClusterError(f"worker {min(gone)} went while LightGBM was fitted; {_REMEDY}")
+                for attempt in range(1, ATTEMPTS + 1):
+                    found = pool.submit(work)
+                    while not futures.wait([found], timeout=1).done:
+                        if gone := before - set(self.addresses):
+                            self.client.close()  # else Dask waits for it for ever
+                            raise ClusterError(f"worker {min(gone)} went while LightGBM was fitted; {_REMEDY}")
+                    if attempt == ATTEMPTS or not isinstance(found.exception(), lightgbm.basic.LightGBMError):
+                        break
+                    logger.warning("LightGBM failed, trying again: %s", found.exception())
                 return found.result()
         finally:
             pool.shutdown(wait=False)
