@@ -44,7 +44,7 @@ from training.training_part import TrainingPart
 
 MAX_BASELINE_PROMPTS = 50_000
 MAX_JUDGED_PROMPTS = 50_000
-"""Held-out prompts; the interval of an accuracy is then half a point wide, and more would not change what it says."""
+"""Held-out prompts; an accuracy is then known to half a point, and more would not change what the report says."""
 
 MIN_SEGMENT_PROMPTS = 50
 MIN_COMPLETE_PROMPTS = 100
