@@ -32,14 +32,14 @@ clean:
 
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable '.[train,outcomes,dev]'
+	$(PIP) --editable '.[train,outcomes,distributed,dev]'
 	touch $@
 
 .venv/encoders: .venv/installed
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[train,outcomes,dev,encoders]'
+	$(PIP) --editable '.[train,outcomes,distributed,dev,encoders]'
 	touch $@
 
 .venv/gateway: .venv/installed
-	$(PIP) --editable '.[train,outcomes,dev,gateway]'
+	$(PIP) --editable '.[train,outcomes,distributed,dev,gateway]'
 	touch $@

@@ -26,7 +26,14 @@ from training.calibrate import doubly_robust, fit_calibration
 from training.costs import attempt_costs
 from training.embed import embed
 from training.estimators import KernelBasis, ridge, ridge_on_cells
-from training.fit import MAX_CALIBRATION_WEIGHT, MAX_FIT_WEIGHT, N_FOLDS, N_LANDMARKS, _filled
+from training.fit import (
+    MAX_CALIBRATION_WEIGHT,
+    MAX_FIT_WEIGHT,
+    N_FOLDS,
+    N_LANDMARKS,
+    _gap_weights,
+    _with_gaps_filled,
+)
 from training.ingest import ingest
 from training.metrics import Outcomes, Policy, choices_by_worth, policy_figures, worth_grid
 from training.pipeline import make_encoder
@@ -151,7 +158,8 @@ def filled(
     features: np.ndarray, correct: np.ndarray, propensity: np.ndarray, folds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """All tiers together, gaps filled from the tiers that were observed."""
-    return ridge(features, _filled(correct, features))
+    weights, bias = _gap_weights(correct, features)
+    return ridge(features, _with_gaps_filled(correct, features @ weights + bias))
 
 
 FITS: dict[str, tuple[Fit, bool]] = {

@@ -4,13 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from simulated import log_one_tier
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from training import SuccessEstimator
+from training import SuccessEstimator, estimators, fit
 from training.encoders import N_SURFACE
 from training.errors import ConfigError, LogError
-from training.estimators import KernelBasis, ridge, shared_and_differences
+from training.estimators import KernelBasis, evenly, ridge, shared_and_differences
 from training.fit import LengthModel, _by_fold, _Task, part_weights
 
 TARGETS = ("success", "cheapest-correct", "blend")
@@ -204,6 +205,30 @@ def test_a_group_is_never_on_both_sides_of_a_fold():
     _by_fold(task, watch)
     assert len(sides) == 5
     assert np.all(np.sum(sides, axis=0) == 1)
+
+
+def test_rows_are_spread_evenly_over_a_log_and_all_are_taken_of_a_small_one():
+    assert np.arange(5)[evenly(5, 5)].tolist() == [0, 1, 2, 3, 4]
+    assert np.arange(10)[evenly(10, 4)].tolist() == [0, 2, 5, 7]
+
+
+def test_beyond_its_caps_a_log_is_learned_from_alike_by_samples(monkeypatch):
+    """Every cap below the log's length: estimates of all prompts stay close, gaps and partial feedback included."""
+    embedding, correct = log_of(1200, 3)
+    rng = np.random.default_rng(2)
+    gaps = np.where(rng.random(correct.shape) < 0.1, np.nan, correct)
+    alone, propensity = log_one_tier(correct, np.full(correct.shape, 1 / 3), rng)
+    whole = [
+        SuccessEstimator("success").fit(embedding, outcomes, propensity=chance).predict_proba(embedding)
+        for outcomes, chance in ((gaps, None), (alone, propensity))
+    ]
+    for name in ("MAX_KERNEL_PROMPTS", "MAX_SELECTION_PROMPTS", "MAX_LENGTH_PROMPTS"):
+        monkeypatch.setattr(fit, name, 1000)
+    for name in ("MAX_LANDMARK_PROMPTS", "MAX_LOGISTIC_PROMPTS", "_CHUNK_PROMPTS"):
+        monkeypatch.setattr(estimators, name, 1000)
+    for former, (outcomes, chance) in zip(whole, ((gaps, None), (alone, propensity)), strict=True):
+        found = SuccessEstimator("success").fit(embedding, outcomes, propensity=chance).predict_proba(embedding)
+        assert np.abs(found - former).mean() < 0.05
 
 
 def test_twins_of_one_group_do_not_make_the_estimates_too_sure():

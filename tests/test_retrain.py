@@ -120,7 +120,7 @@ def quick(challenger, monkeypatch):
 def instead_of_training(bundle):
     """Does what `train` leaves behind, with a bundle that was trained before."""
 
-    def train(logs, tiers, out, config, *, tracking_uri, progress):
+    def train(logs, tiers, out, config, *, tracking_uri, progress, on_step):
         with tracked_run(tracking_uri, out.name):
             shutil.copytree(bundle, out)
             shutil.copy(TrainingPart.path_of(bundle), TrainingPart.path_of(out))

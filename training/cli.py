@@ -54,6 +54,11 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache", type=Path, help="folder of embeddings and encoders; default: .cache beside the bundle"
     )
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="of a Dask scheduler, for example tcp://host:8786, whose workers read the log",
+    )
     parser.add_argument("--tracking-uri", help='of MLflow; default: mlflow.db beside the bundle; "none" tracks nothing')
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
@@ -76,7 +81,13 @@ def _train(options: argparse.Namespace) -> int:
         cache=options.cache,
     )
     result = run_training(
-        options.logs, options.tiers, options.out, config, tracking_uri=options.tracking_uri, progress=True
+        options.logs,
+        options.tiers,
+        options.out,
+        config,
+        cluster=options.cluster,
+        tracking_uri=options.tracking_uri,
+        progress=True,
     )
     say(json.dumps(_result_document(result), ensure_ascii=False) if options.json else _result_text(result))
     return DONE
@@ -89,7 +100,7 @@ def _result_document(result: TrainingResult) -> dict[str, object]:
         "mlflow_run_id": result.manifest.mlflow_run_id,
         "target": result.manifest.training["target"],
         "out_of_fold_aiq": result.selection,
-        "n_prompts": result.log.n_prompts,
+        "n_prompts": result.log.summary.n_prompts,
         "n_embedded": result.n_embedded,
         "encoder_reused": result.encoder_reused,
         "rows_quarantined": sum(result.log.summary.quarantined.values()),

@@ -34,18 +34,22 @@ class AttemptCosts:
     estimated_share: float
 
 
-def attempt_costs(table: OutcomeTable, tiers: Sequence[Tier]) -> AttemptCosts:
+def attempt_costs(
+    table: OutcomeTable, tiers: Sequence[Tier], mean_output_tokens: np.ndarray | None = None
+) -> AttemptCosts:
     """The logged cost, else tokens x list price of the tier's first offer.
 
     Missing input tokens: the median of the other tiers on that prompt, else characters /
     CHARS_PER_TOKEN. Missing output tokens: the tier's logged mean, else UNLOGGED_OUTPUT_TOKENS.
+    mean_output_tokens: (n_tiers,), what stands for both where the table is a part of a log.
     """
     usd_input = np.array([tier.offers[0].usd_per_mtok_input for tier in tiers])
     usd_output = np.array([tier.offers[0].usd_per_mtok_output for tier in tiers])
     input_tokens = np.where(np.isnan(table.input_tokens), _median_of_others(table)[:, None], table.input_tokens)
-    mean_output = np.where(
-        np.isfinite(table.output_tokens).any(0), _mean(table.output_tokens, axis=0), UNLOGGED_OUTPUT_TOKENS
-    )
+    mean_output = mean_output_tokens
+    if mean_output is None:
+        logged = np.isfinite(table.output_tokens).any(0)
+        mean_output = np.where(logged, _mean(table.output_tokens, axis=0), UNLOGGED_OUTPUT_TOKENS)
     output_tokens = np.where(np.isnan(table.output_tokens), mean_output, table.output_tokens)
     list_price = (input_tokens * usd_input + output_tokens * usd_output) / 1e6
     is_estimated = np.isnan(table.cost_usd)

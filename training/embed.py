@@ -39,24 +39,38 @@ def embed(
 ) -> Embeddings:
     """Embed prompts with the encoder's own ONNX graph; only those not yet in the cache are computed.
 
-    prompt_ids: digest of each prompt's text, (n_prompts,).
+    prompt_ids: digest of each prompt's text, (n_prompts,), none twice.
     cache: a folder; what was computed is appended to it. None keeps nothing.
     """
     store = None if cache is None else _Store(cache / "embeddings" / encoder.digest[:16])
-    known = {} if store is None else store.read(prompt_ids)
-    missing = [row for row, prompt_id in enumerate(prompt_ids) if prompt_id not in known]
-    bar = tqdm(total=len(missing), desc="embed", unit="prompt", disable=not progress or not missing)
+    found = _Rows(len(prompt_ids))
+    if store is not None:
+        store.read_into(found, prompt_ids)
+    missing = np.flatnonzero(~found.is_known)
+    bar = tqdm(total=len(missing), desc="embed", unit="prompt", disable=not progress or not len(missing))
     with bar:
         for start in range(0, len(missing), _SHARD_ROWS):
             rows = missing[start : start + _SHARD_ROWS]
             vectors, n_tokens = _run(encoder, [prompts[row] for row in rows], bar)
             if store is not None:
                 store.append(prompt_ids[rows], vectors, n_tokens)
-            known.update(zip(prompt_ids[rows], zip(vectors, n_tokens, strict=True), strict=True))
-    found = [known[prompt_id] for prompt_id in prompt_ids]
-    return Embeddings(
-        np.stack([vector for vector, _ in found]), np.array([n for _, n in found], dtype=np.int64), len(missing)
-    )
+            found.put(rows, vectors, n_tokens)
+    return Embeddings(found.vectors, found.n_tokens, len(missing))
+
+
+class _Rows:
+    """Embeddings as they are found, one array for all prompts; its width is that of the first that are put in."""
+
+    def __init__(self, n_prompts: int) -> None:
+        self.vectors = np.empty((n_prompts, 0), dtype=np.float32)
+        self.n_tokens = np.zeros(n_prompts, dtype=np.int64)
+        self.is_known = np.zeros(n_prompts, dtype=bool)
+
+    def put(self, rows: np.ndarray, vectors: np.ndarray, n_tokens: np.ndarray) -> None:
+        """Embeddings of some rows."""
+        if not self.vectors.shape[1]:
+            self.vectors = np.empty((len(self.is_known), vectors.shape[1]), dtype=np.float32)
+        self.vectors[rows], self.n_tokens[rows], self.is_known[rows] = vectors, n_tokens, True
 
 
 def _run(encoder: Encoder, texts: Sequence[str], bar: tqdm) -> tuple[np.ndarray, np.ndarray]:
@@ -103,20 +117,20 @@ class _Store:
 
     folder: Path
 
-    def read(self, prompt_ids: np.ndarray) -> dict[str, tuple[np.ndarray, int]]:
-        """What is stored of these prompts; a shard that cannot be read counts as not there."""
-        wanted = set(prompt_ids.tolist())
-        known: dict[str, tuple[np.ndarray, int]] = {}
+    def read_into(self, found: _Rows, prompt_ids: np.ndarray) -> None:
+        """Put in what is stored of these prompts; a shard that cannot be read counts as not there."""
+        order = np.argsort(prompt_ids)
         for path in sorted(self.folder.glob("*.parquet")):
             try:
                 shard = pq.read_table(path, page_checksum_verification=True)
                 vectors = shard["vector"].combine_chunks().flatten().to_numpy().reshape(shard.num_rows, -1)
-                ids = shard["prompt_id"].to_pylist()
-                n_tokens = shard["n_tokens"].to_pylist()
+                ids = np.array(shard["prompt_id"].to_pylist(), dtype=np.str_)
+                n_tokens = shard["n_tokens"].to_numpy()
             except (pa.ArrowException, OSError, KeyError, ValueError):
                 continue
-            known.update({ids[row]: (vectors[row], n_tokens[row]) for row in range(len(ids)) if ids[row] in wanted})
-        return known
+            at = np.searchsorted(prompt_ids, ids, sorter=order).clip(max=len(order) - 1)
+            wanted = prompt_ids[order[at]] == ids
+            found.put(order[at[wanted]], vectors[wanted], n_tokens[wanted])
 
     def append(self, prompt_ids: np.ndarray, vectors: np.ndarray, n_tokens: np.ndarray) -> None:
         """One more shard, complete as soon as it has its name."""

@@ -5,6 +5,7 @@ RouterError
 ├── EncoderError    an encoder cannot be made or exported
 ├── ParityError     the exported graph does not decide as the models it was made from
 ├── ConfigError     a training setting is out of range
+├── ClusterError    the workers of a cluster could not finish
 └── StoreError      the store of `broker retrain` cannot be used as it is
     └── StoreBusyError  another run holds it
 """
@@ -28,6 +29,12 @@ class ParityError(RouterError):
 
 class ConfigError(RouterError, ValueError):
     """A training setting is out of range."""
+
+
+class ClusterError(RouterError):
+    """The workers of a cluster could not finish."""
+
+    exit_code = 1
 
 
 class StoreError(RouterError):

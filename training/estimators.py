@@ -19,6 +19,20 @@ from training.graph import Graph
 
 _ONE_FIT_AT_A_TIME = Lock()
 
+MAX_LANDMARK_PROMPTS = 100_000
+"""A few hundred centres and a mean distance are no better known from more prompts."""
+
+MAX_LOGISTIC_PROMPTS = 100_000
+"""Of a handful of weights per tier; their error is then far below the noise of what they calibrate."""
+
+_CHUNK_PROMPTS = 50_000
+"""So many prompts at once are compared with all landmarks."""
+
+
+def evenly(n: int, at_most: int) -> np.ndarray | slice:
+    """Rows of n, spread evenly over them and at most so many; all of them where they are few."""
+    return slice(None) if n <= at_most else np.arange(at_most) * n // at_most
+
 
 @dataclass(frozen=True)
 class Forest:
@@ -86,7 +100,8 @@ class Kernel:
 
     def predict(self, embedding: np.ndarray) -> np.ndarray:
         """P(correct), not confined to 0..1; or whatever else was regressed on, (n_prompts, n_targets)."""
-        return np.asarray(self.basis.similarities(embedding) @ self.weights + self.bias)
+        parts = np.array_split(embedding, max(1, -(-len(embedding) // _CHUNK_PROMPTS)))
+        return np.concatenate([self.basis.similarities(part) @ self.weights + self.bias for part in parts])
 
     def add_to(self, graph: Graph, embedding: str) -> Readout:
         """Similarities @ weights + bias; the graph leaves out a factor of each similarity, the weights take it."""
@@ -131,6 +146,7 @@ class KernelBasis:
     @classmethod
     def fit(cls, embedding: np.ndarray, n_landmarks: int, seed: int) -> KernelBasis:
         """k-means centres as landmarks; the kernel's width is the spread of the prompts."""
+        embedding = embedding[evenly(len(embedding), MAX_LANDMARK_PROMPTS)]
         surface = embedding[:, -N_SURFACE:]
         mean, scale = surface.mean(axis=0), surface.std(axis=0) + 1e-6
         x = kernel_inputs(embedding, mean, scale).astype(np.float64)
@@ -201,13 +217,14 @@ def ridge(features: np.ndarray, correct: np.ndarray, weight: np.ndarray | None =
     values, vectors = np.linalg.eigh(x.T @ x)
     values = np.maximum(values, 0)
     rotated = x @ vectors
+    squares = rotated**2
     projections = rotated.T @ targets
     best = np.full(targets.shape[1], np.inf)
     weights = np.zeros((x.shape[1], targets.shape[1]))
     for penalty in PENALTIES:
         shrinkage = 1 / (values + penalty)
         coefficients = shrinkage[:, None] * projections
-        leverage = (rotated**2) @ shrinkage + share
+        leverage = squares @ shrinkage + share
         residuals = (targets - rotated @ coefficients) / (1 - np.minimum(leverage, 0.999))[:, None]
         error = (residuals**2).mean(axis=0)
         better = error < best
@@ -271,8 +288,7 @@ class ContrastTrees:
         offset = correct.mean(axis=0)
         targets = (correct - offset) @ contrasts
         parameters = {**settings, "objective": "regression", "boost_from_average": False}
-        boosters = tuple(boost(embedding, target, parameters, n_rounds) for target in targets.T)
-        return cls(Forest(boosters), contrasts, offset)
+        return cls(Forest(boost_each(embedding, targets.T, parameters, n_rounds)), contrasts, offset)
 
     def predict(self, embedding: np.ndarray) -> np.ndarray:
         """P(correct), not confined to 0..1."""
@@ -326,10 +342,11 @@ def logistic_per_tier(features: np.ndarray, correct: np.ndarray, strength: float
     weights = np.zeros((features.shape[1], correct.shape[1]))
     bias = np.zeros(correct.shape[1])
     for tier in range(correct.shape[1]):
-        seen = np.isfinite(correct[:, tier])
+        seen = np.flatnonzero(np.isfinite(correct[:, tier]))
+        seen = seen[evenly(len(seen), MAX_LOGISTIC_PROMPTS)]
         share = correct[seen, tier]
         x = np.concatenate([features[seen], features[seen]])
-        y = np.repeat([1, 0], seen.sum())
+        y = np.repeat([1, 0], len(seen))
         weight = np.concatenate([share, 1 - share])
         if weight[y == 1].sum() == 0 or weight[y == 0].sum() == 0:
             bias[tier] = logit(np.array((share.sum() + 0.5) / (len(share) + 1)))
@@ -340,10 +357,24 @@ def logistic_per_tier(features: np.ndarray, correct: np.ndarray, strength: float
 
 
 def boost(embedding: np.ndarray, target: np.ndarray, parameters: dict[str, object], n_rounds: int) -> lightgbm.Booster:
-    """A LightGBM booster on float32 features; one at a time, as LightGBM may crash where threads fit side by side."""
+    """A LightGBM booster on float32 features; target: (n_prompts,)."""
+    return boost_each(embedding, target[None], parameters, n_rounds)[0]
+
+
+def boost_each(
+    embedding: np.ndarray, targets: np.ndarray, parameters: dict[str, object], n_rounds: int
+) -> tuple[lightgbm.Booster, ...]:
+    """A LightGBM booster per target on float32 features, which are put into bins once; targets: (n, n_prompts).
+
+    One at a time, as LightGBM may crash where threads fit side by side.
+    """
     shared = {name: parameters[name] for name in ("max_bin", "num_threads", "verbose")}
+    boosters = []
     with _ONE_FIT_AT_A_TIME:
-        return lightgbm.train(parameters, lightgbm.Dataset(embedding, target, params=shared), n_rounds)
+        data = lightgbm.Dataset(embedding, params=shared)
+        for target in targets:
+            boosters.append(lightgbm.train(parameters, data.set_label(target), n_rounds))
+    return tuple(boosters)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

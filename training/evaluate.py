@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from router.bundle import Bundle
 from router.policy import Dials, resolve_dials
@@ -17,6 +18,7 @@ from router.tiers import Tier
 from training import baselines
 from training.costs import AttemptCosts, attempt_costs, costs_at_prices
 from training.errors import LogError
+from training.estimators import evenly
 from training.evaluation import DialResult, Evaluation, OffPolicyResult, PolicyResult
 from training.ingest import ingest
 from training.logfiles import LogSource
@@ -41,6 +43,9 @@ from training.shipped import Shipped, embed_with
 from training.training_part import TrainingPart
 
 MAX_BASELINE_PROMPTS = 50_000
+MAX_JUDGED_PROMPTS = 50_000
+"""Held-out prompts; an accuracy is then known to half a point, and more would not change what the report says."""
+
 MIN_SEGMENT_PROMPTS = 50
 MIN_COMPLETE_PROMPTS = 100
 """Of partial feedback, fewer prompts with the outcome of every tier are no sample of the rest, and judge nothing."""
@@ -111,12 +116,14 @@ def evaluate_table(
     Where nothing can be judged, no LogError is raised: `off_policy.refused` says why.
     """
     dials = dials or resolve_dials(bundle.manifest, RouterPolicy(), None, None, critical=False)
-    trained_on = np.isin(table.groups, training.groups)
+    trained_on = training.saw(table.groups)
     complete = np.isfinite(table.correct).all(axis=1)
     judged = ~trained_on & complete
     too_few = MIN_COMPLETE_PROMPTS if is_partial(table.correct[~trained_on]) else 2
     if judged.sum() < too_few:
         return _evaluate_off_policy(bundle, table, trained_on, dials, on_step)
+    judged = np.flatnonzero(judged)
+    judged = judged[evenly(len(judged), MAX_JUDGED_PROMPTS)]
     vectors = None if vectors is None else vectors[judged]
     part = table.rows(judged)
     costs = attempt_costs(part, bundle.prices.tiers)
@@ -326,7 +333,8 @@ def _baseline_policies(
         vectors = embed_with(bundle, part.prompts)
     rows = rng.permutation(len(training.embedding))[:MAX_BASELINE_PROMPTS]
     for fit in (baselines.knn, baselines.kmeans, baselines.linear):
-        success = fit(training.embedding[rows], training.correct[rows], vectors)
+        with threadpool_limits(1):  # as in SuccessEstimator.fit; and the figures do not depend on the number of cores
+            success = fit(training.embedding[rows], training.correct[rows], vectors)
         policies[fit.__name__] = Policy(choices_by_worth(success, mean_cost, worths), _gain(success, outcomes.best))
     return policies
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from functools import cached_property
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -21,6 +22,7 @@ from training.estimators import (
     Forest,
     Kernel,
     KernelBasis,
+    evenly,
     fit_label_classifier,
     logistic_per_tier,
     ridge,
@@ -42,6 +44,9 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """What each target averages."""
 
+LabelForest: TypeAlias = Callable[[int | None], Forest]
+"""Fits LightGBM on the cheapest-correct label; given is the fold to leave out, or None for the final fit."""
+
 CLASSIFIER_TRUST = 1000
 """Labelled prompts at which the blend gives the classifier half of its final weight, which is one half."""
 
@@ -56,12 +61,21 @@ benchmarks/partial_feedback.md.
 N_FOLDS = 5
 N_LANDMARKS = 300
 MAX_KERNEL_PROMPTS = 100_000
+MAX_LENGTH_PROMPTS = 50_000
+"""More would say the logarithm of a length no better: its noise is in the answers."""
+
 CONTRAST_ROUNDS = 60
 LABEL_ROUNDS = 20
 MIN_PROMPTS = 60
 UNLOGGED_WEIGHT = 0.02
-MANY_PROMPTS = 50_000
+MANY_PROMPTS = 1_000_000
+"""From here on LightGBM uses all cores. With fewer, its threads wait for each other in every small step: as soon as the
+machine has other work, two threads are ten times slower than one (benchmarks/scale.md)."""
+
 LABEL_STRENGTH = 0.1
+MAX_SELECTION_PROMPTS = 100_000
+"""Targets are chosen by a difference of two standard errors, which more prompts would shrink below what matters."""
+
 _MIN_SELECTION_PROMPTS = 100
 _SELECTION_RESAMPLES = 100
 
@@ -99,6 +113,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         propensity: np.ndarray | None = None,
         cost_usd: np.ndarray | None = None,
         groups: np.ndarray | None = None,
+        label_forest: LabelForest | None = None,
         on_step: Callable[[str], None] = lambda step: None,
     ) -> SuccessEstimator:
         """Fit on embeddings.
@@ -109,6 +124,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             as 1. Only partial feedback needs it.
         cost_usd: of each attempt, same shape; None takes the order of the tiers for that of their costs.
         groups: rows of one group stay in one fold; None makes each row its own.
+        label_forest: fits the classifier of the cheapest-correct label; None fits it on these embeddings.
         on_step: called with the name of each step when it is done.
 
         Raises ConfigError for an unknown target, LogError where there is too little to learn from or a propensity is
@@ -135,7 +151,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         # One thread for small fits: pools of threads that wait for each other in every small step are many
         # times slower as soon as the machine has other work.
         with threadpool_limits(1):
-            return self._fit(embedding, correct, certain, cost, names, on_step)
+            return self._fit(embedding, correct, certain, cost, names, label_forest, on_step)
 
     def _fit(
         self,
@@ -144,9 +160,10 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         propensity: np.ndarray,
         cost: np.ndarray,
         groups: np.ndarray,
+        label_forest: LabelForest | None,
         on_step: Callable[[str], None],
     ) -> SuccessEstimator:
-        task = _Task.prepare(embedding, correct, cost, groups, self.seed, propensity)
+        task = _Task.prepare(embedding, correct, cost, groups, self.seed, propensity, label_forest)
         self.basis_ = task.basis
         on_step("landmarks")
 
@@ -223,13 +240,14 @@ def decision_quality(success: np.ndarray, correct: np.ndarray, cost_usd: np.ndar
     The first value is that of the prompts themselves, the others are of bootstrap resamples, the same
     for every estimate. All 0 where too few prompts have outcomes of all tiers.
     """
-    full = np.isfinite(correct).all(axis=1) & np.isfinite(cost_usd).all(axis=1)
-    if full.sum() < _MIN_SELECTION_PROMPTS:
+    full = np.flatnonzero(np.isfinite(correct).all(axis=1) & np.isfinite(cost_usd).all(axis=1))
+    full = full[evenly(len(full), MAX_SELECTION_PROMPTS)]
+    if len(full) < _MIN_SELECTION_PROMPTS:
         return np.zeros(1 + _SELECTION_RESAMPLES)
     outcomes = Outcomes(correct[full], cost_usd[full], best=int(correct[full].mean(axis=0).argmax()))
     mean_cost = cost_usd[full].mean(axis=0)
     policy = Policy(choices_by_worth(success[full], mean_cost, worth_grid(mean_cost)))
-    weights = resamples(int(full.sum()), n_bootstrap=_SELECTION_RESAMPLES)
+    weights = resamples(len(full), n_bootstrap=_SELECTION_RESAMPLES)
     return policy_figures(policy, outcomes, weights)["aiq"]
 
 
@@ -276,8 +294,8 @@ class _Task:
     label: np.ndarray
     folds: np.ndarray
     basis: KernelBasis
-    features: np.ndarray
     settings: dict[str, object]
+    label_forest: LabelForest | None = None
     first_estimates: dict[bytes, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -289,9 +307,9 @@ class _Task:
         groups: np.ndarray,
         seed: int,
         propensity: np.ndarray,
+        label_forest: LabelForest | None = None,
     ) -> _Task:
         basis = KernelBasis.fit(embedding, N_LANDMARKS, seed)
-        features = basis.features(embedding)
         return cls(
             embedding=embedding,
             observed=correct,
@@ -299,14 +317,45 @@ class _Task:
             label=label_cheapest_correct(correct, cost),
             folds=_usable_folds(groups, seed),
             basis=basis,
-            features=features,
             settings=lightgbm_settings(len(embedding), seed),
+            label_forest=label_forest,
         )
+
+    @cached_property
+    def _features(self) -> np.ndarray:
+        """Of all prompts, (n_prompts, n_landmarks)."""
+        return self.basis.features(self.embedding)
+
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        """Whitened similarities of some prompts (a mask) to the landmarks, (n_rows, n_landmarks).
+
+        They take four times the memory of the embeddings: of a large log, ask for `a_few` of its prompts only.
+        """
+        if len(self.embedding) <= MAX_KERNEL_PROMPTS:
+            return np.asarray(self._features[rows])
+        return np.asarray(self.basis.features(self.embedding[rows]))
+
+    def a_few(self, rows: np.ndarray) -> np.ndarray:
+        """At most MAX_KERNEL_PROMPTS of some prompts; both masks."""
+        chosen = np.zeros(len(rows), dtype=bool)
+        among = np.flatnonzero(rows)
+        chosen[among[evenly(len(among), MAX_KERNEL_PROMPTS)]] = True
+        return chosen
+
+    def linear(self, rows: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Features of some prompts (a mask) @ weights + bias, (n_rows, n_targets)."""
+        if len(self.embedding) <= MAX_KERNEL_PROMPTS:
+            return np.asarray(self.features(rows) @ weights + bias)
+        return Kernel(self.basis, self.basis.whitening @ weights, bias).predict(self.embedding[rows])
 
     def correct(self, rows: np.ndarray) -> np.ndarray:
         """Outcomes of some prompts (a mask), complete: each gap is filled from these prompts alone."""
         if self.propensity is None:
-            return _filled(self.observed[rows], self.features[rows])
+            observed = np.asarray(self.observed[rows])
+            if np.isfinite(observed).all():
+                return observed
+            few = self.a_few(rows)
+            return _with_gaps_filled(observed, self.linear(rows, *_gap_weights(self.observed[few], self.features(few))))
         return self._robust(rows, np.maximum(self.propensity, 1 / MAX_FIT_WEIGHT))
 
     def _robust(self, rows: np.ndarray, propensity: np.ndarray) -> np.ndarray:
@@ -318,11 +367,9 @@ class _Task:
             train = others if others.any() else held_out
             key = train.tobytes()  # two folds left out are the same two in either order
             if key not in self.first_estimates:
-                self.first_estimates[key] = ridge_on_cells(
-                    self.features[train], self.observed[train], 1 / propensity[train]
-                )
-            weights, bias = self.first_estimates[key]
-            success[held_out] = np.clip(self.features[held_out] @ weights + bias, 0, 1)
+                few = self.a_few(train)
+                self.first_estimates[key] = ridge_on_cells(self.features(few), self.observed[few], 1 / propensity[few])
+            success[held_out] = np.clip(self.linear(held_out, *self.first_estimates[key]), 0, 1)
         return doubly_robust(success[rows], self.observed[rows], propensity[rows])
 
 
@@ -341,7 +388,7 @@ def _kernel(task: _Task) -> _CrossFit:
 
     def fit(train: np.ndarray) -> Kernel:
         train = train & sampled
-        return task.basis.regress(task.features[train], task.correct(train))
+        return task.basis.regress(task.features(train), task.correct(train))
 
     return _CrossFit(_out_of_fold(task, fit), lambda: fit(np.ones(len(task.folds), dtype=bool)))
 
@@ -354,17 +401,12 @@ def _contrast_trees(task: _Task) -> _CrossFit:
 
 
 def _cheapest_correct(task: _Task) -> _CrossFit:
-    known = task.label != UNKNOWN
-    present = np.unique(task.label[known])  # NONE and the tiers that are ever the cheapest correct one
-    classes = np.searchsorted(present, task.label)
+    fit = task.label_forest or _forest_of(task)
 
-    def fit(train: np.ndarray) -> Forest:
-        rows = train & known
-        return fit_label_classifier(
-            task.embedding[rows], classes[rows], max(2, len(present)), LABEL_ROUNDS, task.settings
-        )
+    def raw_scores(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return fit(int(task.folds[rows][0])).raw_scores(task.embedding[rows])
 
-    features = _by_fold(task, lambda train, rows: fit(train).raw_scores(task.embedding[rows]))
+    features = _by_fold(task, raw_scores)
 
     def success(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
         weights, bias = logistic_per_tier(features[train], task.observed[train], LABEL_STRENGTH)
@@ -372,9 +414,24 @@ def _cheapest_correct(task: _Task) -> _CrossFit:
 
     def finish() -> CheapestCorrect:
         weights, bias = logistic_per_tier(features, task.observed, LABEL_STRENGTH)
-        return CheapestCorrect(fit(np.ones(len(classes), dtype=bool)), weights, bias)
+        return CheapestCorrect(fit(None), weights, bias)
 
     return _CrossFit(_by_fold(task, success), finish)
+
+
+def _forest_of(task: _Task) -> LabelForest:
+    """The classifier of the label, fitted on the prompts of the task."""
+    known = task.label != UNKNOWN
+    present = np.unique(task.label[known])  # NONE and the tiers that are ever the cheapest correct one
+    classes = np.searchsorted(present, task.label)
+
+    def fit(left_out: int | None) -> Forest:
+        rows = known if left_out is None else known & (task.folds != left_out)
+        return fit_label_classifier(
+            task.embedding[rows], classes[rows], max(2, len(present)), LABEL_ROUNDS, task.settings
+        )
+
+    return fit
 
 
 _CROSS_FITS = {"kernel": _kernel, "contrast_trees": _contrast_trees, "cheapest_correct": _cheapest_correct}
@@ -401,26 +458,26 @@ def _usable_folds(groups: np.ndarray, seed: int) -> np.ndarray:
     return folds
 
 
-def _filled(correct: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Outcomes with each gap filled: the tier's estimate, moved by how the prompt's observed tiers differ from theirs.
+def _gap_weights(correct: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and bias of estimates that fill gaps: a ridge regression on outcomes that were filled by earlier ones.
 
     Starts from the tiers' means and takes the kernel's estimates from there, twice.
     """
     observed = np.isfinite(correct)
-    if observed.all():
-        return correct
-    known = np.nan_to_num(correct)
-    means = known.sum(axis=0) / np.maximum(observed.sum(axis=0), 1)
+    means = np.nan_to_num(correct).sum(axis=0) / np.maximum(observed.sum(axis=0), 1)
     estimate = np.broadcast_to(means, correct.shape)
-    filled = correct
-    for _ in range(3):
-        surprise = (observed * (known - estimate)).sum(axis=1, keepdims=True) / (
-            observed.sum(axis=1, keepdims=True) + 1
-        )
-        filled = np.where(observed, known, np.clip(estimate + surprise, 0, 1))
-        weights, bias = ridge(features[:MAX_KERNEL_PROMPTS], filled[:MAX_KERNEL_PROMPTS])
+    for _ in range(2):
+        weights, bias = ridge(features, _with_gaps_filled(correct, estimate))
         estimate = features @ weights + bias
-    return filled
+    return weights, bias
+
+
+def _with_gaps_filled(correct: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+    """Each gap is the tier's estimate, moved by how the prompt's observed tiers differ from theirs."""
+    observed = np.isfinite(correct)
+    known = np.nan_to_num(correct)
+    surprise = (observed * (known - estimate)).sum(axis=1, keepdims=True) / (observed.sum(axis=1, keepdims=True) + 1)
+    return np.asarray(np.where(observed, known, np.clip(estimate + surprise, 0, 1)))
 
 
 # ---- length ----------------------------------------------------------------------------------------
@@ -452,24 +509,12 @@ class LengthModel:
         A prompt whose length is not logged counts a little, as one of the tier's typical length: where a whole kind
         of prompt lacks lengths, nothing is extrapolated from other kinds.
         """
-        with threadpool_limits(1):  # as in SuccessEstimator.fit
-            return cls._fit(basis, embedding, output_tokens, fallback, groups, seed)
-
-    @classmethod
-    def _fit(
-        cls,
-        basis: KernelBasis,
-        embedding: np.ndarray,
-        output_tokens: np.ndarray,
-        fallback: np.ndarray,
-        groups: np.ndarray,
-        seed: int,
-    ) -> LengthModel:
         scale = fallback.astype(float).copy()
         kernels = [Kernel(basis, np.zeros((len(basis.landmarks), 1)), np.zeros(1)) for _ in scale]
-        features = basis.features(embedding[:MAX_KERNEL_PROMPTS])
-        folds = fold_numbers(groups[:MAX_KERNEL_PROMPTS], N_FOLDS, seed)
-        for tier, tokens in enumerate(output_tokens[:MAX_KERNEL_PROMPTS].T):
+        rows = evenly(len(embedding), MAX_LENGTH_PROMPTS)
+        features = basis.features(embedding[rows])
+        folds = fold_numbers(groups[rows], N_FOLDS, seed)
+        for tier, tokens in enumerate(output_tokens[rows].T):
             logged = tokens > 0
             if logged.sum() < MIN_PROMPTS:
                 continue

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -41,8 +42,8 @@ def ingest(
     Raises LogError where nothing can be read, or where fewer than two tiers have outcomes.
     """
     with _cells(logs, tiers, quarantine, drop_unparsed, memory_limit) as db:
-        table = _pivot(db, tuple(tier.name for tier in tiers))
-    _refuse_single_tier_log(table)
+        table = pivot(db, tuple(tier.name for tier in tiers))
+    refuse_single_tier_log(table)
     return table
 
 
@@ -78,18 +79,19 @@ def _cells(
     """A database with the logs' rows, prompts and cells."""
     sources = list(logs) if isinstance(logs, Iterable) and not isinstance(logs, str | pd.DataFrame) else [logs]
     try:
-        with _database(memory_limit) as db:
+        with database(memory_limit) as db:
             for number, source in enumerate(log_sources(sources, quarantine)):
                 append_log(db, source, number)
-            _write_quarantine(db, quarantine)
-            _to_cells(db, tiers, drop_unparsed)
+            write_quarantine(db, quarantine)
+            refuse_unusable_log(db)
+            to_cells(db, tiers, drop_unparsed)
             yield db
     except duckdb.OutOfMemoryException as error:
         raise LogError(f"memory_limit {memory_limit} is too small ({first_line(error)}); give a larger one") from error
 
 
 @contextmanager
-def _database(memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
+def database(memory_limit: str = _MEMORY_LIMIT) -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty table `raw` in a database on disk, which is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="token-broker-") as folder:
         db = duckdb.connect(str(Path(folder) / "log.duckdb"))
@@ -103,22 +105,27 @@ def _database(memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
             db.close()
 
 
-def _write_quarantine(db: duckdb.DuckDBPyConnection, quarantine: Path | None) -> None:
-    """Write broken rows; raises LogError where no row is left."""
-    [(n_rows, n_good)] = fetch(db, "SELECT count(*), count(*) FILTER (reason IS NULL) FROM raw")
-    if quarantine is not None and n_rows > n_good:
+def write_quarantine(db: duckdb.DuckDBPyConnection, quarantine: Path | None) -> None:
+    """Write broken rows, if there are any."""
+    [(n_broken,)] = fetch(db, "SELECT count(reason) FROM raw")
+    if quarantine is not None and n_broken:
         quarantine.parent.mkdir(parents=True, exist_ok=True)
         db.execute(
             "COPY (SELECT source, reason, content FROM raw WHERE reason IS NOT NULL ORDER BY ALL) "
             f"TO {quoted(str(quarantine))} (FORMAT parquet, COMPRESSION zstd)"
         )
+
+
+def refuse_unusable_log(db: duckdb.DuckDBPyConnection) -> None:
+    """Raises LogError where every row is broken."""
+    [(n_good,)] = fetch(db, "SELECT count(*) FILTER (reason IS NULL) FROM raw")
     if n_good == 0:
         reasons = fetch(db, "SELECT DISTINCT source || ': ' || reason FROM raw ORDER BY 1 LIMIT 3")
         found = "; ".join(reason for (reason,) in reasons) or "no row at all"
         raise LogError(f"the log has no usable row (found {found}); each row needs a prompt, a model and `correct`")
 
 
-def _to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparsed: bool) -> None:
+def to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparsed: bool) -> None:
     """From rows to `prompts` and `cells` (prompt, tier): repeats averaged first, then models of a tier.
 
     An alias is its model. A mean does not depend on the order of the rows: sums are exact. The propensity of a cell
@@ -184,9 +191,10 @@ def _to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparse
     """)
 
 
-def _pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTable:
+def pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTable:
+    """The table of a database's cells, prompts by rising prompt_id."""
     [(n_prompts,)] = fetch(db, "SELECT count(*) FROM prompts")
-    measures = {name: np.full((n_prompts, len(tiers)), np.nan) for name in CELL_MEASURES}
+    measures: dict[str, Any] = {name: np.full((n_prompts, len(tiers)), np.nan) for name in CELL_MEASURES}
     for batch in db.sql("SELECT * FROM cells").to_arrow_reader():
         rows, columns = batch["row"].to_numpy(), batch["tier"].to_numpy()
         for name, values in measures.items():
@@ -231,13 +239,12 @@ def _summary(
     totals = "sum(n_rows), sum(n_unjudged), sum(n_set_aside), count(*)"
     [counts] = fetch(db, f"SELECT {totals} FROM per_model")
     n_used, n_unjudged, n_unparsed, n_distinct = (int(count or 0) for count in counts)
-    quarantined = fetch(db, "SELECT reason, count(*) FROM raw WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1")
     in_no_tier = fetch(db, "SELECT name, count(*) FROM attempts WHERE tier IS NULL GROUP BY 1 ORDER BY 2 DESC, 1")
     return IngestSummary(
         n_rows=n_rows,
         n_used=n_used,
         n_prompts=len(correct),
-        quarantined=dict(quarantined),
+        quarantined=broken_rows(db),
         in_no_tier=dict(in_no_tier),
         unjudged=n_unjudged,
         unparsed=n_unparsed,
@@ -247,7 +254,14 @@ def _summary(
     )
 
 
-def _refuse_single_tier_log(table: OutcomeTable) -> None:
+def broken_rows(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """How many rows are broken, by reason, the most frequent first."""
+    query = "SELECT reason, count(*) FROM raw WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+    return dict(fetch(db, query))
+
+
+def refuse_single_tier_log(table: OutcomeTable) -> None:
+    """Raises LogError where fewer than two tiers have outcomes."""
     if np.isfinite(table.correct).any(axis=0).sum() < 2:
         raise LogError(
             f"the log has outcomes of fewer than two tiers (found: {table.summary}); routing is learned from the "

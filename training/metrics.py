@@ -78,8 +78,12 @@ def resamples(n_prompts: int, seed: int = 0, n_bootstrap: int = N_BOOTSTRAP) -> 
     """Weights of the prompts, float32 (1 + n_bootstrap, n_prompts); row 0 is the sample itself."""
     n_bootstrap = min(n_bootstrap, max(100, _MAX_CELLS // n_prompts))
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=n_bootstrap)
-    return np.concatenate([np.ones((1, n_prompts)), weights]).astype(np.float32) / n_prompts
+    weights = np.ones((1 + n_bootstrap, n_prompts), dtype=np.float32)
+    share = np.full(n_prompts, 1 / n_prompts)
+    for row in weights[1:]:  # one at a time: whole numbers take twice the memory
+        row[:] = rng.multinomial(n_prompts, share)
+    weights /= n_prompts
+    return weights
 
 
 def interval(values: np.ndarray) -> Interval:

@@ -62,7 +62,12 @@ def is_partial(correct: np.ndarray) -> bool:
     correct: (n_prompts, n_tiers), NaN where not observed.
     """
     n_observed = np.isfinite(correct).sum(axis=1)
-    return bool(n_observed.sum() < MIN_TIERS_PER_PROMPT * (n_observed > 0).sum())
+    return is_partial_count(int(n_observed.sum()), int((n_observed > 0).sum()))
+
+
+def is_partial_count(n_observed: int, n_judged: int) -> bool:
+    """The same from counts: of outcomes, and of prompts that have any."""
+    return n_observed < MIN_TIERS_PER_PROMPT * n_judged
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class OutcomeTable:
         NaN where not observed. cost_usd is the attempt's own cost, else its tokens x price.
     propensity: same shape; probability with which the tier's outcome came to be observed, NaN where the log
         does not say.
+    drawn_from: of a sample, the digest of the whole log; summary and timestamps are then the whole log's, too.
     """
 
     tiers: tuple[str, ...]
@@ -92,6 +98,7 @@ class OutcomeTable:
     first_timestamp: datetime | None
     last_timestamp: datetime | None
     summary: IngestSummary
+    drawn_from: str = ""
 
     @property
     def n_prompts(self) -> int:
@@ -104,6 +111,7 @@ class OutcomeTable:
         content = hashlib.sha256(json.dumps([self.tiers, self.prompt_ids.tolist()]).encode())
         for cells in (self.correct, self.output_tokens, self.cost_usd, self.propensity):
             content.update(np.ascontiguousarray(cells, dtype=np.float32).tobytes())
+        content.update(self.drawn_from.encode())
         return content.hexdigest()
 
     def rows(self, index: np.ndarray) -> OutcomeTable:
@@ -117,5 +125,6 @@ class OutcomeTable:
             first_timestamp=self.first_timestamp,
             last_timestamp=self.last_timestamp,
             summary=self.summary,
+            drawn_from=self.drawn_from,
             **picked,
         )

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from router.bundle import FORMAT_VERSION, Bundle, DialPoint, EncoderInfo, Manifest
@@ -26,7 +27,6 @@ from training.evaluate import MIN_COMPLETE_PROMPTS, evaluate_table, logged_choic
 from training.evaluation import Evaluation
 from training.export import Parity, check_parity, check_target, draft_bundle, versions
 from training.fit import LengthModel, SuccessEstimator
-from training.ingest import ingest
 from training.label import label_cheapest_correct, label_distribution
 from training.logfiles import LogSource
 from training.model import TierModel
@@ -35,9 +35,10 @@ from training.quantize import check_quantized, quantized
 from training.replay import MAX_UNSUPPORTED_SHARE, Overlap
 from training.report import report_figures, write_report
 from training.shelf import EncoderShelf
-from training.split import test_mask
+from training.split import Split
 from training.track import Tracker, default_tracking_uri, tracked_run
 from training.training_part import TrainingPart
+from training.workplace import Workplace, workplace
 
 logger = logging.getLogger(__name__)
 
@@ -69,33 +70,41 @@ def train(
     out: str | Path,
     config: TrainingConfig | None = None,
     *,
+    cluster: str | None = None,
     tracking_uri: str | None = None,
     progress: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> TrainingResult:
     """Train a router on logged outcomes and write its bundle to the folder `out`.
 
     logs: files, folders, globs or DataFrames in the format of data/README.md. tiers: a tiers.toml.
+    cluster: address of a Dask scheduler, such as tcp://host:8786 (extra `distributed`): its workers read the log, which
+        need not fit into one machine's memory, and fit the classifier on all of it; all else is fitted and judged here,
+        on a sample. Logs and cache must stand on storage that all workers see. None does everything here.
     tracking_uri: of MLflow; None takes a sqlite database beside the bundle, "none" tracks nothing.
-    progress: bars on stderr.
+    progress: bars on stderr. on_step: told the name of each step that is done.
 
     Beside the bundle stand `<out>-training.parquet` (what `evaluate` fits its baselines on; no prompt
     text) and, where rows were broken, `<out>-quarantine.parquet`.
 
-    Raises LogError, TierError, ConfigError, EncoderError, ParityError; `out` is then left as it was.
+    Raises LogError, TierError, ConfigError, EncoderError, ParityError, ClusterError; `out` is then left as it was.
     """
     out, config = Path(out), config or TrainingConfig()
     check_target(out)
     tiers_read, tiers_text = read_tiers(tiers), Path(tiers).read_text(encoding="utf-8")
     out.parent.mkdir(parents=True, exist_ok=True)
     uri = default_tracking_uri(out) if tracking_uri is None else tracking_uri
+    cache = config.cache or out.parent / ".cache"
     with tracked_run(uri, out.name) as tracker, tqdm(desc="train", unit="step", delay=1, disable=not progress) as bar:
 
         def done(step: str) -> None:
             bar.set_postfix_str(step, refresh=False)
             bar.update()
             logger.info("%s", step)
+            on_step(step)
 
-        return _run(logs, tiers_read, tiers_text, out, config, tracker, done, progress)
+        with workplace(cluster, config, cache, done) as place:
+            return _run(logs, tiers_read, tiers_text, out, config, cache, place, tracker, done, progress)
 
 
 def _run(
@@ -104,20 +113,22 @@ def _run(
     tiers_text: str,
     out: Path,
     config: TrainingConfig,
+    cache: Path,
+    place: Workplace,
     tracker: Tracker,
     done: Callable[[str], None],
     progress: bool,
 ) -> TrainingResult:
     quarantine = out.with_name(f"{out.name}-quarantine.parquet")
-    log = ingest(logs, tiers, quarantine=quarantine, drop_unparsed=config.drop_unparsed)
+    log = place.ingest(logs, tiers, quarantine, drop_unparsed=config.drop_unparsed)
     done("ingest")
     label = label_cheapest_correct(log.correct, attempt_costs(log, tiers).cost_usd)
     labels = label_distribution(label, log.tiers, log.segments)
-    in_test = test_mask(log.groups, config.test_share, config.seed)
+    split = Split(config.test_share, config.seed)
+    in_test = split.in_test(log.groups)
     in_training = ~in_test & np.isfinite(log.correct).any(axis=1)
     _check_split(log, in_training, in_test)
 
-    cache = config.cache or out.parent / ".cache"
     encoder, reused = make_encoder(config, log.rows(in_training), cache)
     done("encoder")
     embeddings = embed(encoder, log.prompts, log.prompt_ids, cache, progress=progress)
@@ -131,11 +142,14 @@ def _run(
         propensity=known.propensity,
         cost_usd=costs.cost_usd,
         groups=known.groups,
+        label_forest=place.label_forest(encoder, tiers, costs.mean_output_tokens),
         on_step=done,
     )
-    lengths = LengthModel.fit(
-        estimator.basis_, vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed
-    )
+    n_trained_on = place.n_trained_on(known.n_prompts)
+    with threadpool_limits(1):  # as in SuccessEstimator.fit
+        lengths = LengthModel.fit(
+            estimator.basis_, vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed
+        )
     done("lengths")
     outcomes, dial, n_evidence = _outcomes_and_dial(known, costs.cost_usd, estimator.out_of_fold_, config.confidence)
     done("dial")
@@ -172,8 +186,9 @@ def _run(
         promise=promise_statement(dial, config.confidence, best, n_evidence),
         training={
             "data_digest": log.digest,
-            "n_prompts": log.n_prompts,
-            "n_trained_on": known.n_prompts,
+            "n_prompts": log.summary.n_prompts,
+            "n_trained_on": n_trained_on,
+            **({"n_sampled": log.n_prompts} if log.drawn_from else {}),
             "first_timestamp": log.first_timestamp and log.first_timestamp.isoformat(),
             "last_timestamp": log.last_timestamp and log.last_timestamp.isoformat(),
             "target": estimator.target_,
@@ -196,6 +211,7 @@ def _run(
             out_of_fold=estimator.out_of_fold_,
             correct=known.correct,
             cost_usd=costs.cost_usd,
+            others=split if n_trained_on > known.n_prompts else None,
         )
         evaluation = evaluate_table(
             Bundle.load(draft.folder),

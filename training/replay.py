@@ -385,8 +385,8 @@ def off_policy_evaluate(
     if prices is not None:
         loaded = replace(loaded, prices=PriceTable.read(prices, manifest.tiers))
     dials = resolve_dials(manifest, Policy(), quality, worth_usd, critical=False)
-    trained_on = TrainingPart.load(TrainingPart.path_of(loaded.path), manifest.bundle_id).groups
-    usable = _usable_rows(logs, loaded.prices.tiers, trained_on, prefer_logged_cost=prices is None)
+    training = TrainingPart.load(TrainingPart.path_of(loaded.path), manifest.bundle_id)
+    usable = _usable_rows(logs, loaded.prices.tiers, training, prefer_logged_cost=prices is None)
 
     shipped = Shipped(loaded)
     estimates = shipped.estimates(usable.prompts)
@@ -445,7 +445,7 @@ class _UsableRows:
 
 
 def _usable_rows(
-    logs: pd.DataFrame, tiers: Sequence[Tier], trained_on: np.ndarray, *, prefer_logged_cost: bool
+    logs: pd.DataFrame, tiers: Sequence[Tier], training: TrainingPart, *, prefer_logged_cost: bool
 ) -> _UsableRows:
     if missing := {"model", "correct", "propensity"} - set(logs.columns):
         raise LogError(f"the log has no column {', '.join(sorted(missing))}; off-policy evaluation needs it")
@@ -472,7 +472,7 @@ def _usable_rows(
         "no tokens" + (" and no cost_usd" if prefer_logged_cost else ""): ~(
             has_tokens | np.isfinite(numbers["cost_usd"])
         ),
-        "trained on": np.isin(groups, trained_on),
+        "trained on": training.saw(groups),
     }
     keep, left_out = np.ones(len(logs), dtype=bool), {}
     for reason, applies in reasons.items():

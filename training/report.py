@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -309,6 +310,7 @@ def _facts(manifest: Manifest, evaluation: Evaluation, log: OutcomeTable) -> lis
         f"Trained on {training['n_trained_on']:,} prompts; judged on {evaluation.n_prompts:,} others "
         f"{'with partial feedback' if evaluation.off_policy else 'that every tier answered'}, split by question; "
         f"target {training['target']}; {training['n_trees']} trees; encoder {manifest.encoder.name}.",
+        *_sample(training),
         _meaning(evaluation),
         _promise(manifest),
     ]
@@ -318,6 +320,16 @@ def _facts(manifest: Manifest, evaluation: Evaluation, log: OutcomeTable) -> lis
             "those are estimated from mean answer lengths, so read costs as ratios."
         )
     return facts
+
+
+def _sample(training: Mapping[str, Any]) -> list[str]:
+    """What of the log was held in one place, where that was not all of it."""
+    if "n_sampled" not in training:
+        return []
+    return [
+        f"The log has {training['n_prompts']:,} prompts. Its classifier was fitted on all training prompts where it is "
+        f"part of the estimate; all else, and every figure here, comes from a sample of {training['n_sampled']:,}."
+    ]
 
 
 def _meaning(evaluation: Evaluation) -> str:

@@ -93,7 +93,7 @@ def retrain(
         all that is to be trained on; what of it is new, the store knows.
     tracking_uri: of MLflow; None takes the store's own database, "none" tracks nothing. A server that is away holds
         nothing up: the receipt says so, and the next run makes up for it.
-    on_step: told the name of each step that is done.
+    on_step: told the name of each step that is done, those of training among them.
 
     Killed at any moment, the store has its last champion, and the next run recovers by itself.
     Raises StoreBusyError where another run holds the store, StoreError, and the errors of `train`; nothing is
@@ -131,14 +131,14 @@ def retrain(
 
         state = replace(_with_files(state, examined), n_runs=state.n_runs + 1, settings=settings)
         name = f"{state.n_runs:06d}"
-        result, tracking_problem = _train(list(taken.values()), tiers, place, name, config, uri, progress)
+        result, tracking_problem = _train(list(taken.values()), tiers, place, name, config, uri, progress, on_step)
         on_step("trained")
         challenger = Bundle.load(result.bundle)
-        recent = prompt_ids_of(_newest(taken, state, config), place.cache)
         comparison = None
         if champion is not None and not uncompared:
+            recent = prompt_ids_of(_newest(taken, state, config), place.cache)
             comparison = compare(champion, challenger, result.log, PriceTable.parse(tiers_text), recent, config)
-        drift = _drift(champion, result.log, prompt_ids_of(list(new.values()), place.cache))
+        drift = _drift(champion, result.log, list(new.values()), place.cache)
         promoted, reason = _decide(state, challenger, uncompared, comparison, config)
         reason = _with_set_aside(reason, examined)
         on_step("judged")
@@ -288,6 +288,7 @@ def _train(
     config: RetrainConfig,
     uri: str,
     progress: bool,
+    on_step: Callable[[str], None],
 ) -> tuple[TrainingResult, str]:
     """Train the challenger; where the tracking server is away, without it, and with what it said.
 
@@ -297,26 +298,26 @@ def _train(
     tracking_problem = ""
     with disk_errors():
         try:
-            result = train(paths, tiers, out, settings, tracking_uri=uri, progress=progress)
+            result = train(paths, tiers, out, settings, tracking_uri=uri, progress=progress, on_step=on_step)
         except ConfigError as error:
             if not str(error).startswith("tracking at"):
                 raise
-            result = train(paths, tiers, out, settings, tracking_uri=NO_TRACKING, progress=progress)
+            result = train(paths, tiers, out, settings, tracking_uri=NO_TRACKING, progress=progress, on_step=on_step)
             tracking_problem = str(error)
     if lost := [reason for reason in result.log.summary.quarantined if reason.startswith(UNREADABLE)]:
         raise OSError(f"a log file could be read at first, but not in training ({lost[0]}); is the disk full?")
     return result, tracking_problem
 
 
-def _drift(champion: Bundle | None, log: OutcomeTable, new: np.ndarray) -> dict[str, Any] | None:
+def _drift(champion: Bundle | None, log: OutcomeTable, new: Sequence[Path], scratch: Path) -> dict[str, Any] | None:
     """What moved between the former rows and the new, as the champion sees it; None where it cannot be said.
 
-    new: prompt_ids of the new log files. Only prompts that the champion was not trained on count.
+    new: the new log files. Only prompts that the champion was not trained on count.
     """
     if champion is None or champion.manifest.tiers != log.tiers:
         return None
-    trained_on = TrainingPart.load(TrainingPart.path_of(champion.path), champion.manifest.bundle_id).groups
-    is_new, unseen = np.isin(log.prompt_ids, new), ~np.isin(log.groups, trained_on)
+    part = TrainingPart.load(TrainingPart.path_of(champion.path), champion.manifest.bundle_id)
+    is_new, unseen = np.isin(log.prompt_ids, prompt_ids_of(new, scratch)), ~part.saw(log.groups)
     windows = []
     for mask in (~is_new & unseen, is_new & unseen):
         table = log.rows(np.flatnonzero(mask)[:MAX_EXAMINED_PROMPTS])

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -51,11 +52,7 @@ class EncoderShelf:
             return
         shutil.rmtree(entry, ignore_errors=True)
         unfinished = self.folder / f".{uuid4().hex}.tmp"
-        unfinished.mkdir(parents=True)
-        (unfinished / "tokenizer.json").write_text(encoder.tokenizer_json, encoding="utf-8")
-        (unfinished / "encoder.onnx").write_bytes(encoder.graph.SerializeToString(deterministic=True))
-        facts = {"name": encoder.name, "max_chars": encoder.max_chars, "max_tokens": encoder.max_tokens}
-        (unfinished / "facts.json").write_text(json.dumps({**facts, "sketch": sketch.tolist()}))
+        write_encoder(unfinished, encoder, sketch=sketch.tolist())
         try:
             unfinished.rename(entry)
         except OSError:  # another process has just put it there
@@ -64,14 +61,29 @@ class EncoderShelf:
     def _read(self, entry: Path) -> tuple[Encoder, np.ndarray] | None:
         """None where the entry is not readable or not what its name says: it is then learned again."""
         try:
-            facts = json.loads((entry / "facts.json").read_text())
-            sketch = np.array(facts.pop("sketch"), dtype=np.str_)
-            tokenizer = (entry / "tokenizer.json").read_text(encoding="utf-8")
-            graph = onnx.load_model_from_string((entry / "encoder.onnx").read_bytes())
-            encoder = Encoder(tokenizer_json=tokenizer, graph=graph, **facts)
+            encoder, facts = read_encoder(entry)
+            sketch = np.array(facts["sketch"], dtype=np.str_)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, DecodeError):
             return None
         return (encoder, sketch) if entry.name.endswith(f"-{encoder.digest[:16]}") else None
+
+
+def write_encoder(folder: Path, encoder: Encoder, **facts: Any) -> None:
+    """An encoder's files, in a new folder; facts: what else is to be kept with it, as JSON has it."""
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(encoder.tokenizer_json, encoding="utf-8")
+    (folder / "encoder.onnx").write_bytes(encoder.graph.SerializeToString(deterministic=True))
+    own = {"name": encoder.name, "max_chars": encoder.max_chars, "max_tokens": encoder.max_tokens}
+    (folder / "facts.json").write_text(json.dumps({**own, **facts}))
+
+
+def read_encoder(folder: Path) -> tuple[Encoder, dict[str, Any]]:
+    """What `write_encoder` wrote, and the facts kept with it; raises what reading or parsing raises."""
+    facts = json.loads((folder / "facts.json").read_text())
+    own = {name: facts.pop(name) for name in ("name", "max_chars", "max_tokens")}
+    tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    graph = onnx.load_model_from_string((folder / "encoder.onnx").read_bytes())
+    return Encoder(tokenizer_json=tokenizer, graph=graph, **own), facts
 
 
 def bottom_k(prompt_ids: np.ndarray) -> np.ndarray:

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which groups are held out from training, known without the log."""
+
+    test_share: float
+    seed: int
+
+    def in_test(self, groups: np.ndarray) -> np.ndarray:
+        """True for the rows that no part of training sees."""
+        return test_mask(groups, self.test_share, self.seed)
 
 
 def group_positions(groups: np.ndarray, seed: int) -> np.ndarray:

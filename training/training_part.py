@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.errors import LogError
+from training.split import Split
 
 _BUNDLE_ID = b"bundle_id"
+_OTHERS = b"others"
 _ARRAYS = ("embedding", "out_of_fold", "correct", "cost_usd")
 
 
@@ -24,6 +27,7 @@ class TrainingPart:
 
     prompt_ids, groups: text (n_prompts,). embedding: float32 (n_prompts, n_dims).
     correct, cost_usd: (n_prompts, n_tiers); correct is NaN where not observed.
+    others: where more prompts were trained on than stand here, the split that tells which may have been.
     """
 
     prompt_ids: np.ndarray
@@ -32,6 +36,12 @@ class TrainingPart:
     out_of_fold: np.ndarray
     correct: np.ndarray
     cost_usd: np.ndarray
+    others: Split | None = None
+
+    def saw(self, groups: np.ndarray) -> np.ndarray:
+        """True for prompts of groups that were trained on, or may have been; groups: text (n,)."""
+        seen = np.isin(groups, self.groups)
+        return seen if self.others is None else np.asarray(seen | ~self.others.in_test(groups))
 
     @property
     def mean_cost_usd(self) -> np.ndarray:
@@ -45,7 +55,10 @@ class TrainingPart:
             values = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         unfinished = path.with_name(f".{path.name}.tmp")
-        table = pa.table(columns).replace_schema_metadata({_BUNDLE_ID: bundle_id})
+        facts = {_BUNDLE_ID: bundle_id}
+        if self.others is not None:
+            facts[_OTHERS] = json.dumps(asdict(self.others))
+        table = pa.table(columns).replace_schema_metadata(facts)
         pq.write_table(table, unfinished, compression="zstd")
         unfinished.replace(path)
 
@@ -61,7 +74,9 @@ class TrainingPart:
                 for name in _ARRAYS
             }
             prompt_ids, groups = (np.array(table[name].to_pylist(), dtype=np.str_) for name in ("prompt_id", "group"))
-            return cls(prompt_ids=prompt_ids, groups=groups, **arrays)
+            others = table.schema.metadata.get(_OTHERS)
+            split = None if others is None else Split(**json.loads(others))
+            return cls(prompt_ids=prompt_ids, groups=groups, others=split, **arrays)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise LogError(
                 f"{path}: cannot read the training part that stands beside a bundle ({error}); "
