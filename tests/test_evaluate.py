@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import training.training_part
 from router.bundle import Bundle
 from router.errors import PriceError
 from router.prices import PriceTable
 from training import TrainingConfig, evaluate, train
 from training.dial import DIAL_QUALITIES
 from training.errors import LogError
+from training.evaluate import evaluate_table
 from training.metrics import FIGURES, Interval
 from training.net_value import break_evens
 from training.shipped import Shipped
@@ -324,3 +326,28 @@ def test_break_evens_name_the_best_single_tier_at_any_worth(tiers, worth):
         at = change.dearer
     value = worth * accuracy - cost
     assert value[int(at)] >= value.max() - 1e-9 * (1 + abs(value).max())
+
+
+def test_of_a_large_training_part_only_some_embeddings_are_kept_and_baselines_are_fitted_on_them(
+    trained, tmp_path, monkeypatch
+):
+    part = TrainingPart.load(TrainingPart.path_of(trained.bundle), trained.manifest.bundle_id)
+    n = len(part.groups)
+    assert part.embedded.tolist() == list(range(n)) == TrainingPart.rows_to_embed(n).tolist()
+    monkeypatch.setattr(training.training_part, "MAX_EMBEDDED_PROMPTS", 500)
+    kept = TrainingPart.rows_to_embed(n)
+    assert len(kept) == 500 and 0 <= kept.min() and kept.max() < n and (np.diff(kept) > 0).all()
+    smaller = replace(part, embedding=part.embedding[kept], embedded=kept)
+    path = TrainingPart.path_of(tmp_path / "copy")
+    smaller.save(path, "a bundle")
+    again = TrainingPart.load(path, "a bundle")
+    np.testing.assert_array_equal(again.embedding, smaller.embedding)
+    np.testing.assert_array_equal(again.embedded, kept)
+    np.testing.assert_array_equal(again.prompt_ids, part.prompt_ids)
+    assert path.stat().st_size < 0.5 * TrainingPart.path_of(trained.bundle).stat().st_size
+    held_out = trained.log.rows(~again.saw(trained.log.groups))
+    found = evaluate_table(Bundle.load(trained.bundle), held_out, again)
+    before = trained.evaluation
+    assert found.router.figures["aiq"].value == pytest.approx(before.router.figures["aiq"].value)
+    assert found.baselines["knn"].figures["aiq"].value != before.baselines["knn"].figures["aiq"].value
+    assert found.baselines["knn"].figures["aiq"].value > before.baselines["random"].figures["aiq"].value

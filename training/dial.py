@@ -22,7 +22,7 @@ from router.bundle import DialPoint
 DIAL_QUALITIES = (0.80, 0.85, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.00)
 SLACKS = np.concatenate([np.arange(0, 0.1, 0.005), np.arange(0.1, 0.3, 0.01), np.arange(0.3, 1.0001, 0.05)])
 
-MAX_DIAL_PROMPTS = 200_000
+MAX_DIAL_PROMPTS = 100_000
 """More would widen the slack by less than a step."""
 
 MIN_SEGMENT_PROMPTS = 200

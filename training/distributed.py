@@ -49,7 +49,7 @@ from training.split import Split
 from training.workers import Workers, workers_at
 
 MAX_SAMPLE = 200_000
-"""Prompts that the client holds: as many as any step that is fitted on the sample looks at, the dial's."""
+"""Prompts that the client holds: as many as any step that is fitted on the sample looks at, the encoder's."""
 
 ROWS_PER_PART = 300_000
 """60,000 prompts where five tiers answered each: some hundred megabytes on the worker that has them in hand."""

@@ -42,7 +42,6 @@ from training.replay import N_FOLDS, LoggedChoices, OffPolicyReport, cross_fitte
 from training.shipped import Shipped, embed_with
 from training.training_part import TrainingPart
 
-MAX_BASELINE_PROMPTS = 50_000
 MAX_JUDGED_PROMPTS = 50_000
 """Held-out prompts; an accuracy is then known to half a point, and more would not change what the report says."""
 
@@ -331,10 +330,11 @@ def _baseline_policies(
     }
     if vectors is None:
         vectors = embed_with(bundle, part.prompts)
-    rows = rng.permutation(len(training.embedding))[:MAX_BASELINE_PROMPTS]
+    rows = rng.permutation(len(training.embedding))
+    correct = training.correct[training.embedded[rows]]
     for fit in (baselines.knn, baselines.kmeans, baselines.linear):
         with threadpool_limits(1):  # as in SuccessEstimator.fit; and the figures do not depend on the number of cores
-            success = fit(training.embedding[rows], training.correct[rows], vectors)
+            success = fit(training.embedding[rows], correct, vectors)
         policies[fit.__name__] = Policy(choices_by_worth(success, mean_cost, worths), _gain(success, outcomes.best))
     return policies
 

@@ -111,7 +111,7 @@ def compare(
     log: with the columns of `prices`, today's, among which are all tiers of both. recent: prompt_ids.
     """
     ours, theirs = (_Judged.at(bundle, prices) for bundle in (champion, challenger))
-    log = log.rows(np.isin(log.prompt_ids, recent) & ~np.isin(log.groups, ours.part.groups))
+    log = log.rows(np.isin(log.prompt_ids, recent) & ~ours.part.saw(log.groups))
     promised, kept = _promise_kept(ours, log, config)
     return replace(_compare(ours, theirs, log, prices, config), promised=promised, champion_kept=kept)
 

@@ -204,10 +204,12 @@ def _run(
     )
     draft = draft_bundle(out, encoder, graph, tiers_text, clusters.members, manifest)
     try:
+        embedded = TrainingPart.rows_to_embed(known.n_prompts)
         part = TrainingPart(
             prompt_ids=known.prompt_ids,
             groups=known.groups,
-            embedding=vectors,
+            embedding=vectors[embedded],
+            embedded=embedded,
             out_of_fold=estimator.out_of_fold_,
             correct=known.correct,
             cost_usd=costs.cost_usd,

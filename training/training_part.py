@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from training.errors import LogError
@@ -15,7 +16,10 @@ from training.split import Split
 
 _BUNDLE_ID = b"bundle_id"
 _OTHERS = b"others"
-_ARRAYS = ("embedding", "out_of_fold", "correct", "cost_usd")
+_CELLS = ("out_of_fold", "correct", "cost_usd")
+
+MAX_EMBEDDED_PROMPTS = 50_000
+"""Embeddings are most of the file, and the baselines that are fitted on them need no more."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class TrainingPart:
     The bundle is never judged on them, but models like it that did not see them are: out_of_fold, float32
     (n_prompts, n_tiers), is their calibrated success.
 
-    prompt_ids, groups: text (n_prompts,). embedding: float32 (n_prompts, n_dims).
+    prompt_ids, groups: text (n_prompts,). embedding: float32 (n_embedded, n_dims), of the rows `embedded`.
     correct, cost_usd: (n_prompts, n_tiers); correct is NaN where not observed.
     others: where more prompts were trained on than stand here, the split that tells which may have been.
     """
@@ -33,6 +37,7 @@ class TrainingPart:
     prompt_ids: np.ndarray
     groups: np.ndarray
     embedding: np.ndarray
+    embedded: np.ndarray
     out_of_fold: np.ndarray
     correct: np.ndarray
     cost_usd: np.ndarray
@@ -43,6 +48,12 @@ class TrainingPart:
         seen = np.isin(groups, self.groups)
         return seen if self.others is None else np.asarray(seen | ~self.others.in_test(groups))
 
+    @staticmethod
+    def rows_to_embed(n_prompts: int) -> np.ndarray:
+        """Of which training prompts the embedding is kept, spread evenly over them."""
+        n_kept = min(n_prompts, MAX_EMBEDDED_PROMPTS)
+        return np.arange(n_kept) * n_prompts // max(1, n_kept)
+
     @property
     def mean_cost_usd(self) -> np.ndarray:
         """Mean cost of an attempt per tier, (n_tiers,)."""
@@ -51,9 +62,14 @@ class TrainingPart:
     def save(self, path: Path, bundle_id: str) -> None:
         """One Parquet file, which says whose training part it is."""
         columns = {"prompt_id": pa.array(self.prompt_ids.tolist()), "group": pa.array(self.groups.tolist())}
-        for name in _ARRAYS:
+        for name in _CELLS:
             values = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        width = np.zeros(len(self.groups), dtype=np.int32)
+        width[self.embedded] = self.embedding.shape[1]  # of the others an empty list
+        ends = np.concatenate([[0], np.cumsum(width)]).astype(np.int32)
+        vectors = np.ascontiguousarray(self.embedding, dtype=np.float32)
+        columns["embedding"] = pa.ListArray.from_arrays(pa.array(ends), pa.array(vectors.ravel()))
         unfinished = path.with_name(f".{path.name}.tmp")
         facts = {_BUNDLE_ID: bundle_id}
         if self.others is not None:
@@ -71,12 +87,15 @@ class TrainingPart:
                 raise KeyError(f"it is of bundle {found or 'unknown'}, not of {bundle_id}")
             arrays = {
                 name: table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-                for name in _ARRAYS
+                for name in _CELLS
             }
+            vectors = table["embedding"].combine_chunks()
+            embedded = np.flatnonzero(pc.list_value_length(vectors).to_numpy(zero_copy_only=False))
+            embedding = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(embedded), -1)
             prompt_ids, groups = (np.array(table[name].to_pylist(), dtype=np.str_) for name in ("prompt_id", "group"))
             others = table.schema.metadata.get(_OTHERS)
             split = None if others is None else Split(**json.loads(others))
-            return cls(prompt_ids=prompt_ids, groups=groups, others=split, **arrays)
+            return cls(prompt_ids, groups, embedding, embedded, others=split, **arrays)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise LogError(
                 f"{path}: cannot read the training part that stands beside a bundle ({error}); "
