@@ -63,8 +63,9 @@ def bundle_choices(bundle: Bundle, judged: Judged) -> np.ndarray:
 def frozen_choices(bundle: Bundle, seed: int, vectors: np.ndarray) -> np.ndarray:
     """A classifier of the cheapest correct tier at the training's prices, (n_prompts,); no tier right: the cheapest."""
     part = TrainingPart.load(TrainingPart.path_of(bundle.path), bundle.manifest.bundle_id)
-    complete = np.isfinite(part.correct).all(axis=1)
-    label = label_cheapest_correct(part.correct[complete], part.cost_usd[complete])
+    correct, cost_usd = part.correct[part.embedded], part.cost_usd[part.embedded]
+    complete = np.isfinite(correct).all(axis=1)
+    label = label_cheapest_correct(correct[complete], cost_usd[complete])
     label[label == NONE] = int(part.mean_cost_usd.argmin())
     model = LGBMClassifier(n_estimators=50, n_jobs=1, random_state=seed, verbose=-1)
     model.fit(part.embedding[complete], label)
@@ -118,7 +119,7 @@ def rows_of(log: Path, seed: int, folder: Path) -> list[str]:
     logged = ingest(log, listed.tiers)
     bundle = trained_on(log, listed, seed, folder / "listed")
     part = TrainingPart.load(TrainingPart.path_of(bundle.path), bundle.manifest.bundle_id)
-    held_out = ~np.isin(logged.groups, part.groups) & np.isfinite(logged.correct).all(axis=1)
+    held_out = ~part.saw(logged.groups) & np.isfinite(logged.correct).all(axis=1)
     table = logged.rows(held_out)
     frozen = frozen_choices(bundle, seed, embed_with(bundle, table.prompts))[:, None]
     weights = resamples(table.n_prompts, seed)

@@ -306,7 +306,9 @@ def main() -> None:
         command.add_argument("--keep", type=Path, help="work here and leave it; a further call adds another 1 %%")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        options.work(options, options.keep or Path(scratch))
+        folder = options.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        options.work(options, folder)
 
 
 if __name__ == "__main__":

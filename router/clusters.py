@@ -39,8 +39,14 @@ def parse_clusters(text: bytes, source: str) -> tuple[Cluster, ...]:
     """From the content of clusters.json; raises BundleError where it is of another form."""
     try:
         rows = json.loads(text)
-        if not isinstance(rows, list):
-            raise TypeError(f"found {type(rows).__name__}")
-        return tuple(Cluster(number, **{**row, "examples": tuple(row["examples"])}) for number, row in enumerate(rows))
-    except (ValueError, TypeError, KeyError) as error:
+        if not isinstance(rows, list) or not rows:
+            raise TypeError(f"found {type(rows).__name__}, expected a list that is not empty")
+        clusters = tuple(
+            Cluster(number, **{**row, "examples": tuple(row["examples"])}) for number, row in enumerate(rows)
+        )
+        for cluster in clusters:
+            if set(cluster.success) != set(cluster.n_outcomes) or not isinstance(cluster.segments, dict):
+                raise TypeError(f"in cluster {cluster.number} tiers or segments have another form")
+        return clusters
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BundleError(f"{source}: not a list of clusters ({error}); train or copy the bundle again") from error

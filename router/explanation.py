@@ -114,9 +114,11 @@ def _similar(decision: Decision) -> list[str]:
         return []
     kinds = [f"{share:.0%} {segment}" for segment, share in list(cluster.segments.items())[:1]]
     if decision.familiarity != 1:
-        kinds.append("not quite like this one")
-    which = f"the {cluster.n_prompts:,} nearest logged prompts" + (f" ({'; '.join(kinds)})" if kinds else "")
-    rates = ", ".join(f"{tier} {success:.0%}" for tier, success in cluster.success.items())
+        kinds.append("the nearest, not quite like this one")
+    which = f"a group of {cluster.n_prompts:,} similar logged prompts" + (f" ({'; '.join(kinds)})" if kinds else "")
+    rates = ", ".join(
+        f"{tier} {success:.0%} of {cluster.n_outcomes[tier]:,}" for tier, success in cluster.success.items()
+    )
     line = f"Correct answers to {which}: {rates}."
     return [line, *(f'  such as: "{example}"' for example in cluster.examples)]
 

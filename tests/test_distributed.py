@@ -34,7 +34,7 @@ pytest.importorskip("dask.distributed", reason="Dask is not installed: pip insta
 import dask  # noqa: E402
 from dask.distributed import Client, LocalCluster  # noqa: E402
 
-TEXTS = ("prompt_ids", "groups", "segments")
+COLUMNS = ("prompt_ids", "groups", "segments", "asked_at")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_the_table_is_that_of_one_process_whatever_the_number_of_parts(
         monkeypatch.setattr(clusters, "ROWS_PER_PART", rows_per_part)
         monkeypatch.setattr(clusters, "ROWS_PER_READ", rows_per_part)
         found = table_of(two_workers, log_files, tiers, tmp_path)
-        for name in (*TEXTS, *CELL_MEASURES):
+        for name in (*COLUMNS, *CELL_MEASURES):
             np.testing.assert_array_equal(getattr(found, name), getattr(whole, name), err_msg=name)
         assert found.prompts == whole.prompts
         assert found.summary == whole.summary and found.digest == whole.digest
@@ -265,3 +265,22 @@ def test_without_dask_the_extra_is_named(sample_log, sample_tiers, tmp_path, mon
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     with pytest.raises(ConfigError, match=r"token-broker\[distributed\]"):
         train(sample_log, sample_tiers, tmp_path / "bundle", cluster="tcp://127.0.0.1:8786", tracking_uri="none")
+
+
+def test_where_no_worker_is_left_it_says_so():
+    nobody = workers.Workers(SimpleNamespace(scheduler_info=lambda **_: {"workers": {}}))
+    with pytest.raises(ClusterError, match="no worker is left"):
+        nobody.run(len, ["a"])
+
+
+def test_a_worker_that_joins_later_with_another_version_does_nothing():
+    other = {**workers.facts_of_a_process(), "duckdb": "0.1"}
+    with pytest.raises(ConfigError, match="joined later has duckdb .*, here it is 0.1"):
+        workers._done_by_a_worker(other, len, "a")
+    assert workers._done_by_a_worker(workers.facts_of_a_process(), len, "a") == 1
+
+
+def test_rows_of_a_text_file_are_estimated_from_its_first_lines(tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(f'{{"prompt": "{"x" * 2000}", "model": "m{number}"}}\n' for number in range(3000)))
+    assert 0.9 < clusters._n_rows(path) / 3000 < 1.1

@@ -12,7 +12,8 @@ from training import SuccessEstimator, estimators, fit
 from training.encoders import N_SURFACE
 from training.errors import ConfigError, LogError
 from training.estimators import KernelBasis, evenly, ridge, shared_and_differences
-from training.fit import LengthModel, _by_fold, _Task, part_weights
+from training.fit import _by_fold, _Task, part_weights
+from training.lengths import LengthModel
 
 TARGETS = ("success", "cheapest-correct", "blend")
 
@@ -222,7 +223,7 @@ def test_beyond_its_caps_a_log_is_learned_from_alike_by_samples(monkeypatch):
         SuccessEstimator("success").fit(embedding, outcomes, propensity=chance).predict_proba(embedding)
         for outcomes, chance in ((gaps, None), (alone, propensity))
     ]
-    for name in ("MAX_KERNEL_PROMPTS", "MAX_SELECTION_PROMPTS", "MAX_LENGTH_PROMPTS"):
+    for name in ("MAX_KERNEL_PROMPTS", "MAX_SELECTION_PROMPTS"):
         monkeypatch.setattr(fit, name, 1000)
     for name in ("MAX_LANDMARK_PROMPTS", "MAX_LOGISTIC_PROMPTS", "_CHUNK_PROMPTS"):
         monkeypatch.setattr(estimators, name, 1000)

@@ -27,7 +27,7 @@ from training.training_part import TrainingPart
 KEYS_OF_THE_CONTRACT = {"n_prompts", "tiers", "single", "router", "baselines", "calibration", "dial"}
 MORE_KEYS = {
     "verdict", "bundle_id", "n_trained_on", "n_incomplete", "estimated_cost_share", "best_tier", "best_baseline",
-    "lead_aiq", "off_policy", "segments", "output_tokens", "cost_predicted_over_measured", "net_value",
+    "lead_aiq", "n_not_drawn", "off_policy", "segments", "output_tokens", "cost_predicted_over_measured", "net_value",
     "chosen_dials",
 }  # fmt: skip
 BASELINES = {"random", "cheapest", "strongest", "oracle", "knn", "kmeans", "linear"}

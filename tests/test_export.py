@@ -26,9 +26,10 @@ from training.encoders import StaticRecipe, learn_static
 from training.errors import ConfigError, LogError, ParityError
 from training.estimators import KernelBasis, boost
 from training.export import GOLDEN_PROMPTS, check_parity, draft_bundle, threshold_rows
-from training.fit import LengthModel, lightgbm_settings
+from training.fit import lightgbm_settings
 from training.graph import DECISION_INPUTS, Graph, add_decision, decide, ensemble_attributes, float32_threshold
 from training.ingest import ingest
+from training.lengths import LengthModel
 from training.model import TierModel
 from training.training_part import TrainingPart
 

@@ -14,8 +14,9 @@ from training.embed import embed, encoder_session, padded
 from training.encoders import ENCODER_INPUTS, N_SURFACE, StaticRecipe, learn_static, with_token_kinds
 from training.errors import EncoderError, LogError, ParityError
 from training.estimators import KernelBasis
-from training.fit import LengthModel, SuccessEstimator
+from training.fit import SuccessEstimator
 from training.ingest import ingest
+from training.lengths import LengthModel
 from training.model import TierModel
 from training.quantize import MAX_CHANGED, MAX_PROMPTS, QuantizationCheck, check_quantized, quantized
 

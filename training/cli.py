@@ -172,6 +172,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         left_out = (
             f"{evaluation.n_trained_on:,} trained on, {evaluation.n_incomplete:,} without an outcome of every tier"
+            + (f", {evaluation.n_not_drawn:,} beyond the sample" if evaluation.n_not_drawn else "")
         )
         say(evaluation.verdict)
         if evaluation.chosen:

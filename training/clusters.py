@@ -68,13 +68,14 @@ class PromptClusters:
             rows = np.flatnonzero(cluster_of == number)
             known = np.isfinite(outcomes[rows])
             share = np.clip(np.nansum(outcomes[rows], axis=0) / np.maximum(known.sum(axis=0), 1), 0, 1)
-            asked = np.flatnonzero(known.any(axis=0))
+            n_outcomes = np.isfinite(log.correct[rows]).sum(axis=0)
+            asked = np.flatnonzero(n_outcomes)
             members.append(
                 Cluster(
                     number=number,
                     n_prompts=len(rows),
                     success={log.tiers[k]: float(share[k]) for k in asked},
-                    n_outcomes={log.tiers[k]: int(np.isfinite(log.correct[rows, k]).sum()) for k in asked},
+                    n_outcomes={log.tiers[k]: int(n_outcomes[k]) for k in asked},
                     segments=_shares(log.segments[rows]),
                     examples=_examples(rows, nearest, similarity, weight, log.prompts) if keep_examples else (),
                 )

@@ -63,9 +63,10 @@ def calibrate_dial(
     correct: 0..1, same shape; only prompts that every tier answered count. Of partial feedback: doubly robust outcomes.
         Prompts stand in an order that has nothing to do with their outcomes, as that of their digests.
     segments: text, (n_prompts,); the accuracy kept is then bounded within large segments too, all at once (Bonferroni).
-    asked_at: datetime64, (n_prompts,), NaT where not known. The newest fifth then has a veto: a slack above 0 with
-        which their own accuracy kept is below the quality is not taken, though the proof on all prompts would allow
-        it. Requests drift, and those to come are more like the newest; without drift the proof is the stricter.
+    asked_at: datetime64, (n_prompts,), NaT where not known. The newest fifth, of them 100 at least, has
+        a veto: a slack above 0 with which their own accuracy kept is below the quality is not taken, though the proof
+        on all prompts would allow it. Requests drift, and those to come are more like the newest; without drift the
+        proof is mostly the stricter.
     largest: what one outcome can come to; of doubly robust outcomes the largest 1 / propensity.
     promise: False where `correct` is not to be relied on, as of partial feedback without propensities: slacks are
         found in the same way, as the best estimate there is, and none is promised.
@@ -144,8 +145,8 @@ def promise_statement(dial: Sequence[DialPoint], confidence: float, best_tier: s
         ),
         "evidence": (
             f"{n_prompts:,} prompts, judged by estimates that did not see them (out of fold); fixed-sequence testing "
-            "by betting, which assumes nothing of how outcomes are distributed. Where the log has times, no slack "
-            "above 0 is taken that the newest fifth of these prompts contradicts."
+            "by betting, which assumes nothing of how outcomes are distributed. Where at least "
+            f"{MIN_NEWEST_PROMPTS} of these prompts have times, no slack above 0 is taken that the newest contradict."
         ),
         "n_prompts": n_prompts,
     }

@@ -54,10 +54,14 @@ MAX_SAMPLE = 200_000
 ROWS_PER_PART = 300_000
 """60,000 prompts where five tiers answered each: some hundred megabytes on the worker that has them in hand."""
 
+BYTES_PER_PART = 200 * 2**20
+"""Of log files, where prompts are long: some gigabyte of text."""
+
 ROWS_PER_READ = 2_000_000
 """Of log files that one task reads, at most; a file is never divided."""
 
-_BYTES_PER_ROW = 100  # at least, of a line of text; too many parts do no harm
+_HEAD_BYTES = 2**20  # of a text file, whose lines are counted
+_COMPRESSED_BYTES_PER_ROW = 20
 _NAMES = {  # what lightgbm.train and its scikit-learn classes call the same thing
     "min_data_in_leaf": "min_child_samples",
     "feature_fraction": "colsample_bytree",
@@ -98,9 +102,10 @@ class Cluster:
     ) -> OutcomeTable:
         """At most about MAX_SAMPLE prompts of the log, whole groups of them; the rest stays with the workers."""
         paths = _files(logs, quarantine)
-        self.workers.check([*paths[:1], *paths[-1:], self.scratch])
+        self.workers.check([*paths, self.scratch])
         n_rows = [_n_rows(path) for path in paths]
-        n_parts = max(1, math.ceil(sum(n_rows) / ROWS_PER_PART))
+        size = sum(path.stat().st_size for path in paths)
+        n_parts = max(1, math.ceil(sum(n_rows) / ROWS_PER_PART), math.ceil(size / BYTES_PER_PART))
         batches = _batches(paths, n_rows, min(ROWS_PER_READ, sum(n_rows) // (2 * len(self.workers.addresses))))
         rows = [self._file("rows", number) for number in range(len(batches))]
         broken = [self._file("broken", number) for number in range(len(batches))]
@@ -224,11 +229,16 @@ def _files(logs: LogSource | Sequence[LogSource], quarantine: Path) -> list[Path
 
 
 def _n_rows(path: Path) -> int:
-    """About how many rows a log file has; rather too many than too few."""
+    """About how many rows a log file has."""
     try:
         if path.suffix == ".parquet":
             return int(pq.read_metadata(path).num_rows)
-        return path.stat().st_size // _BYTES_PER_ROW * (10 if path.suffix in (".gz", ".zst") else 1)
+        size = path.stat().st_size
+        if path.suffix in (".gz", ".zst"):
+            return size // _COMPRESSED_BYTES_PER_ROW
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+        return head.count(b"\n") * size // max(1, len(head)) + 1
     except (pa.ArrowException, OSError):
         return 0  # the worker that reads it says what is wrong
 

@@ -121,8 +121,8 @@ def evaluate_table(
     too_few = MIN_COMPLETE_PROMPTS if is_partial(table.correct[~trained_on]) else 2
     if judged.sum() < too_few:
         return _evaluate_off_policy(bundle, table, trained_on, dials, on_step)
-    judged = np.flatnonzero(judged)
-    judged = judged[evenly(len(judged), MAX_JUDGED_PROMPTS)]
+    judged, n_complete = np.flatnonzero(judged), int(judged.sum())
+    judged = judged[evenly(n_complete, MAX_JUDGED_PROMPTS)]
     vectors = None if vectors is None else vectors[judged]
     part = table.rows(judged)
     costs = attempt_costs(part, bundle.prices.tiers)
@@ -162,6 +162,7 @@ def evaluate_table(
         n_prompts=part.n_prompts,
         n_trained_on=int(trained_on.sum()),
         n_incomplete=int((~complete & ~trained_on).sum()),
+        n_not_drawn=n_complete - part.n_prompts,
         estimated_cost_share=costs.estimated_share,
         single=single,
         router=router,
@@ -197,9 +198,9 @@ def evaluate_table(
         segments=_segments(part, outcomes, router_policy, policies, shipped, estimates, seed),
         length_log_error=_length_errors(part, estimates["output_tokens"], manifest.output_tokens, manifest.tiers),
         cost_ratio={
-            tier: float(estimates["cost_usd"][:, k].sum() / costs.cost_usd[:, k].sum())
-            for k, tier in enumerate(manifest.tiers)
-            if costs.cost_usd[:, k].sum() > 0
+            tier: interval((weights @ estimates["cost_usd"][:, k]) / (weights @ measured.astype(np.float32)))
+            for k, (tier, measured) in enumerate(zip(manifest.tiers, costs.cost_usd.T, strict=True))
+            if measured.sum() > 0
         },
     )
 
@@ -235,6 +236,7 @@ def _evaluate_off_policy(
         n_prompts=n_judged,
         n_trained_on=int(trained_on.sum()),
         n_incomplete=int((~trained_on).sum()) - n_judged,
+        n_not_drawn=0,
         estimated_cost_share=estimated_cost_share,
         single={},
         router=PolicyResult({}, [], np.empty(0)),

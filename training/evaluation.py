@@ -129,6 +129,7 @@ class Evaluation:
 
     off_policy: stands in for all figures where too few prompts have the outcome of every tier; single,
         baselines, calibration, dial, segments and the like are then empty, best_baseline and lead None.
+    n_not_drawn: prompts that could be judged, beyond the sample of MAX_JUDGED_PROMPTS that is.
     single: (accuracy, usd_per_1k) per tier. calibration: (ece, brier) per tier; ece_by_chance: what exactly
         right estimates would show on so many prompts.
     reliability: per tier, (mean predicted, share correct, n) per bin.
@@ -144,6 +145,7 @@ class Evaluation:
     n_prompts: int
     n_trained_on: int
     n_incomplete: int
+    n_not_drawn: int
     estimated_cost_share: float
     single: Mapping[str, tuple[Interval, Interval]]
     router: PolicyResult
@@ -161,7 +163,7 @@ class Evaluation:
     shares: np.ndarray
     segments: Mapping[str, Mapping[str, Any]]
     length_log_error: Mapping[str, tuple[float, float]]
-    cost_ratio: Mapping[str, float]
+    cost_ratio: Mapping[str, Interval]
     off_policy: OffPolicyResult | None = None
 
     @cached_property
@@ -214,6 +216,7 @@ class Evaluation:
             "n_prompts": self.n_prompts,
             "n_trained_on": self.n_trained_on,
             "n_incomplete": self.n_incomplete,
+            "n_not_drawn": self.n_not_drawn,
             "estimated_cost_share": self.estimated_cost_share,
             "tiers": list(self.tiers),
             "best_tier": self.best_tier,
@@ -249,7 +252,7 @@ class Evaluation:
                 tier: {"log_error": model, "log_error_of_mean": mean}
                 for tier, (model, mean) in self.length_log_error.items()
             },
-            "cost_predicted_over_measured": dict(self.cost_ratio),
+            "cost_predicted_over_measured": {tier: ratio.to_json() for tier, ratio in self.cost_ratio.items()},
         }
 
 

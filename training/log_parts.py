@@ -17,6 +17,7 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -271,6 +272,6 @@ def _rectangle(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # a worker given up may still write
     pq.write_table(table, unfinished, compression="zstd")
     unfinished.replace(path)

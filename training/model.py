@@ -13,8 +13,8 @@ from training.clusters import PromptClusters
 from training.encoders import Encoder
 from training.estimators import Estimator, Forest
 from training.familiarity import Familiarity
-from training.fit import LengthModel
 from training.graph import DECISION_INPUTS, Graph, add_decision, encoder_inputs
+from training.lengths import LengthModel
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from training.errors import LogError
 from training.evaluate import MIN_COMPLETE_PROMPTS, evaluate_table, logged_choices
 from training.evaluation import Evaluation
 from training.export import Parity, check_parity, check_target, draft_bundle, versions
-from training.fit import LengthModel, SuccessEstimator
+from training.fit import PARTS, SuccessEstimator
 from training.label import label_cheapest_correct, label_distribution
+from training.lengths import LengthModel
 from training.logfiles import LogSource
 from training.model import TierModel
 from training.outcomes import OutcomeTable, is_partial
@@ -145,7 +146,8 @@ def _run(
         label_forest=place.label_forest(encoder, tiers, costs.mean_output_tokens),
         on_step=done,
     )
-    n_trained_on = place.n_trained_on(known.n_prompts)
+    has_classifier = "cheapest_correct" in PARTS[estimator.target_]
+    n_trained_on = place.n_trained_on(known.n_prompts) if has_classifier else known.n_prompts
     with threadpool_limits(1):  # as in SuccessEstimator.fit
         lengths = LengthModel.fit(
             estimator.basis_, vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed

@@ -254,7 +254,7 @@ def _figure_tables(evaluation: Evaluation) -> _Tables:
              "log error of output tokens", "of the tier's mean"],
             [
                 [tier, _cell(evaluation.calibration[tier][0]), f"{evaluation.ece_by_chance[tier]:.3f}",
-                 _cell(evaluation.calibration[tier][1]), f"{evaluation.cost_ratio.get(tier, float('nan')):.2f}",
+                 _cell(evaluation.calibration[tier][1]), _cell(evaluation.cost_ratio.get(tier)),
                  *(f"{error:.3f}" for error in evaluation.length_log_error.get(tier, ()))]
                 for tier in evaluation.tiers
             ],

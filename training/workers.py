@@ -8,6 +8,7 @@ from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ ATTEMPTS = 3
 """At a fit in which LightGBM fails while all workers live."""
 
 _REMEDY = (
-    "nothing was written. Look at the workers' logs: most likely one ran out of memory; give each more of it, or add "
+    "nothing was written. Look at the workers' logs: most likely one ran out of memory or disk; give each more, or add "
     "workers, and run again"
 )
 
@@ -76,18 +77,16 @@ class Workers:
                 raise ConfigError(
                     f"worker {worker} does not see {missing[0]}; put logs and cache on storage that all workers see"
                 )
-            if other := [name for name in expected if found.get(name) != expected[name]]:
-                raise ConfigError(
-                    f"worker {worker} has {other[0]} {found.get(other[0])}, here it is {expected[other[0]]}; "
-                    "install the same versions everywhere"
-                )
+            _refuse_other_versions(f"worker {worker}", found, expected)
 
     def submit(self, task: Callable[..., Any], *each: Sequence[Any], **settings: Any) -> list[Any]:
         """A task per element, dealt out to the workers in turn; another takes over from one that dies."""
-        workers = self.addresses
+        if not (workers := self.addresses):
+            raise ClusterError(f"no worker is left; {_REMEDY}")
+        here = facts_of_a_process()
         return [
             self.client.submit(
-                task, *arguments, **settings, pure=False,
+                _done_by_a_worker, here, task, *arguments, **settings, pure=False,
                 workers=[workers[number % len(workers)]], allow_other_workers=True,
             )
             for number, arguments in zip(count(), zip(*each, strict=True), strict=False)
@@ -96,7 +95,8 @@ class Workers:
     def run(self, task: Callable[..., Any], *each: Sequence[Any], **settings: Any) -> list[Any]:
         """The results of a task per element, in order; raises what a task raised, ClusterError where workers died."""
         with _failures():
-            return list(self.client.gather(self.submit(task, *each, **settings)))
+            given = self.submit(task, *each, **settings)
+            return list(self.client.gather(given))
 
     def while_all_live(self, work: Callable[[], str]) -> str:
         """What `work` returns, which has all workers wait for each other; ClusterError as soon as one of them goes.
@@ -122,19 +122,41 @@ class Workers:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Dask's and LightGBM's ways to say that workers are gone."""
+    """Dask's, LightGBM's and DuckDB's ways to say that workers are gone, or have no room left."""
     from dask.distributed import CancelledError, KilledWorker
     from distributed.comm.core import CommClosedError
 
     try:
         yield
-    except (KilledWorker, CancelledError, CommClosedError, TimeoutError, lightgbm.basic.LightGBMError) as error:
+    except (
+        KilledWorker,
+        CancelledError,
+        CommClosedError,
+        TimeoutError,
+        lightgbm.basic.LightGBMError,
+        duckdb.Error,
+    ) as error:
         raise ClusterError(f"the cluster could not finish ({type(error).__name__}: {error}); {_REMEDY}") from error
 
 
+@lru_cache(maxsize=1)
 def facts_of_a_process() -> dict[str, str]:
     """What must be the same everywhere: parts are told by DuckDB's hash, and models must be those of this version."""
     return {**versions(), "duckdb": duckdb.__version__}
+
+
+def _refuse_other_versions(worker: str, found: dict[str, str], expected: dict[str, str]) -> None:
+    if other := [name for name in expected if found.get(name) != expected[name]]:
+        raise ConfigError(
+            f"{worker} has {other[0]} {found.get(other[0])}, here it is {expected[other[0]]}; "
+            "install the same versions everywhere"
+        )
+
+
+def _done_by_a_worker(expected: dict[str, str], task: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """A task; workers that joined after the check are checked by their first one."""
+    _refuse_other_versions("a worker that joined later", facts_of_a_process(), expected)
+    return task(*arguments, **settings)
 
 
 def _seen_from_a_worker(paths: Sequence[Path]) -> tuple[dict[str, str], list[Path]]:
