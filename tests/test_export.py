@@ -10,6 +10,7 @@ import onnx
 import pandas as pd
 import pytest
 from onnx import TensorProto
+from threadpoolctl import threadpool_limits
 
 import training.pipeline
 from router import Router
@@ -483,6 +484,18 @@ def test_the_same_seed_and_cache_make_the_same_bytes(sample, small, tmp_path):
     for name in ("router.onnx", "tokenizer.json", "golden.jsonl", "tiers.toml"):
         assert (small.result.bundle / name).read_bytes() == (again.bundle / name).read_bytes()
     assert small.result.manifest.dial == again.manifest.dial
+
+
+def test_the_number_of_cores_changes_nothing(sample, small, tmp_path):
+    """Not even the encoder's singular vectors, which depend on how a matrix product is divided."""
+    found = set()
+    for n_threads in (1, 2):
+        with threadpool_limits(n_threads):
+            config = replace(small.config, cache=tmp_path / f"cache-{n_threads}")
+            bundle = train(small.log, sample[1], tmp_path / f"on-{n_threads}", config, tracking_uri="none")
+        assert not bundle.encoder_reused
+        found.add(bundle.manifest.bundle_id)
+    assert len(found) == 1
 
 
 # ---- golden prompts --------------------------------------------------------------------------------

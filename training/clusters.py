@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
 from router.clusters import Cluster
 from training.estimators import KernelBasis
@@ -54,8 +53,7 @@ class PromptClusters:
         nearest, similarity = _nearest(basis, embedding)
         weight = np.bincount(nearest, minlength=len(basis.landmarks)).astype(float)
         n_clusters = int(np.clip(len(embedding) // PROMPTS_PER_CLUSTER, 1, min(MAX_CLUSTERS, (weight > 0).sum())))
-        with threadpool_limits(1):
-            found = KMeans(n_clusters, n_init=5, random_state=seed).fit(basis.landmarks, sample_weight=weight)
+        found = KMeans(n_clusters, n_init=5, random_state=seed).fit(basis.landmarks, sample_weight=weight)
         # Only clusters that have a prompt: a landmark that has none goes to the nearest of them.
         numbers = np.unique(found.labels_[nearest])
         distance = ((basis.landmarks[:, None] - found.cluster_centers_[numbers]) ** 2).sum(axis=2)

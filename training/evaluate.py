@@ -335,7 +335,7 @@ def _baseline_policies(
     rows = rng.permutation(len(training.embedding))
     correct = training.correct[training.embedded[rows]]
     for fit in (baselines.knn, baselines.kmeans, baselines.linear):
-        with threadpool_limits(1):  # as in SuccessEstimator.fit; and the figures do not depend on the number of cores
+        with threadpool_limits(1):  # as in training.train
             success = fit(training.embedding[rows], correct, vectors)
         policies[fit.__name__] = Policy(choices_by_worth(success, mean_cost, worths), _gain(success, outcomes.best))
     return policies

@@ -143,9 +143,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
                 f"expected {correct.shape}, above 0 and at most 1"
             )
         names = np.arange(n_prompts).astype(str) if groups is None else groups
-        # One thread for small fits: pools of threads that wait for each other in every small step are many
-        # times slower as soon as the machine has other work.
-        with threadpool_limits(1):
+        with threadpool_limits(1):  # as in training.train
             return self._fit(embedding, correct, certain, cost, names, label_forest, on_step)
 
     def _fit(

@@ -104,7 +104,9 @@ def train(
             logger.info("%s", step)
             on_step(step)
 
-        with workplace(cluster, config, cache, done) as place:
+        # One thread for linear algebra: the same bundle on any number of cores, and pools of threads that wait for each
+        # other in every small step are many times slower as soon as the machine has other work.
+        with workplace(cluster, config, cache, done) as place, threadpool_limits(1):
             return _run(logs, tiers_read, tiers_text, out, config, cache, place, tracker, done, progress)
 
 
@@ -148,10 +150,9 @@ def _run(
     )
     has_classifier = "cheapest_correct" in PARTS[estimator.target_]
     n_trained_on = place.n_trained_on(known.n_prompts) if has_classifier else known.n_prompts
-    with threadpool_limits(1):  # as in SuccessEstimator.fit
-        lengths = LengthModel.fit(
-            estimator.basis_, vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed
-        )
+    lengths = LengthModel.fit(
+        estimator.basis_, vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed
+    )
     done("lengths")
     outcomes, dial, n_evidence = _outcomes_and_dial(known, costs.cost_usd, estimator.out_of_fold_, config.confidence)
     done("dial")
