@@ -237,7 +237,7 @@ def test_a_worker_that_goes_while_lightgbm_is_fitted_is_a_clear_error(sample_log
 
 def test_a_fit_is_tried_again_where_a_connection_breaks():
     """For a while: LightGBM's workers do not survive a system call that is interrupted."""
-    alive = workers.Workers(SimpleNamespace(scheduler_info=lambda n_workers: {"workers": {"tcp://a": {}}}))
+    alive = workers.Workers(SimpleNamespace(nthreads=lambda: {"tcp://a": 1}))
     failures = [LightGBMError("Socket recv error")] * (workers.ATTEMPTS - 1)
 
     def work():
@@ -268,7 +268,7 @@ def test_without_dask_the_extra_is_named(sample_log, sample_tiers, tmp_path, mon
 
 
 def test_where_no_worker_is_left_it_says_so():
-    nobody = workers.Workers(SimpleNamespace(scheduler_info=lambda **_: {"workers": {}}))
+    nobody = workers.Workers(SimpleNamespace(nthreads=dict))
     with pytest.raises(ClusterError, match="no worker is left"):
         nobody.run(len, ["a"])
 

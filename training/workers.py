@@ -57,8 +57,8 @@ class Workers:
 
     @property
     def addresses(self) -> list[str]:
-        """Of those that live now, sorted."""
-        return sorted(self.client.scheduler_info(n_workers=-1)["workers"])
+        """Of those that live now, sorted; the scheduler is asked, as the client's own list may lack some."""
+        return sorted(self.client.nthreads())
 
     def check(self, paths: Sequence[Path]) -> None:
         """Raises ConfigError where there is no worker, or one that has other versions or does not see the paths."""
