@@ -95,7 +95,7 @@ def bare_minilm_encoder(setting: Setting) -> Decide:
     from onnx.utils import Extractor
     from tokenizers import Tokenizer
 
-    from router.bundle import GRAPH_FILE, TOKENIZER_FILE, read_manifest
+    from router.bundle.bundle import GRAPH_FILE, TOKENIZER_FILE, read_manifest
 
     folder = Path(setting.minilm)
     max_chars = read_manifest(folder).encoder.max_chars
@@ -162,9 +162,9 @@ def sentence_transformers_lightgbm(setting: Setting) -> Decide:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from training.estimators import boost
-    from training.fit import CONTRAST_ROUNDS, lightgbm_settings
-    from training.transformer import packaged_weights
+    from training.encoders.transformer import packaged_weights
+    from training.fit.estimator import boost
+    from training.fit.success import CONTRAST_ROUNDS, lightgbm_settings
 
     torch.set_num_threads(1)
     model = SentenceTransformer(str(packaged_weights()), device="cpu")

@@ -21,14 +21,14 @@ from off_policy import attempts, markdown, write
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from router.bundle import Bundle
-from router.tiers import read_tiers
+from router.bundle.bundle import Bundle
+from router.portfolio.tiers import read_tiers
 from training import TrainingConfig, train
-from training.costs import attempt_costs
-from training.drift import THRESHOLDS, DriftReport, Finding, Window, drift_report
-from training.ingest import ingest
-from training.shipped import Shipped, embed_with
-from training.split import test_mask
+from training.evaluation.bundle_graph import Shipped, embed_with
+from training.log.costs import attempt_costs
+from training.log.ingest import ingest
+from training.log.split import test_mask
+from training.retrain.drift import THRESHOLDS, DriftReport, Finding, Window, drift_report
 
 LOG = "mmlu_pro"
 TIERS = Path(__file__).parent / "tiers" / f"{LOG}.toml"

@@ -19,13 +19,13 @@ import numpy as np
 from tqdm import tqdm
 
 from training import SuccessEstimator, TrainingConfig
-from training.costs import attempt_costs
-from training.embed import embed
-from training.ingest import ingest
-from training.metrics import Outcomes, Policy, choices_by_worth, policy_figures, worth_grid
-from training.outcomes import OutcomeTable
+from training.encoders.embed import embed
+from training.evaluation.metrics import Outcomes, Policy, choices_by_worth, policy_figures, worth_grid
+from training.log.costs import attempt_costs
+from training.log.ingest import ingest
+from training.log.split import test_mask
+from training.log.table import OutcomeTable
 from training.pipeline import make_encoder, read_tiers
-from training.split import test_mask
 
 TIERS = Path(__file__).parent / "tiers"
 LOGS = ("routellm", "zeroeval", "mmlu_pro")

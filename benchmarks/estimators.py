@@ -25,17 +25,12 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from router.tiers import Tier, read_tiers
-from training import SuccessEstimator, baselines, estimators, fit
-from training.calibrate import fit_calibration
-from training.costs import attempt_costs
-from training.embed import embed
-from training.encoders import learn_static
-from training.estimators import ContrastTrees, Forest, Kernel, KernelBasis, logit, sigmoid
-from training.export import versions
-from training.ingest import ingest
-from training.label import label_cheapest_correct
-from training.metrics import (
+from router.portfolio.tiers import Tier, read_tiers
+from training import SuccessEstimator
+from training.encoders.embed import embed
+from training.encoders.encoder import learn_static
+from training.evaluation import baselines
+from training.evaluation.metrics import (
     Outcomes,
     Policy,
     calibration_error,
@@ -45,8 +40,16 @@ from training.metrics import (
     resamples,
     worth_grid,
 )
-from training.outcomes import OutcomeTable
-from training.split import fold_numbers, test_mask
+from training.export.bundle import versions
+from training.fit import estimator as estimators
+from training.fit import success as fit
+from training.fit.calibrate import fit_calibration
+from training.fit.estimator import ContrastTrees, Forest, Kernel, KernelBasis, logit, sigmoid
+from training.log.costs import attempt_costs
+from training.log.ingest import ingest
+from training.log.labels import label_cheapest_correct
+from training.log.split import fold_numbers, test_mask
+from training.log.table import OutcomeTable
 
 HERE = Path(__file__).parent
 N_FOLDS = 5

@@ -21,13 +21,11 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from router.bundle import Bundle
-from router.tiers import read_tiers
+from router.bundle.bundle import Bundle
+from router.portfolio.tiers import read_tiers
 from training import TrainingConfig, train
-from training.costs import attempt_costs
-from training.ingest import ingest
-from training.outcomes import OutcomeTable
-from training.replay import (
+from training.evaluation.bundle_graph import Shipped
+from training.evaluation.off_policy import (
     LoggedChoices,
     PolicyValue,
     compare_policies,
@@ -35,8 +33,10 @@ from training.replay import (
     estimates_regardless,
     evaluate_policy,
 )
-from training.shipped import Shipped
-from training.split import test_mask
+from training.log.costs import attempt_costs
+from training.log.ingest import ingest
+from training.log.split import test_mask
+from training.log.table import OutcomeTable
 
 LOGS = ("mmlu_pro", "zeroeval", "routellm")
 TIERS = Path(__file__).parent / "tiers"

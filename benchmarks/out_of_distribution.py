@@ -25,12 +25,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from training.embed import embed
-from training.encoders import Encoder, learn_static
-from training.estimators import KernelBasis
-from training.familiarity import FALSE_ALARM_RATE, Familiarity, fit_familiarity
-from training.fit import N_FOLDS, N_LANDMARKS, SuccessEstimator
-from training.split import fold_numbers, test_mask
+from training.encoders.embed import embed
+from training.encoders.encoder import Encoder, learn_static
+from training.fit.estimator import KernelBasis
+from training.fit.familiarity import FALSE_ALARM_RATE, Familiarity, fit_familiarity
+from training.fit.success import N_FOLDS, N_LANDMARKS, SuccessEstimator
+from training.log.split import fold_numbers, test_mask
 
 TRAINED_ON = ("mmlu_pro", "zeroeval", "routellm")
 LOGS = (*TRAINED_ON, "llmrouter", "routerarena")

@@ -20,13 +20,13 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from router.tiers import read_tiers
+from router.portfolio.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig
-from training.calibrate import doubly_robust, fit_calibration
-from training.costs import attempt_costs
-from training.embed import embed
-from training.estimators import KernelBasis, ridge, ridge_on_cells
-from training.fit import (
+from training.encoders.embed import embed
+from training.evaluation.metrics import Outcomes, Policy, choices_by_worth, policy_figures, worth_grid
+from training.fit.calibrate import doubly_robust, fit_calibration
+from training.fit.estimator import KernelBasis, ridge, ridge_on_cells
+from training.fit.success import (
     MAX_CALIBRATION_WEIGHT,
     MAX_FIT_WEIGHT,
     N_FOLDS,
@@ -34,10 +34,10 @@ from training.fit import (
     _gap_weights,
     _with_gaps_filled,
 )
-from training.ingest import ingest
-from training.metrics import Outcomes, Policy, choices_by_worth, policy_figures, worth_grid
+from training.log.costs import attempt_costs
+from training.log.ingest import ingest
+from training.log.split import fold_numbers, test_mask
 from training.pipeline import make_encoder
-from training.split import fold_numbers, test_mask
 
 LOGS = ("mmlu_pro", "zeroeval", "routellm")
 TIERS = Path(__file__).parent / "tiers"

@@ -18,16 +18,16 @@ import numpy as np
 import pyarrow.parquet as pq
 from lightgbm import LGBMClassifier
 
-from router.bundle import Bundle
-from router.prices import PriceTable
+from router.bundle.bundle import Bundle
+from router.portfolio.prices import PriceTable
 from training import TrainingConfig, train
-from training.costs import costs_at_prices
-from training.ingest import ingest
-from training.label import NONE, label_cheapest_correct
-from training.metrics import Interval, interval, resamples
-from training.outcomes import OutcomeTable
-from training.shipped import Shipped, embed_with
-from training.training_part import TrainingPart
+from training.evaluation.bundle_graph import Shipped, embed_with
+from training.evaluation.metrics import Interval, interval, resamples
+from training.evaluation.training_data import TrainingPart
+from training.log.costs import costs_at_prices
+from training.log.ingest import ingest
+from training.log.labels import NONE, label_cheapest_correct
+from training.log.table import OutcomeTable
 
 TIERS = Path(__file__).parent / "tiers"
 SHOCKS = {

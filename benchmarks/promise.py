@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from router.tiers import read_tiers
+from router.portfolio.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig
-from training.costs import attempt_costs
-from training.dial import calibrate_dial
-from training.embed import embed
-from training.ingest import ingest
+from training.dial.dial import calibrate_dial
+from training.encoders.embed import embed
+from training.log.costs import attempt_costs
+from training.log.ingest import ingest
 from training.pipeline import make_encoder
 
 LOGS = ("mmlu_pro", "zeroeval", "routellm", "llmrouter")

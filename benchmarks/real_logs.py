@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from training import Evaluation, TrainingConfig, train
-from training.report import cost_quality_figure
+from training.reports.report import cost_quality_figure
 
 LOGS = ("mmlu_pro", "zeroeval", "routellm", "llmrouter")
 TIERS = Path(__file__).parent / "tiers"

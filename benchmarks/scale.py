@@ -264,11 +264,11 @@ def all_of_it(address: str, folder: Path, done: Callable[[str], None]) -> dict[s
 
 def what_workers_do(address: str, folder: Path, done: Callable[[str], None]) -> dict[str, Any]:
     """What grows with the log: the table, its sample, vectors and labels, and one of the six fits."""
-    from router.tiers import read_tiers
+    from router.portfolio.tiers import read_tiers
     from training import TrainingConfig
-    from training.costs import attempt_costs
-    from training.distributed import cluster_at
-    from training.encoders import learn_static
+    from training.distributed.cluster import cluster_at
+    from training.encoders.encoder import learn_static
+    from training.log.costs import attempt_costs
 
     tiers = read_tiers(folder / "tiers.toml")
     with cluster_at(address, TrainingConfig(), folder / "cache", done) as place:

@@ -3,8 +3,8 @@
 from router.decision import Decision
 from router.errors import BundleError, DialError, PriceError, PromptError, RouterError, TierError
 from router.policy import Policy
+from router.portfolio.tiers import Offer, Tier
 from router.router import Router
-from router.tiers import Offer, Tier
 from router.watch import Watcher
 
 __all__ = [

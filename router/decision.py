@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from router.clusters import Cluster
+from router.bundle.clusters import Cluster
 from router.explanation import Explanation, explain
-from router.tiers import Offer
+from router.portfolio.tiers import Offer
 
 
 @dataclass(frozen=True, slots=True)

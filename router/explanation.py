@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from router.clusters import Cluster
+    from router.bundle.clusters import Cluster
     from router.decision import Decision
 
 

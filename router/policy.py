@@ -8,9 +8,9 @@ from numbers import Real
 
 import numpy as np
 
-from router.bundle import Manifest
+from router.bundle.bundle import Manifest
 from router.errors import DialError
-from router.tiers import Offer
+from router.portfolio.tiers import Offer
 
 _MOST_USD = 1e12
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding
 
-from router.bundle import Bundle
+from router.bundle.bundle import Bundle
 from router.decision import Decision
 from router.errors import BundleError, DialError, PromptError
-from router.exploration import explored
 from router.policy import Dials, Policy, offer_filter, resolve_dials
-from router.prices import PriceTable, Quote
+from router.portfolio.prices import PriceTable, Quote
+from router.portfolio.tiers import Offer
 from router.prompt import Messages, prompt_text, valid_unicode
-from router.tiers import Offer
+from router.rule import explored
 
 _BATCH_SIZE = 64
 _DEFAULT_POLICY = Policy()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.estimators import sigmoid
+from training.fit.estimator import sigmoid
 
 
 def draw(n_prompts, n_tiers, seed=0, noise=0.5):

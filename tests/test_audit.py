@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from router.cli import main
-from router.tiers import read_tiers
-from training.audit import MIN_COMPLETE, audit, repeated_ceiling
-from training.audit_report import audit_html, audit_text
-from training.ingest import count_attempts, ingest
+from router.portfolio.tiers import read_tiers
+from training.audit.audit import MIN_COMPLETE, audit, repeated_ceiling
+from training.audit.report import audit_html, audit_text
+from training.log.ingest import count_attempts, ingest
 
 PRICES = {"small": 0.1, "middle": 1.0, "large": 10.0}
 

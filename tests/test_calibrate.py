@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from simulated import draw, log_one_tier, shares_by_difficulty
 
-from training.calibrate import doubly_robust, fit_calibration
-from training.estimators import logit, sigmoid
+from training.fit.calibrate import doubly_robust, fit_calibration
+from training.fit.estimator import logit, sigmoid
 
 
 def brier(success, correct):

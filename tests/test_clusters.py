@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from router import Router
-from router.bundle import Bundle
-from router.clusters import parse_clusters
+from router.bundle.bundle import Bundle
+from router.bundle.clusters import parse_clusters
 from router.errors import BundleError
 from training import TrainingConfig, train
-from training.clusters import MAX_EXAMPLE_CHARS, PromptClusters
-from training.estimators import KernelBasis
-from training.training_part import TrainingPart
+from training.evaluation.training_data import TrainingPart
+from training.fit.clusters import MAX_EXAMPLE_CHARS, PromptClusters
+from training.fit.estimator import KernelBasis
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from router.tiers import parse_tiers
-from training.costs import CHARS_PER_TOKEN, UNLOGGED_OUTPUT_TOKENS, attempt_costs
-from training.ingest import ingest
+from router.portfolio.tiers import parse_tiers
+from training.log.costs import CHARS_PER_TOKEN, UNLOGGED_OUTPUT_TOKENS, attempt_costs
+from training.log.ingest import ingest
 
 TIERS = parse_tiers(
     "".join(

@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import binom
 from simulated import draw, log_one_tier, shares_by_difficulty
 
-from training.calibrate import doubly_robust
-from training.dial import DIAL_QUALITIES, N_CHECKPOINTS, SLACKS, calibrate_dial, newest_prompts, promise_statement
-from training.estimators import logit, sigmoid
+from training.dial.dial import DIAL_QUALITIES, N_CHECKPOINTS, SLACKS, calibrate_dial, newest_prompts, promise_statement
+from training.fit.calibrate import doubly_robust
+from training.fit.estimator import logit, sigmoid
 
 
 @pytest.mark.parametrize("n_tiers", range(2, 8))
@@ -60,7 +60,7 @@ CHECKPOINTS = 40 * np.arange(1, N_CHECKPOINTS + 1) - 1
 
 @pytest.mark.parametrize("n_tiers", [2, 3, 4, 5])
 def test_no_order_of_prices_has_less_wealth_than_the_one_that_decides(n_tiers):
-    from training.dial import _Table
+    from training.dial.dial import _Table
 
     success, correct = draw(40 * N_CHECKPOINTS, n_tiers, seed=n_tiers)
     rows = np.arange(len(correct))
@@ -92,7 +92,7 @@ def stakes(z, quality, enough):
 
 def test_the_wealth_that_proves_is_hardly_ever_come_to_where_the_quality_is_just_not_kept():
     """A betting game: with a mean of 0 the wealth comes to 1 / delta with probability delta at most."""
-    from training.dial import _Table
+    from training.dial.dial import _Table
 
     rng, quality, delta, n_games = np.random.default_rng(0), 0.9, 0.05, 1500
     for share in (0.02, 0.5):  # rare large losses, and frequent ones

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from router.tiers import read_tiers
-from training.drift import ALPHA, LEVELS, MIN_OBSERVED, THRESHOLDS, Finding, Window, drift_report
+from router.portfolio.tiers import read_tiers
 from training.errors import LogError
-from training.ingest import ingest
+from training.log.ingest import ingest
+from training.retrain.drift import ALPHA, LEVELS, MIN_OBSERVED, THRESHOLDS, Finding, Window, drift_report
 
 TIERS = ("small", "middle", "large")
 SEGMENTS = np.array(["chat", "code", "math"])

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training.embed import embed
-from training.encoders import StaticRecipe, learn_static
-from training.shelf import EncoderShelf, bottom_k, overlap
+from training.encoders.cache import EncoderShelf, bottom_k, overlap
+from training.encoders.embed import embed
+from training.encoders.encoder import StaticRecipe, learn_static
 
 RECIPE = StaticRecipe(vocab_size=320, n_lsa=4, n_distilled=4, max_tokens=64)
 WORDS = "sum proof list river stone why sort prime paint clock tax verb orbit salt 数 code".split()

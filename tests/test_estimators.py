@@ -8,12 +8,14 @@ from simulated import log_one_tier
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from training import SuccessEstimator, estimators, fit
-from training.encoders import N_SURFACE
+from training import SuccessEstimator
+from training.encoders.encoder import N_SURFACE
 from training.errors import ConfigError, LogError
-from training.estimators import KernelBasis, evenly, ridge, shared_and_differences
-from training.fit import _by_fold, _Task, part_weights
-from training.lengths import LengthModel
+from training.fit import estimator as estimators
+from training.fit import success as fit
+from training.fit.estimator import KernelBasis, evenly, ridge, shared_and_differences
+from training.fit.lengths import LengthModel
+from training.fit.success import _by_fold, _Task, part_weights
 
 TARGETS = ("success", "cheapest-correct", "blend")
 

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import training.training_part
-from router.bundle import Bundle
+import training.evaluation.training_data
+from router.bundle.bundle import Bundle
 from router.errors import PriceError
-from router.prices import PriceTable
+from router.portfolio.prices import PriceTable
 from training import TrainingConfig, evaluate, train
-from training.dial import DIAL_QUALITIES
+from training.dial.dial import DIAL_QUALITIES
 from training.errors import LogError
-from training.evaluate import evaluate_table
-from training.metrics import FIGURES, Interval
-from training.net_value import break_evens
-from training.shipped import Shipped
-from training.split import test_mask as held_out_mask
-from training.training_part import TrainingPart
+from training.evaluation.bundle_graph import Shipped
+from training.evaluation.evaluate import evaluate_table
+from training.evaluation.metrics import FIGURES, Interval
+from training.evaluation.net_value import break_evens
+from training.evaluation.training_data import TrainingPart
+from training.log.split import test_mask as held_out_mask
 
 KEYS_OF_THE_CONTRACT = {"n_prompts", "tiers", "single", "router", "baselines", "calibration", "dial"}
 MORE_KEYS = {
@@ -334,7 +334,7 @@ def test_of_a_large_training_part_only_some_embeddings_are_kept_and_baselines_ar
     part = TrainingPart.load(TrainingPart.path_of(trained.bundle), trained.manifest.bundle_id)
     n = len(part.groups)
     assert part.embedded.tolist() == list(range(n)) == TrainingPart.rows_to_embed(n).tolist()
-    monkeypatch.setattr(training.training_part, "MAX_EMBEDDED_PROMPTS", 500)
+    monkeypatch.setattr(training.evaluation.training_data, "MAX_EMBEDDED_PROMPTS", 500)
     kept = TrainingPart.rows_to_embed(n)
     assert len(kept) == 500 and 0 <= kept.min() and kept.max() < n and (np.diff(kept) > 0).all()
     smaller = replace(part, embedding=part.embedding[kept], embedded=kept)

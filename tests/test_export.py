@@ -14,25 +14,25 @@ from threadpoolctl import threadpool_limits
 
 import training.pipeline
 from router import Router
-from router.bundle import FORMAT_VERSION, Bundle, Manifest
+from router.bundle.bundle import FORMAT_VERSION, Bundle, Manifest
 from router.cli import main
 from router.errors import BundleError
 from router.golden import check_golden
-from router.tiers import read_tiers
+from router.portfolio.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig, TrainingResult, train
-from training.clusters import PromptClusters
-from training.costs import attempt_costs
-from training.embed import embed, encoder_session, padded
-from training.encoders import StaticRecipe, learn_static
+from training.encoders.embed import embed, encoder_session, padded
+from training.encoders.encoder import StaticRecipe, learn_static
 from training.errors import ConfigError, LogError, ParityError
-from training.estimators import KernelBasis, boost
-from training.export import GOLDEN_PROMPTS, check_parity, draft_bundle, threshold_rows
-from training.fit import lightgbm_settings
-from training.graph import DECISION_INPUTS, Graph, add_decision, decide, ensemble_attributes, float32_threshold
-from training.ingest import ingest
-from training.lengths import LengthModel
-from training.model import TierModel
-from training.training_part import TrainingPart
+from training.evaluation.training_data import TrainingPart
+from training.export.bundle import GOLDEN_PROMPTS, check_parity, draft_bundle, threshold_rows
+from training.fit.clusters import PromptClusters
+from training.fit.estimator import KernelBasis, boost
+from training.fit.lengths import LengthModel
+from training.fit.model import TierModel
+from training.fit.success import lightgbm_settings
+from training.graph.builder import DECISION_INPUTS, Graph, add_decision, decide, ensemble_attributes, float32_threshold
+from training.log.costs import attempt_costs
+from training.log.ingest import ingest
 
 FILES = {
     "router.onnx", "tokenizer.json", "tiers.toml", "clusters.json", "golden.jsonl", "report.json", "report.html",

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from training import split
-from training.calibrate import LOWEST_SUCCESS
-from training.embed import encoder_session
-from training.estimators import KernelBasis
-from training.familiarity import FALSE_ALARM_RATE, Familiarity, fit_familiarity
-from training.graph import Graph
+from training.encoders.embed import encoder_session
+from training.fit.calibrate import LOWEST_SUCCESS
+from training.fit.estimator import KernelBasis
+from training.fit.familiarity import FALSE_ALARM_RATE, Familiarity, fit_familiarity
+from training.graph.builder import Graph
+from training.log import split
 
 STRANGE = [
     base64.b64encode(np.random.default_rng(0).bytes(300)).decode(),

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from router.golden import check_golden
-from router.tiers import log_names, read_tiers
+from router.portfolio.tiers import log_names, read_tiers
 from training import SuccessEstimator, TrainingConfig, evaluate, train
-from training.encoders import N_SURFACE
+from training.encoders.encoder import N_SURFACE
 from training.errors import LogError
-from training.estimators import ridge, ridge_on_cells
-from training.outcomes import is_partial
+from training.fit.estimator import ridge, ridge_on_cells
+from training.log.table import is_partial
 
 
 def prompts_of(n_prompts, n_tiers, seed=0):

@@ -542,7 +542,7 @@ def test_router_alone_imports_no_litellm():
 
 
 def test_without_litellm_the_error_names_the_extra():
-    found = run_python("import sys; sys.modules['litellm'] = None; import router.gateway")
+    found = run_python("import sys; sys.modules['litellm'] = None; import router.gateway.hook")
     assert "ImportError: " in found.stderr.splitlines()[-1]
     assert "pip install 'token-broker[gateway]'" in found.stderr.splitlines()[-1]
 
@@ -551,7 +551,7 @@ def test_headers_are_printable_ascii_whatever_the_tiers_are_called(bundle):
     code = f"""
 from dataclasses import replace
 from router import Router
-from router.gateway import response_headers
+from router.gateway.hook import response_headers
 name = "pr\\u00e9mium \\u4e2d\\r\\nx-injected: 1"
 decision = Router.load({str(bundle)!r}).route("Hello!")
 headers = response_headers(replace(decision, tier=name, reason=name, cost_usd={{name: 1.5e-7}}))

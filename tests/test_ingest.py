@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.errors import TierError
-from router.tiers import parse_tiers
+from router.portfolio.tiers import parse_tiers
 from training.errors import LogError
-from training.ingest import ingest
+from training.log.ingest import ingest
 
 TIERS_TOML = """
 [[tiers]]
@@ -441,7 +441,7 @@ def test_a_prompt_was_asked_when_it_was_asked_last_or_at_no_known_time():
 
 def test_a_time_without_zone_is_utc_wherever_it_is_read():
     code = (
-        "import pandas as pd; from router.tiers import read_tiers; from training.ingest import ingest\n"
+        "import pandas as pd; from router.portfolio.tiers import read_tiers; from training.log.ingest import ingest\n"
         "log = pd.DataFrame({'prompt': 'p', 'model': ['sim/edge-4b', 'sim/frontier-1'], 'correct': 1,\n"
         "    'timestamp': ['2026-01-02T12:00:00', '2026-01-02T12:00:00Z']})\n"
         "table = ingest(log, read_tiers('data/tiers.toml')); print(table.first_timestamp, '|', table.last_timestamp)"

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router import outcomes as module
 from router.decision import Decision
 from router.outcomes import Compaction, OutcomeLog
-from router.tiers import parse_tiers
-from training.ingest import ingest
+from router.outcomes import log as module
+from router.portfolio.tiers import parse_tiers
+from training.log.ingest import ingest
 
 TIERS = parse_tiers("""
 [[tiers]]
@@ -271,7 +271,7 @@ for number in range(50):
 
 
 def test_a_journal_needs_no_extra_and_compaction_names_it(tmp_path, monkeypatch):
-    code = "import router.outcomes, sys; print(*sys.modules)"
+    code = "import router.outcomes.log, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"pyarrow", "fsspec", "pandas"} & set(loaded)
     log = OutcomeLog(tmp_path)

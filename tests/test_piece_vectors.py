@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from training.piece_vectors import PIECE_VECTORS, PieceVectors
+from training.encoders.piece_vectors import PIECE_VECTORS, PieceVectors
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,6 @@ def test_a_table_that_does_not_fit_itself_is_refused(toy: PieceVectors, tmp_path
 
 
 def test_reading_the_table_needs_no_torch() -> None:
-    code = "import training.piece_vectors, sys; print(*sys.modules)"
+    code = "import training.encoders.piece_vectors, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "sentence_transformers"} & set(loaded)

@@ -7,18 +7,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from router.tiers import read_tiers
-from training.clusters import PromptClusters
-from training.costs import attempt_costs
-from training.embed import embed, encoder_session, padded
-from training.encoders import ENCODER_INPUTS, N_SURFACE, StaticRecipe, learn_static, with_token_kinds
+from router.portfolio.tiers import read_tiers
+from training.encoders.embed import embed, encoder_session, padded
+from training.encoders.encoder import ENCODER_INPUTS, N_SURFACE, StaticRecipe, learn_static, with_token_kinds
+from training.encoders.quantize import MAX_CHANGED, MAX_PROMPTS, QuantizationCheck, check_quantized, quantized
 from training.errors import EncoderError, LogError, ParityError
-from training.estimators import KernelBasis
-from training.fit import SuccessEstimator
-from training.ingest import ingest
-from training.lengths import LengthModel
-from training.model import TierModel
-from training.quantize import MAX_CHANGED, MAX_PROMPTS, QuantizationCheck, check_quantized, quantized
+from training.fit.clusters import PromptClusters
+from training.fit.estimator import KernelBasis
+from training.fit.lengths import LengthModel
+from training.fit.model import TierModel
+from training.fit.success import SuccessEstimator
+from training.log.costs import attempt_costs
+from training.log.ingest import ingest
 
 N_DIMS = 32
 N_PROMPTS = 1000

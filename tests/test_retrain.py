@@ -14,25 +14,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import training.examine as examining
-import training.retrain as line
+import training.retrain.log_check as examining
+import training.retrain.run as line
 from router import Router
-from router.bundle import Bundle, read_manifest
+from router.bundle.bundle import Bundle, read_manifest
 from router.golden import check_golden
-from router.prices import PriceTable
-from router.tiers import read_tiers
+from router.portfolio.prices import PriceTable
+from router.portfolio.tiers import read_tiers
 from router.watch import Watcher
 from training import TrainingConfig
 from training.config import RetrainConfig
 from training.errors import ConfigError, StoreBusyError, StoreError
-from training.export import golden_entries
-from training.ingest import ingest
-from training.judge import Comparison, Measure, compare, cost_of_a_correct_answer, worse_segments_of
-from training.metrics import Interval
+from training.evaluation.metrics import Interval
+from training.evaluation.training_data import TrainingPart
+from training.export.bundle import golden_entries
+from training.log.ingest import ingest
 from training.retrain import retrain, rollback
-from training.store import Store
-from training.track import tracked_run
-from training.training_part import TrainingPart
+from training.retrain.compare import Comparison, Measure, compare, cost_of_a_correct_answer, worse_segments_of
+from training.retrain.store import Store
+from training.tracking import tracked_run
 
 STEPS = ("recovered", "examined", "trained", "judged", "committed", "linked", "registered")
 CONTRACT = {
@@ -491,7 +491,7 @@ def test_a_full_disk_at_any_step_costs_nothing(turn, day, quick, challenger, ste
 
 
 def test_a_clock_that_goes_backwards_changes_no_decision(turn, day, quick, challenger, monkeypatch):
-    monkeypatch.setattr("training.retrain.utc_now", lambda: "1970-01-01T00:00:00+00:00")
+    monkeypatch.setattr("training.retrain.run.utc_now", lambda: "1970-01-01T00:00:00+00:00")
     old = day(1)
     old["timestamp"] -= pd.Timedelta(days=20_000)
     old.to_parquet(turn.logs / "day1.parquet")
@@ -504,9 +504,9 @@ KILLED = """
 import os, sys, time, random
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import training.retrain as line
+import training.retrain.run as line
 from test_retrain import CHEAPER_IS_BETTER, STEPS, assert_sound, bundle_id, instead_of_training
-from training.store import Store
+from training.retrain.store import Store
 
 root, tiers, bundle = Path({root!r}), Path({tiers!r}), Path({bundle!r})
 

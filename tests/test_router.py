@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from router import BundleError, DialError, Policy, PriceError, Router, TierError
-from router.tiers import parse_tiers
+from router.portfolio.tiers import parse_tiers
 
 PROMPTS = [
     "Hello!",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.split import fold_numbers, group_positions, test_mask
+from training.log.split import fold_numbers, group_positions, test_mask
 
 GROUPS = np.array([f"group {number}" for number in range(5_000)]).repeat(2)
 SIDES = {
@@ -52,5 +52,5 @@ def test_a_position_is_never_one(monkeypatch):
         def digest(self):
             return b"\xff" * 32
 
-    monkeypatch.setattr("training.split.hashlib.sha256", lambda content: Highest())
+    monkeypatch.setattr("training.log.split.hashlib.sha256", lambda content: Highest())
     assert group_positions(GROUPS[:1], 0)[0] < 1 and fold_numbers(GROUPS[:1], 5, 0)[0] == 4

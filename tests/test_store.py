@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from training.errors import StoreBusyError, StoreError
-from training.store import LogFile, State, Store, StoredBundle
+from training.retrain.store import LogFile, State, Store, StoredBundle
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_commit_that_fails_leaves_the_state_before(store, two_bundles, monkeyp
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.store._sync", no_space)
+        patch.setattr("training.retrain.store._sync", no_space)
         with pytest.raises(OSError, match="No space left"):
             store.commit(two_bundles.with_champion("000002"))
     assert store.recover() == two_bundles

@@ -13,11 +13,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from training import transformer
-from training.encoders import Encoder, with_token_kinds
+from training.encoders import transformer
+from training.encoders.encoder import Encoder, with_token_kinds
+from training.encoders.quantize import quantized
+from training.encoders.transformer import check_parity, export_transformer, load_transformer, pad
 from training.errors import ConfigError, EncoderError
-from training.quantize import quantized
-from training.transformer import check_parity, export_transformer, load_transformer, pad
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -12,11 +12,11 @@ if _missing := sorted(package for package in _EXTRA if find_spec(package) is Non
     raise ImportError(f"training needs {', '.join(_missing)}: pip install 'token-broker[train]'")
 
 from training.config import TrainingConfig  # noqa: E402
-from training.evaluate import evaluate  # noqa: E402
-from training.evaluation import Evaluation  # noqa: E402
-from training.fit import SuccessEstimator  # noqa: E402
+from training.evaluation.evaluate import evaluate  # noqa: E402
+from training.evaluation.off_policy import OffPolicyReport, off_policy_evaluate  # noqa: E402
+from training.evaluation.result import Evaluation  # noqa: E402
+from training.fit.success import SuccessEstimator  # noqa: E402
 from training.pipeline import TrainingResult, train  # noqa: E402
-from training.replay import OffPolicyReport, off_policy_evaluate  # noqa: E402
 
 __all__ = [
     "Evaluation",

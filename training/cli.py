@@ -11,18 +11,18 @@ from typing import get_args
 from tqdm import tqdm
 
 from router.cli import DONE, Command, say
+from router.portfolio.tiers import read_tiers
 from router.router import Router
-from router.tiers import read_tiers
-from training.audit import audit as run_audit
-from training.audit_report import audit_html, audit_text
+from training.audit.audit import audit as run_audit
+from training.audit.report import audit_html, audit_text
 from training.config import RetrainConfig, TrainingConfig
-from training.evaluate import evaluate as run_evaluation
-from training.evaluation import Evaluation
-from training.fit import Target
-from training.ingest import count_attempts, ingest
+from training.evaluation.evaluate import evaluate as run_evaluation
+from training.evaluation.result import Evaluation
+from training.fit.success import Target
+from training.log.ingest import count_attempts, ingest
 from training.pipeline import TrainingResult
 from training.pipeline import train as run_training
-from training.report import report_tables
+from training.reports.report import report_tables
 from training.retrain import Receipt
 from training.retrain import retrain as run_retraining
 from training.retrain import rollback as run_rollback

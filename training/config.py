@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from training.errors import ConfigError
-from training.fit import Target
+from training.fit.success import Target
 
 
 @dataclass(frozen=True)

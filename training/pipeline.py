@@ -13,33 +13,33 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from router.bundle import FORMAT_VERSION, Bundle, DialPoint, EncoderInfo, Manifest
-from router.tiers import Tier, read_tiers
-from training.calibrate import doubly_robust
-from training.clusters import PromptClusters
+from router.bundle.bundle import FORMAT_VERSION, Bundle, DialPoint, EncoderInfo, Manifest
+from router.portfolio.tiers import Tier, read_tiers
+from training.backend import Workplace, workplace
 from training.config import TrainingConfig
-from training.costs import AttemptCosts, attempt_costs
-from training.dial import calibrate_dial, promise_statement
-from training.embed import embed
-from training.encoders import Encoder, StaticRecipe, with_token_kinds
+from training.dial.dial import calibrate_dial, promise_statement
+from training.encoders.cache import EncoderShelf
+from training.encoders.embed import embed
+from training.encoders.encoder import Encoder, StaticRecipe, with_token_kinds
+from training.encoders.quantize import check_quantized, quantized
 from training.errors import LogError
-from training.evaluate import MIN_COMPLETE_PROMPTS, evaluate_table, logged_choices
-from training.evaluation import Evaluation
-from training.export import Parity, check_parity, check_target, draft_bundle, versions
-from training.fit import PARTS, SuccessEstimator
-from training.label import label_cheapest_correct, label_distribution
-from training.lengths import LengthModel
-from training.logfiles import LogSource
-from training.model import TierModel
-from training.outcomes import OutcomeTable, is_partial
-from training.quantize import check_quantized, quantized
-from training.replay import MAX_UNSUPPORTED_SHARE, Overlap
-from training.report import report_figures, write_report
-from training.shelf import EncoderShelf
-from training.split import Split
-from training.track import Tracker, default_tracking_uri, tracked_run
-from training.training_part import TrainingPart
-from training.workplace import Workplace, workplace
+from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS, evaluate_table, logged_choices
+from training.evaluation.off_policy import MAX_UNSUPPORTED_SHARE, Overlap
+from training.evaluation.result import Evaluation
+from training.evaluation.training_data import TrainingPart
+from training.export.bundle import Parity, check_parity, check_target, draft_bundle, versions
+from training.fit.calibrate import doubly_robust
+from training.fit.clusters import PromptClusters
+from training.fit.lengths import LengthModel
+from training.fit.model import TierModel
+from training.fit.success import PARTS, SuccessEstimator
+from training.log.costs import AttemptCosts, attempt_costs
+from training.log.labels import label_cheapest_correct, label_distribution
+from training.log.sources import LogSource
+from training.log.split import Split
+from training.log.table import OutcomeTable, is_partial
+from training.reports.report import report_figures, write_report
+from training.tracking import Tracker, default_tracking_uri, tracked_run
 
 logger = logging.getLogger(__name__)
 
@@ -313,7 +313,7 @@ def make_encoder(config: TrainingConfig, log: OutcomeTable, cache: Path) -> tupl
     """The encoder that the settings name, and whether an earlier run had learned it."""
     if config.encoder == "static":
         return EncoderShelf(cache / "encoders").static(log.prompts, log.prompt_ids, StaticRecipe(), config.seed)
-    from training.transformer import PACKAGED, PACKAGED_INT8, export_transformer  # torch, only where asked for
+    from training.encoders.transformer import PACKAGED, PACKAGED_INT8, export_transformer  # torch, only where asked for
 
     is_int8 = config.encoder == PACKAGED_INT8
     name = PACKAGED if is_int8 else config.encoder

@@ -1,0 +1,5 @@
+"""What a router loads: a folder with one ONNX graph, its manifest, and the files beside it."""
+
+from router.bundle.bundle import FORMAT_VERSION, Bundle, DialPoint, EncoderInfo, Manifest
+
+__all__ = ["FORMAT_VERSION", "Bundle", "DialPoint", "EncoderInfo", "Manifest"]

@@ -1,0 +1,1 @@
+"""Tiers, their offers, and what these cost now."""

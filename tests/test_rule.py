@@ -1,0 +1,71 @@
+"""Laws of bounded exploration."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router import DialError, Policy, Router
+from router.rule import explored
+
+IDS = [f"request-{number}" for number in range(4000)]
+PROMPT = "Hello!"
+
+
+@given(share=st.floats(0, 0.99), n=st.integers(1, 6), request_id=st.text())
+def test_a_draw_replays_and_stays_among_the_admissible(share, n, request_id):
+    admissible = [tier * 2 for tier in range(n)]
+    tier, propensity = explored(0, admissible, share, request_id)
+    assert (tier, propensity) == explored(0, admissible, share, request_id)
+    assert tier in admissible and 0 < propensity <= 1
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_tiers_are_asked_as_often_as_their_propensity_says(share):
+    drawn = [explored(1, [0, 1, 3], share, request_id) for request_id in IDS]
+    counts = Counter(tier for tier, _ in drawn)
+    propensities = dict(drawn)
+    assert set(counts) == {0, 1, 3} and sum(propensities.values()) == pytest.approx(1)
+    for tier, propensity in propensities.items():
+        spread = (len(IDS) * propensity * (1 - propensity)) ** 0.5
+        assert abs(counts[tier] - len(IDS) * propensity) < 4 * spread
+
+
+def test_without_another_admissible_tier_nothing_is_drawn():
+    assert {explored(2, [2], 0.5, request_id) for request_id in IDS} == {(2, 1.0)}
+
+
+def test_a_router_explores_inside_the_slack_only_and_says_so(bundle):
+    still, curious = Router.load(bundle), Router.load(bundle, Policy(exploration=0.3))
+    best = still.route(PROMPT, quality=0.8)
+    bar = max(best.success.values()) - best.slack
+    admissible = {tier for tier, p in best.success.items() if p >= bar}
+    assert len(admissible) > 1
+    decisions = [curious.route(PROMPT, quality=0.8, request_id=name) for name in IDS[:300]]
+    assert {decision.tier for decision in decisions} == admissible
+    for decision in decisions:
+        assert ("explored" in decision.reason) == (decision.tier != best.tier)
+        expected = 0.7 if decision.tier == best.tier else 0.3 / (len(admissible) - 1)
+        assert decision.propensity == pytest.approx(expected)
+        assert decision.promised == best.promised
+        assert decision.offer is not None and decision.offer != best.offer or decision.tier == best.tier
+
+
+def test_critical_requests_and_fallbacks_never_explore(bundle):
+    curious = Router.load(bundle, Policy(exploration=0.9))
+    for name in IDS[:50]:
+        assert curious.route(PROMPT, critical=True, request_id=name).propensity == 1
+        assert curious.route(PROMPT, context_tokens=10**9, request_id=name).propensity == 1
+
+
+def test_without_a_request_id_the_decisions_own_id_draws(bundle):
+    curious = Router.load(bundle, Policy(exploration=0.5))
+    tiers = Counter(decision.tier for decision in curious.route_batch([PROMPT] * 100, quality=0.8))
+    assert len(tiers) > 1
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, 1.5, "much", float("nan")])
+def test_a_share_out_of_range_is_refused(share):
+    with pytest.raises(DialError, match="exploration"):
+        Policy(exploration=share)

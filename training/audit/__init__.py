@@ -1,0 +1,1 @@
+"""Should this log be routed at all? Answered before any training."""

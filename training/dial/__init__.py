@@ -1,0 +1,1 @@
+"""Calibrating the quality dial: which slack keeps which quality, with confidence."""

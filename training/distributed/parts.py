@@ -1,0 +1,277 @@
+"""A log too large for one machine, in parts: what each worker of a cluster does with files, all on shared storage.
+
+    log files ─ read_rows ─► rows by part ─ pivot_part ─► tables ─ draw_sample ─► sample
+                                                            └───── prepare_part ─► vectors, labels, folds
+
+A part holds all rows of its prompts (shuffled by the hash of the prompt), so it is pivoted by the same SQL as a whole
+log is, and what is summed over parts depends neither on their number nor on who made them. Nothing here knows of Dask.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from router.portfolio.tiers import Tier
+from training.encoders.cache import read_encoder
+from training.encoders.embed import embed
+from training.encoders.encoder import Encoder
+from training.fit.success import N_FOLDS
+from training.log.costs import attempt_costs
+from training.log.ingest import broken_rows, database, pivot, refuse_unusable_log, to_cells, write_quarantine
+from training.log.labels import UNKNOWN, label_cheapest_correct
+from training.log.sources import append_log, fetch, quoted
+from training.log.split import Split, fold_numbers, group_positions
+from training.log.table import CELL_MEASURES, IngestSummary, OutcomeTable, is_partial_count
+
+WORKER_MEMORY = "1GB"
+"""Of DuckDB, for each task; what goes beyond it is spilled to the worker's disk."""
+
+_MIN_ROW_GROUP, _MAX_ROW_GROUP = 2_048, 100_000
+_TEXTS = ("prompt_ids", "groups", "segments")
+_DIGESTS: int = 2**256
+
+
+# ---- rows ------------------------------------------------------------------------------------------
+
+
+def read_rows(paths: Sequence[Path], rows: Path, broken: Path, n_parts: int) -> int:
+    """Check the rows of log files and write them ordered by part, so that a reader of one part skips the others.
+
+    broken: a file for rows that cannot be used, with source, reason and content; not written where there is none.
+    Returns the number of usable rows.
+    """
+    with database(WORKER_MEMORY) as db:
+        db.execute("SET threads = 1")
+        for number, path in enumerate(paths):
+            append_log(db, path, number)
+        [(n_good,)] = fetch(db, "SELECT count(*) FILTER (reason IS NULL) FROM raw")
+        row_group = int(np.clip(n_good // n_parts, _MIN_ROW_GROUP, _MAX_ROW_GROUP))
+        db.execute(
+            f"COPY (SELECT * EXCLUDE (source, reason, content), prompt_key % {n_parts} AS part FROM raw "
+            f"WHERE reason IS NULL ORDER BY part) TO {quoted(str(rows))} "
+            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group})"
+        )
+        write_quarantine(db, broken)
+    return int(n_good)
+
+
+def gather_broken(broken: Sequence[Path], quarantine: Path | None, *, is_usable: bool) -> dict[str, int]:
+    """One quarantine file of all workers' broken rows; returns how many there are by reason.
+
+    is_usable: whether there are other rows; raises LogError where not.
+    """
+    with database() as db:
+        if found := [str(path) for path in broken if path.exists()]:
+            db.execute(f"INSERT INTO raw BY NAME SELECT * FROM read_parquet({found})")
+        write_quarantine(db, quarantine)
+        if not is_usable:
+            refuse_unusable_log(db)
+        return broken_rows(db)
+
+
+# ---- tables ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """What is summed over the parts of a log. n_judged: prompts with an outcome; digest: a sum over prompts."""
+
+    summary: IngestSummary
+    n_observed: int
+    n_judged: int
+    n_without_propensity: int
+    first_timestamp: datetime | None
+    last_timestamp: datetime | None
+    digest: int
+
+
+def pivot_part(
+    rows: Sequence[Path], part: int, table: Path, tiers: Sequence[Tier], *, drop_unparsed: bool
+) -> PartFacts:
+    """Write the table of one part, pivoted as that of a whole log is."""
+    with database(WORKER_MEMORY) as db:
+        db.execute("SET threads = 1")
+        files = [str(path) for path in rows]
+        db.execute(f"INSERT INTO raw BY NAME SELECT * EXCLUDE (part) FROM read_parquet({files}) WHERE part = {part}")
+        to_cells(db, tiers, drop_unparsed)
+        found = pivot(db, tuple(tier.name for tier in tiers))
+    write_table(found, table)
+    observed = np.isfinite(found.correct)
+    return PartFacts(
+        summary=found.summary,
+        n_observed=int(observed.sum()),
+        n_judged=int(observed.any(axis=1).sum()),
+        n_without_propensity=int((observed & np.isnan(found.propensity)).sum()),
+        first_timestamp=found.first_timestamp,
+        last_timestamp=found.last_timestamp,
+        digest=_digest(found),
+    )
+
+
+def _digest(table: OutcomeTable) -> int:
+    """A sum of digests of the prompts' outcomes, the same in whatever order and however divided."""
+    cells = np.concatenate(
+        [getattr(table, name) for name in ("correct", "output_tokens", "cost_usd", "propensity")], axis=1
+    ).astype(np.float32)
+    rows = zip(table.prompt_ids.tolist(), cells, strict=True)
+    digests = (hashlib.sha256(prompt_id.encode() + row.tobytes()).digest() for prompt_id, row in rows)
+    return sum(int.from_bytes(digest, "big") for digest in digests) % _DIGESTS
+
+
+def whole_log(parts: Sequence[PartFacts], quarantined: dict[str, int]) -> PartFacts:
+    """The facts of all parts together, and of the rows that no part has."""
+    summaries = [part.summary for part in parts]
+    is_sparse = is_partial_count(sum(part.n_observed for part in parts), sum(part.n_judged for part in parts))
+    n_without = sum(part.n_without_propensity for part in parts)
+    timestamps = [part.first_timestamp for part in parts], [part.last_timestamp for part in parts]
+    in_no_tier = _added(summary.in_no_tier for summary in summaries)
+    return PartFacts(
+        summary=IngestSummary(
+            n_rows=sum(summary.n_rows for summary in summaries) + sum(quarantined.values()),
+            n_used=sum(summary.n_used for summary in summaries),
+            n_prompts=sum(summary.n_prompts for summary in summaries),
+            quarantined=quarantined,
+            in_no_tier=dict(sorted(in_no_tier.items(), key=lambda entry: (-entry[1], entry[0]))),
+            unjudged=sum(summary.unjudged for summary in summaries),
+            unparsed=sum(summary.unparsed for summary in summaries),
+            repeated=sum(summary.repeated for summary in summaries),
+            observed_per_tier=_added(summary.observed_per_tier for summary in summaries),
+            without_propensity=n_without if is_sparse else 0,
+        ),
+        n_observed=sum(part.n_observed for part in parts),
+        n_judged=sum(part.n_judged for part in parts),
+        n_without_propensity=n_without,
+        first_timestamp=min((at for at in timestamps[0] if at), default=None),
+        last_timestamp=max((at for at in timestamps[1] if at), default=None),
+        digest=sum(part.digest for part in parts) % _DIGESTS,
+    )
+
+
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for more in counts:
+        total.update(more)
+    return dict(total)
+
+
+def write_table(table: OutcomeTable, path: Path) -> None:
+    """One Parquet file, complete as soon as it has its name."""
+    columns: dict[str, pa.Array] = {name: pa.array(getattr(table, name).tolist(), pa.string()) for name in _TEXTS}
+    columns["prompts"] = pa.array(table.prompts, pa.large_string())
+    columns["asked_at"] = pa.array(table.asked_at)
+    for name in CELL_MEASURES:
+        cells = np.ascontiguousarray(getattr(table, name))
+        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(cells.ravel()), len(table.tiers))
+    _write(pa.table(columns), path)
+
+
+def read_tables(paths: Sequence[Path], tiers: tuple[str, ...], facts: PartFacts) -> OutcomeTable:
+    """Tables of parts as one, prompts by rising prompt_id; summary and timestamps are those of `facts`."""
+    found = pa.concat_tables([pq.read_table(path) for path in paths])
+    texts = {name: np.array(found[name].to_pylist(), dtype=np.str_) for name in _TEXTS}
+    order = np.argsort(texts["prompt_ids"])
+    columns: dict[str, Any] = {name: text[order] for name, text in texts.items()}
+    columns |= {name: _rectangle(found[name])[order] for name in CELL_MEASURES}
+    columns["asked_at"] = found["asked_at"].to_numpy()[order]
+    prompts = found["prompts"].to_pylist()
+    return OutcomeTable(
+        tiers=tiers,
+        prompts=[prompts[row] for row in order],
+        first_timestamp=facts.first_timestamp,
+        last_timestamp=facts.last_timestamp,
+        summary=facts.summary,
+        **columns,
+    )
+
+
+def draw_sample(table: Path, sample: Path, share: float, seed: int) -> None:
+    """Write about `share` of a table's prompts to another; groups stay whole, and it is the same share of any part."""
+    found = pq.read_table(table)
+    groups = np.array(found["groups"].to_pylist(), dtype=np.str_)
+    # Another position than those that part training from test and fold from fold (see training.log.split).
+    _write(found.filter(pa.array(group_positions(groups, seed + 2) < share)), sample)
+
+
+# ---- what the classifier is fitted on --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A part's labelled training prompts on disk. n_training: training prompts, the unlabelled ones too.
+
+    n_rows: by label and fold.
+    """
+
+    path: Path
+    n_training: int
+    n_dims: int
+    n_rows: dict[tuple[int, int], int]
+
+    def n_without(self, left_out: int | None) -> int:
+        """How many prompts are not in a fold."""
+        return sum(n for (_, fold), n in self.n_rows.items() if fold != left_out)
+
+
+def prepare_part(
+    table: Path, prepared: Path, encoder: Path, tiers: Sequence[Tier], mean_output_tokens: np.ndarray, split: Split
+) -> Prepared:
+    """Embed and label the training prompts of one part, and write vectors, labels and folds.
+
+    encoder: a folder that shelf.write_encoder wrote. mean_output_tokens: as for attempt_costs.
+    """
+    none = PartFacts(IngestSummary(0, 0, 0, {}, {}, 0, 0, 0, {}), 0, 0, 0, None, None, 0)
+    log = read_tables([table], tuple(tier.name for tier in tiers), none)
+    known = log.rows(~split.in_test(log.groups) & np.isfinite(log.correct).any(axis=1))
+    costs = attempt_costs(known, tiers, mean_output_tokens)
+    label = label_cheapest_correct(known.correct, costs.cost_usd)
+    rows = np.flatnonzero(label != UNKNOWN)
+    labelled = known.rows(rows)
+    if not len(rows):
+        return Prepared(prepared, known.n_prompts, 0, {})
+    vectors = embed(_encoder_at(encoder), labelled.prompts, labelled.prompt_ids).vectors
+    folds = fold_numbers(labelled.groups, N_FOLDS, split.seed)
+    columns = {
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
+        "label": pa.array(label[rows], pa.int32()),
+        "fold": pa.array(folds, pa.int32()),
+    }
+    _write(pa.table(columns), prepared)
+    n_rows = Counter(zip(label[rows].tolist(), folds.tolist(), strict=True))
+    return Prepared(prepared, known.n_prompts, vectors.shape[1], dict(n_rows))
+
+
+@lru_cache(maxsize=1)
+def _encoder_at(folder: Path) -> Encoder:
+    """Read once per process."""
+    return read_encoder(folder)[0]
+
+
+def read_prepared(prepared: Prepared, present: Sequence[int], left_out: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors float32 (n, n_dims), and classes float32 (n,), each label's place in `present`, without a fold."""
+    columns = pq.read_table(prepared.path, filters=None if left_out is None else [("fold", "!=", left_out)])
+    classes = np.searchsorted(np.asarray(present), columns["label"].to_numpy())
+    return _rectangle(columns["vector"]), classes.astype(np.float32)
+
+
+def _rectangle(column: pa.ChunkedArray) -> np.ndarray:
+    """Lists of one length as rows."""
+    values = column.combine_chunks()
+    return np.asarray(values.flatten().to_numpy(zero_copy_only=False).reshape(-1, values.type.list_size))
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # a worker given up may still write
+    pq.write_table(table, unfinished, compression="zstd")
+    unfinished.replace(path)

@@ -1,0 +1,1 @@
+"""Judging a router on outcomes that it was not trained on."""

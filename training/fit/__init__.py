@@ -1,0 +1,1 @@
+"""Learning success, length and familiarity from embeddings and outcomes."""

@@ -1,0 +1,1 @@
+"""From outcome logs to a table: prompts down, tiers across."""

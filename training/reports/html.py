@@ -1,0 +1,69 @@
+"""One self-contained HTML page: skeleton, tables, pictures, and the line that pictures of cost and accuracy share."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from training.evaluation.metrics import hull
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1f2933}"
+    "h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:2rem}img{max-width:100%}figure{margin:1.5rem 0}"
+    "figcaption{color:#606873;font-size:.9rem}.scroll{overflow-x:auto}"
+    "table{border-collapse:collapse;font-size:.82rem}"
+    "td,th{padding:.25rem .7rem .25rem 0;text-align:left;white-space:nowrap}"
+    "th{white-space:normal;vertical-align:bottom;border-bottom:1px solid #9aa1ab}"
+    "td{border-bottom:1px solid #e4e7eb;font-variant-numeric:tabular-nums}"
+)
+
+
+def page(title: str, headline: str, body: str) -> str:
+    """The whole document. title, headline: text; body: HTML."""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style><h1>{html.escape(headline)}</h1>{body}</html>\n"
+    )
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, mpl.axes.Axes]:
+    """A figure of this size in inches, with one pair of axes."""
+    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def drawn_hull(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Costs and accuracies along the hull of (cost, accuracy) points, (n_points, 2), as many as a smooth line needs.
+
+    A mixture of two points is a straight line in cost, and a curve where the axis of cost is logarithmic.
+    """
+    xs, ys = hull(points[:, 0], points[:, 1])
+    grid = np.unique(np.concatenate([xs, np.geomspace(max(xs[0], 1e-9), max(xs[-1], 1e-9), 300)]))
+    grid = grid[(grid >= xs[0]) & (grid <= xs[-1])]
+    return grid, np.interp(grid, xs, ys)
+
+
+def picture(figure: Figure, caption: str) -> str:
+    """A figure inside the page, as PNG, with its caption."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    source = base64.b64encode(buffer.getvalue()).decode()
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{source}"><figcaption>{text}</figcaption></figure>'
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of text cells."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return f'<div class="scroll"><table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'

@@ -1,0 +1,300 @@
+"""Champion and challenger on the same prompts: quality, cost and net value, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from router.bundle.bundle import Bundle
+from router.portfolio.prices import PriceTable
+from training.config import RetrainConfig
+from training.evaluation.bundle_graph import Shipped
+from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS, MIN_SEGMENT_PROMPTS
+from training.evaluation.metrics import Interval, interval, resamples
+from training.evaluation.off_policy import LoggedChoices, compare_policies
+from training.evaluation.training_data import TrainingPart
+from training.log.costs import costs_at_prices
+from training.log.table import OutcomeTable, is_partial
+
+MIN_COVERAGE = 0.8
+"""Of the prompts on which champion and challenger differ, this share must have the outcomes of both choices."""
+
+SEGMENT_ERROR_RATE = 0.05
+"""Chance that any segment of a challenger that is as good everywhere counts as worse (Bonferroni)."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of both, and the difference challenger - champion with its paired 95 % interval.
+
+    champion, challenger: None where only the difference is known (off-policy).
+    """
+
+    champion: float | None
+    challenger: float | None
+    difference: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """As the receipt has it."""
+        return {**asdict(self), "difference": self.difference.to_json()}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Champion and challenger on the same prompts, without dials, at the prices of tiers.toml.
+
+    quality: share of correct answers. cost_usd, net_value: USD per request. worse_segments: what is significantly worse
+    there, by segment. refused: why they cannot be compared; the measures are None then.
+    champion_kept: accuracy of the champion relative to the best tier's, on recent prompts of which every tier was
+    asked and that it was not trained on; None where these are too few, or nothing was promised. promised: the share.
+    """
+
+    n_prompts: int
+    worth_usd: float | None = None
+    quality: Measure | None = None
+    cost_usd: Measure | None = None
+    net_value: Measure | None = None
+    worse_segments: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
+    promised: float | None = None
+    champion_kept: Interval | None = None
+
+    def verdict(self, quality_margin: float) -> tuple[bool, str]:
+        """Whether the challenger takes over, and why or why not, in one line."""
+        if self.refused or self.quality is None or self.net_value is None:
+            return False, self.refused
+        quality, net_value = self.quality.difference, self.net_value.difference
+        quality_text, net_text = _points(quality), _usd_per_1k(net_value)
+        if self.broken_promise and quality.value > 0:
+            return True, f"{self.broken_promise}; quality {quality_text}; {self.n_prompts:,} prompts"
+        if quality.low < -quality_margin:
+            return False, (
+                f"quality may be worse: {quality_text}, where a loss of at most {quality_margin * 100:g} points "
+                f"is tolerated; {self.n_prompts:,} prompts"
+            )
+        if self.worse_segments:
+            found = "; ".join(f"{segment} {how}" for segment, how in self.worse_segments.items())
+            return False, f"quality is worse in a segment: {found}"
+        if net_value.low <= 0:
+            return False, f"net value is not better with confidence: {net_text}; {self.n_prompts:,} prompts"
+        return True, f"net value is better: {net_text}; quality {quality_text}; {self.n_prompts:,} prompts"
+
+    @property
+    def broken_promise(self) -> str:
+        """That the champion surely no longer keeps the quality it promises, as requests drift; "" where it may."""
+        kept = self.champion_kept
+        if kept is None or self.promised is None or kept.high >= self.promised:
+            return ""
+        return (
+            f"the champion no longer keeps the quality it promises: {kept.value:.3f} ({kept.low:.3f} to "
+            f"{kept.high:.3f}) of the best tier's, {self.promised:g} promised"
+        )
+
+
+def compare(
+    champion: Bundle,
+    challenger: Bundle,
+    log: OutcomeTable,
+    prices: PriceTable,
+    recent: np.ndarray,
+    config: RetrainConfig,
+) -> Comparison:
+    """Both bundles on recent prompts that the champion was not trained on, as they answer a request without dials.
+
+    Where the challenger was trained on a prompt, models that did not see it stand in for it: its out-of-fold estimates.
+    So a few hundred new prompts are enough to judge on.
+
+    log: with the columns of `prices`, today's, among which are all tiers of both. recent: prompt_ids.
+    """
+    ours, theirs = (_Judged.at(bundle, prices) for bundle in (champion, challenger))
+    log = log.rows(np.isin(log.prompt_ids, recent) & ~ours.part.saw(log.groups))
+    promised, kept = _promise_kept(ours, log, config)
+    return replace(_compare(ours, theirs, log, prices, config), promised=promised, champion_kept=kept)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A bundle at today's prices, and what it was trained on. columns: of its tiers in the table of prices."""
+
+    bundle: Bundle
+    part: TrainingPart
+    columns: np.ndarray
+
+    @classmethod
+    def at(cls, bundle: Bundle, prices: PriceTable) -> _Judged:
+        """`prices` may have more tiers."""
+        part = TrainingPart.load(TrainingPart.path_of(bundle.path), bundle.manifest.bundle_id)
+        column = {tier.name: number for number, tier in enumerate(prices.tiers)}
+        columns = np.array([column[name] for name in bundle.manifest.tiers])
+        priced = replace(bundle, prices=replace(prices, tiers=tuple(prices.tiers[number] for number in columns)))
+        return cls(priced, part, columns)
+
+    def estimates(self, table: OutcomeTable) -> dict[str, np.ndarray]:
+        """As `Shipped.estimates`; success of a prompt that was trained on by models that did not see it."""
+        found = Shipped(self.bundle).estimates(table.prompts)
+        order = np.argsort(self.part.prompt_ids)
+        at = np.searchsorted(self.part.prompt_ids, table.prompt_ids, sorter=order).clip(max=len(order) - 1)
+        seen = self.part.prompt_ids[order[at]] == table.prompt_ids
+        return {**found, "success": np.where(seen[:, None], self.part.out_of_fold[order[at]], found["success"])}
+
+    def choices(self, estimates: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The tier without dials, as a column of the table of prices, int (n_prompts,)."""
+        manifest = self.bundle.manifest
+        slack = manifest.dial_point(manifest.default_quality).slack
+        return np.asarray(self.columns[Shipped(self.bundle).choices(estimates, 0.0, slack)])
+
+
+def _promise_kept(
+    champion: _Judged, table: OutcomeTable, config: RetrainConfig
+) -> tuple[float | None, Interval | None]:
+    """The quality that the champion promises without dials, and what it kept on prompts not trained on."""
+    manifest = champion.bundle.manifest
+    point = manifest.dial_point(manifest.default_quality)
+    table = table.rows(np.isfinite(table.correct).all(axis=1))
+    if not point.promised or table.n_prompts < config.min_judged:
+        return None, None
+    choice = champion.choices(champion.estimates(table))
+    outcome = table.correct[np.arange(table.n_prompts), choice]
+    best = table.correct[:, table.correct.mean(axis=0).argmax()]
+    weights = resamples(table.n_prompts, config.training.seed)
+    return point.quality, interval((weights @ outcome) / np.maximum(weights @ best, 1e-9))
+
+
+def _compare(
+    champion: _Judged, challenger: _Judged, table: OutcomeTable, prices: PriceTable, config: RetrainConfig
+) -> Comparison:
+    """Both on the same prompts, which the champion was not trained on."""
+    table = table.rows(np.isfinite(table.correct).any(axis=1))
+    if table.n_prompts < config.min_judged:
+        return Comparison(table.n_prompts, refused=_too_few(table.n_prompts, config))
+    complete = np.isfinite(table.correct).all(axis=1)
+    if complete.mean() < MIN_COVERAGE and complete.sum() >= max(config.min_judged, MIN_COMPLETE_PROMPTS):
+        table = table.rows(complete)  # a panel: prompts of which every tier was asked say more than all the others
+    cost_usd = costs_at_prices(table, prices).cost_usd
+    predicted = challenger.estimates(table)
+    ours, theirs = champion.choices(champion.estimates(table)), challenger.choices(predicted)
+    worth_usd = config.worth_usd or cost_of_a_correct_answer(table.correct, cost_usd)
+    if is_partial(table.correct):
+        return _compare_off_policy(table, cost_usd, ours, theirs, predicted, worth_usd, config)
+    return _compare_paired(table, cost_usd, ours, theirs, worth_usd, config)
+
+
+def _compare_paired(
+    table: OutcomeTable,
+    cost_usd: np.ndarray,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    worth_usd: float,
+    config: RetrainConfig,
+) -> Comparison:
+    """Where most tiers answered most prompts: what each choice really came to. ours, theirs: (n_prompts,)."""
+    rows = np.arange(table.n_prompts)
+    judged = np.isfinite(table.correct[rows, ours]) & np.isfinite(table.correct[rows, theirs])
+    differ = ours != theirs
+    n_differ, n_known = int(differ.sum()), int((differ & judged).sum())
+    if judged.sum() < config.min_judged:
+        return Comparison(int(judged.sum()), refused=_too_few(int(judged.sum()), config))
+    if n_known < MIN_COVERAGE * n_differ:
+        lacking = np.unique(
+            np.concatenate([side[differ & np.isnan(table.correct[rows, side])] for side in (ours, theirs)])
+        )
+        return Comparison(
+            int(judged.sum()),
+            refused=f"champion and challenger differ on {n_differ:,} prompts, of which only {n_known:,} have the "
+            f"outcomes of both; ask {', '.join(table.tiers[k] for k in lacking)} more of the prompts",
+        )
+    rows = rows[judged]
+    ours, theirs = ours[judged], theirs[judged]
+    quality = np.stack([table.correct[rows, ours], table.correct[rows, theirs]])
+    cost = np.stack([cost_usd[rows, ours], cost_usd[rows, theirs]])
+    weights = resamples(len(rows), config.training.seed)
+    return Comparison(
+        n_prompts=len(rows),
+        worth_usd=worth_usd,
+        quality=_measure(quality, weights),
+        cost_usd=_measure(cost, weights),
+        net_value=_measure(worth_usd * quality - cost, weights),
+        worse_segments=worse_segments_of(quality[1] - quality[0], table.segments[rows]),
+    )
+
+
+def _compare_off_policy(
+    table: OutcomeTable,
+    cost_usd: np.ndarray,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    predicted: Mapping[str, np.ndarray],
+    worth_usd: float,
+    config: RetrainConfig,
+) -> Comparison:
+    """Where each prompt has the outcome of the tier that was chosen: doubly robust, from the logged propensities.
+
+    The interval of the net value adds those of quality and cost, which is wider than it need be.
+    """
+    known = np.isfinite(table.correct) & (table.propensity > 0) & (table.propensity <= 1)
+    rows = np.flatnonzero(known.sum(axis=1) == 1)
+    if len(rows) < config.min_judged:
+        return Comparison(len(rows), refused=_too_few(len(rows), config) + " (with one outcome and its propensity)")
+    action = known[rows].argmax(axis=1)
+    log = LoggedChoices(action, table.propensity[rows, action], table.correct[rows, action], cost_usd[rows, action])
+    one_hot = np.eye(len(table.tiers))
+    found = compare_policies(
+        log, one_hot[ours[rows]], one_hot[theirs[rows]],
+        predicted["success"][rows].astype(float), predicted["cost_usd"][rows].astype(float),
+    )  # fmt: skip
+    if found.quality is None or found.cost_usd is None:
+        return Comparison(len(rows), refused=f"the log does not carry a comparison: {found.refused}")
+    quality = Interval(found.quality.value, found.quality.low, found.quality.high)
+    cost = Interval(found.cost_usd.value, found.cost_usd.low, found.cost_usd.high)
+    net_value = Interval(
+        worth_usd * quality.value - cost.value, worth_usd * quality.low - cost.high, worth_usd * quality.high - cost.low
+    )
+    q, c, v = (Measure(None, None, difference) for difference in (quality, cost, net_value))
+    return Comparison(len(rows), worth_usd, quality=q, cost_usd=c, net_value=v)
+
+
+def cost_of_a_correct_answer(correct: np.ndarray, cost_usd: np.ndarray) -> float:
+    """USD per correct answer of the tier with the highest accuracy; 1 where it is free. Both (n_prompts, n_tiers)."""
+    known = np.isfinite(correct)
+    accuracy = np.where(known, correct, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    best = int(accuracy.argmax())
+    return float(cost_usd[known[:, best], best].mean() / accuracy[best]) if accuracy[best] > 0 else 1.0
+
+
+def _measure(both: np.ndarray, weights: np.ndarray) -> Measure:
+    """both: champion's and challenger's values, (2, n_prompts). weights: (n_resamples, n_prompts)."""
+    return Measure(float(both[0].mean()), float(both[1].mean()), interval(weights @ (both[1] - both[0])))
+
+
+def worse_segments_of(difference: np.ndarray, segments: np.ndarray) -> dict[str, str]:
+    """Segments where the quality is significantly lower; both (n_prompts,). "" is no segment: the verdict judges it."""
+    names, sizes = np.unique(segments, return_counts=True)
+    large = names[(sizes >= MIN_SEGMENT_PROMPTS) & (names != "")]
+    worse: dict[str, str] = {}
+    for name in large.tolist():
+        of_segment = difference[segments == name]
+        error = float(of_segment.std(ddof=1)) / len(of_segment) ** 0.5
+        highest = float(of_segment.mean()) + NormalDist().inv_cdf(1 - SEGMENT_ERROR_RATE / len(large)) * error
+        if highest < 0:
+            worse[name] = f"{of_segment.mean() * 100:+.1f} points, {len(of_segment):,} prompts"
+    return worse
+
+
+def _too_few(n_prompts: int, config: RetrainConfig) -> str:
+    return (
+        f"only {n_prompts:,} recent prompts that the champion was not trained on can be judged; "
+        f"{config.min_judged:,} needed"
+    )
+
+
+def _points(difference: Interval) -> str:
+    return f"{difference.value * 100:+.2f} points ({difference.low * 100:+.2f} to {difference.high * 100:+.2f})"
+
+
+def _usd_per_1k(difference: Interval) -> str:
+    low, value, high = (1000 * usd for usd in (difference.low, difference.value, difference.high))
+    return f"{value:+.4g} USD per 1,000 requests ({low:+.4g} to {high:+.4g})"
