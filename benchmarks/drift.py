@@ -24,7 +24,7 @@ from tqdm import tqdm
 from router.bundle.bundle import Bundle
 from router.portfolio.tiers import read_tiers
 from training import TrainingConfig, train
-from training.evaluation.bundle_graph import Shipped, embed_with
+from training.evaluation.bundle_graph import BundleGraph, embed_with
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
 from training.log.split import test_mask
@@ -58,7 +58,7 @@ class Population:
         rest = table.rows(held_out)
         rest = rest.rows(np.unique(rest.groups, return_index=True)[1])
         rest = replace(rest, cost_usd=attempt_costs(rest, tiers).cost_usd)
-        shipped = Shipped(Bundle.load(folder / LOG))
+        shipped = BundleGraph(Bundle.load(folder / LOG))
         estimates = shipped.estimates(rest.prompts)
         window = Window.of(rest, embed_with(shipped.bundle, rest.prompts), estimates)
         # Window.of orders by group, as rest is already.

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from router.bundle.bundle import Bundle
 from router.portfolio.tiers import read_tiers
 from training import TrainingConfig, train
-from training.evaluation.bundle_graph import Shipped
+from training.evaluation.bundle_graph import BundleGraph
 from training.evaluation.off_policy import (
     LoggedChoices,
     PolicyValue,
@@ -71,7 +71,7 @@ class Population:
         config = TrainingConfig(cache=folder / "cache")
         train(attempts(table.rows(~held_out), names), tiers_file, out, config, tracking_uri="none")
         rest = table.rows(held_out & np.isfinite(table.correct).all(axis=1))
-        shipped = Shipped(Bundle.load(out))
+        shipped = BundleGraph(Bundle.load(out))
         estimates = shipped.estimates(rest.prompts)
         dial = shipped.bundle.manifest.dial_point
         return cls(

@@ -21,9 +21,9 @@ from lightgbm import LGBMClassifier
 from router.bundle.bundle import Bundle
 from router.portfolio.prices import PriceTable
 from training import TrainingConfig, train
-from training.evaluation.bundle_graph import Shipped, embed_with
+from training.evaluation.bundle_graph import BundleGraph, embed_with
 from training.evaluation.metrics import Interval, interval, resamples
-from training.evaluation.training_data import TrainingPart
+from training.evaluation.training_data import TrainingData
 from training.log.costs import costs_at_prices
 from training.log.ingest import ingest
 from training.log.labels import NONE, label_cheapest_correct
@@ -55,14 +55,14 @@ class Judged:
 
 def bundle_choices(bundle: Bundle, judged: Judged) -> np.ndarray:
     """With worth_usd as the only dial, (n_prompts, n_worths)."""
-    shipped = Shipped(bundle)
+    shipped = BundleGraph(bundle)
     estimates = shipped.estimates(judged.table.prompts)
     return np.stack([shipped.choices(estimates, float(worth), 1.0) for worth in judged.worths], axis=1)
 
 
 def frozen_choices(bundle: Bundle, seed: int, vectors: np.ndarray) -> np.ndarray:
     """A classifier of the cheapest correct tier at the training's prices, (n_prompts,); no tier right: the cheapest."""
-    part = TrainingPart.load(TrainingPart.path_of(bundle.path), bundle.manifest.bundle_id)
+    part = TrainingData.load(TrainingData.path_of(bundle.path), bundle.manifest.bundle_id)
     correct, cost_usd = part.correct[part.embedded], part.cost_usd[part.embedded]
     complete = np.isfinite(correct).all(axis=1)
     label = label_cheapest_correct(correct[complete], cost_usd[complete])
@@ -118,7 +118,7 @@ def rows_of(log: Path, seed: int, folder: Path) -> list[str]:
     name_of_log, log = log.name, without_costs(log, folder / log.name)
     logged = ingest(log, listed.tiers)
     bundle = trained_on(log, listed, seed, folder / "listed")
-    part = TrainingPart.load(TrainingPart.path_of(bundle.path), bundle.manifest.bundle_id)
+    part = TrainingData.load(TrainingData.path_of(bundle.path), bundle.manifest.bundle_id)
     held_out = ~part.saw(logged.groups) & np.isfinite(logged.correct).all(axis=1)
     table = logged.rows(held_out)
     frozen = frozen_choices(bundle, seed, embed_with(bundle, table.prompts))[:, None]
@@ -135,7 +135,7 @@ def rows_of(log: Path, seed: int, folder: Path) -> list[str]:
         if factors:
             retrained = trained_on(log, shocked.prices, seed, folder / f"shock-{number}")
             new = judged.net_value(bundle_choices(retrained, judged))
-        shipped = Shipped(shocked)
+        shipped = BundleGraph(shocked)
         dial = shipped.choices(shipped.estimates(table.prompts), 0.0, bundle.manifest.dial_point(0.98).slack)
         kept = table.correct[np.arange(len(dial)), dial].mean() / table.correct[:, best].mean()
         name = ", ".join(f"{provider} x {factor:g}" for provider, factor in factors.items()) or "as listed"

@@ -10,14 +10,14 @@ from router.bundle.bundle import Bundle
 from router.bundle.clusters import parse_clusters
 from router.errors import BundleError
 from training import TrainingConfig, train
-from training.evaluation.training_data import TrainingPart
+from training.evaluation.training_data import TrainingData
 from training.fit.clusters import MAX_EXAMPLE_CHARS, PromptClusters
 from training.fit.estimator import KernelBasis
 
 
 @pytest.fixture(scope="module")
 def part(trained):
-    return TrainingPart.load(TrainingPart.path_of(trained.bundle), trained.manifest.bundle_id)
+    return TrainingData.load(TrainingData.path_of(trained.bundle), trained.manifest.bundle_id)
 
 
 @pytest.fixture(scope="module")

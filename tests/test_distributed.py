@@ -23,7 +23,7 @@ from training.distributed import workers
 from training.encoders.embed import embed
 from training.encoders.encoder import StaticRecipe, learn_static
 from training.errors import ClusterError, ConfigError, LogError
-from training.evaluation.training_data import TrainingPart
+from training.evaluation.training_data import TrainingData
 from training.fit.success import _forest_of, _Task
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
@@ -157,7 +157,7 @@ def test_what_was_trained_on_beyond_the_sample_is_never_judged(
     facts = result.manifest.training
     assert facts["n_prompts"] == trained.log.n_prompts > facts["n_sampled"] == result.log.n_prompts
     assert facts["n_trained_on"] == trained.manifest.training["n_trained_on"]
-    part = TrainingPart.load(TrainingPart.path_of(result.bundle), result.manifest.bundle_id)
+    part = TrainingData.load(TrainingData.path_of(result.bundle), result.manifest.bundle_id)
     np.testing.assert_array_equal(part.saw(trained.log.groups), ~Split(0.2, 0).in_test(trained.log.groups))
     assert f"sample of {facts['n_sampled']:,}" in (result.bundle / "README.md").read_text()
 

@@ -1,4 +1,4 @@
-"""Laws of the embedding cache and of the shelf of encoders: never another result, never the same work twice."""
+"""Laws of the embedding cache and of the cache of encoders: never another result, never the same work twice."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training.encoders.cache import EncoderShelf, bottom_k, overlap
+from training.encoders.cache import EncoderCache, bottom_k, overlap
 from training.encoders.embed import embed
 from training.encoders.encoder import StaticRecipe, learn_static
 
@@ -101,7 +101,7 @@ def test_damaged_cache_entries_are_computed_again(encoder, tmp_path, damage):
 
 
 def shelved(folder, prompts, recipe=RECIPE, seed=0):
-    return EncoderShelf(folder).static(prompts, ids_of(prompts), recipe, seed)
+    return EncoderCache(folder).static(prompts, ids_of(prompts), recipe, seed)
 
 
 def test_a_log_that_has_grown_a_little_keeps_its_encoder(tmp_path):
@@ -131,8 +131,8 @@ def altered_number(content):
 
 
 @pytest.fixture(scope="module")
-def sound_shelf(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shelf")
+def sound_cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
     shelved(folder, PROMPTS)
     return folder
 
@@ -147,8 +147,8 @@ def sound_shelf(tmp_path_factory):
         ("facts.json", altered_number),
     ],
 )
-def test_a_damaged_encoder_is_learned_again_and_replaced(encoder, sound_shelf, tmp_path, name, damage):
-    shutil.copytree(sound_shelf, tmp_path, dirs_exist_ok=True)
+def test_a_damaged_encoder_is_learned_again_and_replaced(encoder, sound_cache, tmp_path, name, damage):
+    shutil.copytree(sound_cache, tmp_path, dirs_exist_ok=True)
     [entry] = tmp_path.iterdir()
     (entry / name).write_bytes(damage((entry / name).read_bytes()))
     again, was_there = shelved(tmp_path, PROMPTS)

@@ -17,11 +17,11 @@ from router.portfolio.prices import PriceTable
 from training import TrainingConfig, evaluate, train
 from training.dial.dial import DIAL_QUALITIES
 from training.errors import LogError
-from training.evaluation.bundle_graph import Shipped
+from training.evaluation.bundle_graph import BundleGraph
 from training.evaluation.evaluate import evaluate_table
 from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.net_value import break_evens
-from training.evaluation.training_data import TrainingPart
+from training.evaluation.training_data import TrainingData
 from training.log.split import test_mask as held_out_mask
 
 KEYS_OF_THE_CONTRACT = {"n_prompts", "tiers", "single", "router", "baselines", "calibration", "dial"}
@@ -169,7 +169,7 @@ def test_prompts_that_were_trained_on_are_never_judged(trained, sample):
 
 
 def test_nothing_left_to_judge_is_an_error_that_says_why(trained, log):
-    part = TrainingPart.load(TrainingPart.path_of(trained.bundle), trained.manifest.bundle_id)
+    part = TrainingData.load(TrainingData.path_of(trained.bundle), trained.manifest.bundle_id)
     seen = log[log.question_key.isin(set(part.groups.tolist()))]
     with pytest.raises(LogError, match=r"no prompt to judge: .* were trained on"):
         evaluate(trained.bundle, seen)
@@ -187,7 +187,7 @@ def test_without_its_training_part_a_bundle_is_not_judged(trained, unseen, tmp_p
 def test_where_no_offer_is_eligible_the_fallback_is_judged(trained):
     bundle = Bundle.load(trained.bundle)
     tiny = PriceTable.parse(re.sub(r"context_window = \d+", "context_window = 1", bundle.prices.text))
-    shipped = Shipped(replace(bundle, prices=tiny))
+    shipped = BundleGraph(replace(bundle, prices=tiny))
     choices = shipped.choices(shipped.estimates(["one", "two"]), worth_usd=0.0, slack=1.0)
     assert [bundle.manifest.tiers[choice] for choice in choices] == [bundle.manifest.best_tier] * 2
 
@@ -238,7 +238,7 @@ def test_a_few_complete_prompts_among_partial_feedback_judge_nothing_alone(train
 def test_billed_tokens_of_prompts_that_training_did_not_see_are_right_on_average(trained):
     """Though the tokenizer was learned on the others, and so needs fewer tokens for them."""
     unseen = trained.log.rows(held_out_mask(trained.log.groups, 0.2, 0))
-    estimated = Shipped(Bundle.load(trained.bundle)).estimates(unseen.prompts)["context_tokens"]
+    estimated = BundleGraph(Bundle.load(trained.bundle)).estimates(unseen.prompts)["context_tokens"]
     assert estimated.sum() == pytest.approx(np.nanmean(unseen.input_tokens, axis=1).sum(), rel=0.02)
 
 
@@ -331,20 +331,20 @@ def test_break_evens_name_the_best_single_tier_at_any_worth(tiers, worth):
 def test_of_a_large_training_part_only_some_embeddings_are_kept_and_baselines_are_fitted_on_them(
     trained, tmp_path, monkeypatch
 ):
-    part = TrainingPart.load(TrainingPart.path_of(trained.bundle), trained.manifest.bundle_id)
+    part = TrainingData.load(TrainingData.path_of(trained.bundle), trained.manifest.bundle_id)
     n = len(part.groups)
-    assert part.embedded.tolist() == list(range(n)) == TrainingPart.rows_to_embed(n).tolist()
+    assert part.embedded.tolist() == list(range(n)) == TrainingData.rows_to_embed(n).tolist()
     monkeypatch.setattr(training.evaluation.training_data, "MAX_EMBEDDED_PROMPTS", 500)
-    kept = TrainingPart.rows_to_embed(n)
+    kept = TrainingData.rows_to_embed(n)
     assert len(kept) == 500 and 0 <= kept.min() and kept.max() < n and (np.diff(kept) > 0).all()
     smaller = replace(part, embedding=part.embedding[kept], embedded=kept)
-    path = TrainingPart.path_of(tmp_path / "copy")
+    path = TrainingData.path_of(tmp_path / "copy")
     smaller.save(path, "a bundle")
-    again = TrainingPart.load(path, "a bundle")
+    again = TrainingData.load(path, "a bundle")
     np.testing.assert_array_equal(again.embedding, smaller.embedding)
     np.testing.assert_array_equal(again.embedded, kept)
     np.testing.assert_array_equal(again.prompt_ids, part.prompt_ids)
-    assert path.stat().st_size < 0.5 * TrainingPart.path_of(trained.bundle).stat().st_size
+    assert path.stat().st_size < 0.5 * TrainingData.path_of(trained.bundle).stat().st_size
     held_out = trained.log.rows(~again.saw(trained.log.groups))
     found = evaluate_table(Bundle.load(trained.bundle), held_out, again)
     before = trained.evaluation

@@ -23,7 +23,7 @@ from training import SuccessEstimator, TrainingConfig, TrainingResult, train
 from training.encoders.embed import embed, encoder_session, padded
 from training.encoders.encoder import StaticRecipe, learn_static
 from training.errors import ConfigError, LogError, ParityError
-from training.evaluation.training_data import TrainingPart
+from training.evaluation.training_data import TrainingData
 from training.export.bundle import GOLDEN_PROMPTS, check_parity, draft_bundle, threshold_rows
 from training.fit.clusters import PromptClusters
 from training.fit.estimator import KernelBasis, boost
@@ -567,20 +567,20 @@ def test_no_prompt_of_the_log_is_in_any_file_that_training_writes_beside_its_cac
     longest = sorted(trained.log.prompts, key=len)[-50:]
     prompts = [*longest, *(prompt for prompt in trained.log.prompts[::40] if len(prompt) > 40)]
     assert len(prompts) > 80
-    files = [*trained.bundle.iterdir(), TrainingPart.path_of(trained.bundle)]
+    files = [*trained.bundle.iterdir(), TrainingData.path_of(trained.bundle)]
     contents = [path.read_bytes() for path in files]
-    contents.append(pd.read_parquet(TrainingPart.path_of(trained.bundle)).drop(columns="embedding").to_csv().encode())
+    contents.append(pd.read_parquet(TrainingData.path_of(trained.bundle)).drop(columns="embedding").to_csv().encode())
     for prompt in prompts:
         for piece in (prompt, json.dumps(prompt)[1:-1], prompt[:40]):
             assert not any(piece.encode() in content for content in contents)
 
 
 def test_the_training_part_belongs_to_its_bundle_alone(trained):
-    path = TrainingPart.path_of(trained.bundle)
-    part = TrainingPart.load(path, trained.manifest.bundle_id)
+    path = TrainingData.path_of(trained.bundle)
+    part = TrainingData.load(path, trained.manifest.bundle_id)
     assert len(part.groups) == trained.manifest.training["n_trained_on"]
     with pytest.raises(LogError, match="not of another"):
-        TrainingPart.load(path, "another")
+        TrainingData.load(path, "another")
 
 
 def test_a_router_of_the_written_bundle_is_the_one_that_was_measured(trained):

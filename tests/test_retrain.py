@@ -26,7 +26,7 @@ from training import TrainingConfig
 from training.config import RetrainConfig
 from training.errors import ConfigError, StoreBusyError, StoreError
 from training.evaluation.metrics import Interval
-from training.evaluation.training_data import TrainingPart
+from training.evaluation.training_data import TrainingData
 from training.export.bundle import golden_entries
 from training.log.ingest import ingest
 from training.retrain import retrain, rollback
@@ -93,8 +93,8 @@ def challenger(first_turn, tmp_path_factory):
     golden = hashlib.sha256(lines.encode()).hexdigest()
     training = {**manifest.training, "data_digest": "of other data"}
     manifest = seal(replace(manifest, training=training, files={**manifest.files, "golden.jsonl": golden}))
-    part = TrainingPart.load(TrainingPart.path_of(first), bundle_id(first))
-    part.save(TrainingPart.path_of(folder), manifest.bundle_id)
+    part = TrainingData.load(TrainingData.path_of(first), bundle_id(first))
+    part.save(TrainingData.path_of(folder), manifest.bundle_id)
     return folder
 
 
@@ -123,7 +123,7 @@ def instead_of_training(bundle):
     def train(logs, tiers, out, config, *, tracking_uri, progress, on_step):
         with tracked_run(tracking_uri, out.name):
             shutil.copytree(bundle, out)
-            shutil.copy(TrainingPart.path_of(bundle), TrainingPart.path_of(out))
+            shutil.copy(TrainingData.path_of(bundle), TrainingData.path_of(out))
             return SimpleNamespace(bundle=out, log=ingest(logs, read_tiers(tiers)))
 
     return train

@@ -1,4 +1,4 @@
-"""Where a training run does what grows with the log: in this process, or on the workers of a cluster.
+"""Who does what grows with the log: in this process, or on the workers of a cluster.
 
 Two things grow: the table, and the classifier of the cheapest-correct label. All else has few parameters, and is fitted
 on the table that `ingest` gives, which of a very large log is a sample.
@@ -22,7 +22,7 @@ from training.log.sources import LogSource
 from training.log.table import OutcomeTable
 
 
-class Workplace(Protocol):
+class Backend(Protocol):
     """Where the table comes from, and who fits the classifier."""
 
     def ingest(
@@ -42,7 +42,7 @@ class Workplace(Protocol):
         """How many prompts the classifier was fitted on; in_table: training prompts of the table."""
 
 
-class ThisProcess:
+class LocalBackend:
     """The table is the whole log, and the estimator fits the classifier itself."""
 
     def ingest(
@@ -60,15 +60,15 @@ class ThisProcess:
 
 
 @contextmanager
-def workplace(
+def backend_at(
     cluster: str | None, config: TrainingConfig, cache: Path, on_step: Callable[[str], None]
-) -> Iterator[Workplace]:
+) -> Iterator[Backend]:
     """A Dask cluster at an address such as tcp://host:8786, or this process.
 
     cache: a folder; with a cluster one that all workers see. Raises ConfigError where the cluster cannot be used.
     """
     if cluster is None:
-        yield ThisProcess()
+        yield LocalBackend()
         return
     from training.distributed.cluster import cluster_at  # Dask, only where asked for
 

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from router.bundle.bundle import FORMAT_VERSION, Bundle, DialPoint, EncoderInfo, Manifest
 from router.portfolio.tiers import Tier, read_tiers
-from training.backend import Workplace, workplace
+from training.backend import Backend, backend_at
 from training.config import TrainingConfig
 from training.dial.dial import calibrate_dial, promise_statement
-from training.encoders.cache import EncoderShelf
+from training.encoders.cache import EncoderCache
 from training.encoders.embed import embed
 from training.encoders.encoder import Encoder, StaticRecipe, with_token_kinds
 from training.encoders.quantize import check_quantized, quantized
@@ -26,7 +26,7 @@ from training.errors import LogError
 from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS, evaluate_table, logged_choices
 from training.evaluation.off_policy import MAX_UNSUPPORTED_SHARE, Overlap
 from training.evaluation.result import Evaluation
-from training.evaluation.training_data import TrainingPart
+from training.evaluation.training_data import TrainingData
 from training.export.bundle import Parity, check_parity, check_target, draft_bundle, versions
 from training.fit.calibrate import doubly_robust
 from training.fit.clusters import PromptClusters
@@ -106,7 +106,7 @@ def train(
 
         # One thread for linear algebra: the same bundle on any number of cores, and pools of threads that wait for each
         # other in every small step are many times slower as soon as the machine has other work.
-        with workplace(cluster, config, cache, done) as place, threadpool_limits(1):
+        with backend_at(cluster, config, cache, done) as place, threadpool_limits(1):
             return _run(logs, tiers_read, tiers_text, out, config, cache, place, tracker, done, progress)
 
 
@@ -117,7 +117,7 @@ def _run(
     out: Path,
     config: TrainingConfig,
     cache: Path,
-    place: Workplace,
+    place: Backend,
     tracker: Tracker,
     done: Callable[[str], None],
     progress: bool,
@@ -207,8 +207,8 @@ def _run(
     )
     draft = draft_bundle(out, encoder, graph, tiers_text, clusters.members, manifest)
     try:
-        embedded = TrainingPart.rows_to_embed(known.n_prompts)
-        part = TrainingPart(
+        embedded = TrainingData.rows_to_embed(known.n_prompts)
+        part = TrainingData(
             prompt_ids=known.prompt_ids,
             groups=known.groups,
             embedding=vectors[embedded],
@@ -229,7 +229,7 @@ def _run(
         figures = report_figures(evaluation)
         write_report(draft.folder, manifest, evaluation, log, labels, figures)
         manifest = draft.publish()
-        part.save(TrainingPart.path_of(out), manifest.bundle_id)
+        part.save(TrainingData.path_of(out), manifest.bundle_id)
     except BaseException:
         shutil.rmtree(draft.folder, ignore_errors=True)
         raise
@@ -312,7 +312,7 @@ def _is_carried(known: OutcomeTable, cost_usd: np.ndarray, tier: int) -> bool:
 def make_encoder(config: TrainingConfig, log: OutcomeTable, cache: Path) -> tuple[Encoder, bool]:
     """The encoder that the settings name, and whether an earlier run had learned it."""
     if config.encoder == "static":
-        return EncoderShelf(cache / "encoders").static(log.prompts, log.prompt_ids, StaticRecipe(), config.seed)
+        return EncoderCache(cache / "encoders").static(log.prompts, log.prompt_ids, StaticRecipe(), config.seed)
     from training.encoders.transformer import PACKAGED, PACKAGED_INT8, export_transformer  # torch, only where asked for
 
     is_int8 = config.encoder == PACKAGED_INT8

@@ -73,7 +73,9 @@ _NAMES = {  # what lightgbm.train and its scikit-learn classes call the same thi
 
 
 @contextmanager
-def cluster_at(address: str, config: TrainingConfig, cache: Path, on_step: Callable[[str], None]) -> Iterator[Cluster]:
+def cluster_at(
+    address: str, config: TrainingConfig, cache: Path, on_step: Callable[[str], None]
+) -> Iterator[DaskBackend]:
     """The cluster of a Dask scheduler; what it writes between the steps is removed at the end.
 
     Raises ConfigError where Dask is not installed, or scheduler, workers or versions are not as they must be.
@@ -83,12 +85,12 @@ def cluster_at(address: str, config: TrainingConfig, cache: Path, on_step: Calla
         workers_at(address) as workers,
         tempfile.TemporaryDirectory(prefix=".cluster-", dir=cache.resolve()) as scratch,
     ):
-        yield Cluster(workers, Path(scratch), Split(config.test_share, config.seed), on_step)
+        yield DaskBackend(workers, Path(scratch), Split(config.test_share, config.seed), on_step)
 
 
 @dataclass
-class Cluster:
-    """A Workplace: the table is a sample, and workers fit the classifier on all that is not in it, too."""
+class DaskBackend:
+    """A Backend: the table is a sample, and workers fit the classifier on all that is not in it, too."""
 
     workers: Workers
     scratch: Path

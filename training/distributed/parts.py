@@ -229,7 +229,7 @@ def prepare_part(
 ) -> Prepared:
     """Embed and label the training prompts of one part, and write vectors, labels and folds.
 
-    encoder: a folder that shelf.write_encoder wrote. mean_output_tokens: as for attempt_costs.
+    encoder: a folder that cache.write_encoder wrote. mean_output_tokens: as for attempt_costs.
     """
     none = PartFacts(IngestSummary(0, 0, 0, {}, {}, 0, 0, 0, {}), 0, 0, 0, None, None, 0)
     log = read_tables([table], tuple(tier.name for tier in tiers), none)

@@ -22,7 +22,7 @@ _SKETCH_SIZE = 1024
 
 
 @dataclass(frozen=True)
-class EncoderShelf:
+class EncoderCache:
     """Static encoders of one cache folder.
 
     One is taken again where the prompts it was learned from and the present ones overlap by at least
@@ -35,7 +35,7 @@ class EncoderShelf:
     def static(
         self, prompts: Sequence[str], prompt_ids: np.ndarray, recipe: StaticRecipe, seed: int
     ) -> tuple[Encoder, bool]:
-        """An encoder for these prompts, and whether it was on the shelf."""
+        """An encoder for these prompts, and whether it was in the cache."""
         key = hashlib.sha256(json.dumps([asdict(recipe), seed]).encode()).hexdigest()[:16]
         sketch = bottom_k(prompt_ids)
         for entry in sorted(self.folder.glob(f"{key}-*")):

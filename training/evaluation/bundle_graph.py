@@ -21,7 +21,7 @@ _BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Shipped:
+class BundleGraph:
     """A bundle's graph, cut where estimates become decisions, so that many dials can be tried on one estimate."""
 
     bundle: Bundle

@@ -17,7 +17,7 @@ from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import Tier
 from training.errors import LogError
 from training.evaluation import baselines
-from training.evaluation.bundle_graph import Shipped, embed_with
+from training.evaluation.bundle_graph import BundleGraph, embed_with
 from training.evaluation.metrics import (
     Interval,
     Outcomes,
@@ -35,7 +35,7 @@ from training.evaluation.metrics import (
 from training.evaluation.net_value import net_value
 from training.evaluation.off_policy import N_FOLDS, LoggedChoices, OffPolicyReport, cross_fitted, evaluate_policy
 from training.evaluation.result import DialResult, Evaluation, OffPolicyResult, PolicyResult
-from training.evaluation.training_data import TrainingPart
+from training.evaluation.training_data import TrainingData
 from training.fit.estimator import evenly
 from training.log.costs import AttemptCosts, attempt_costs, costs_at_prices
 from training.log.ingest import ingest
@@ -86,7 +86,7 @@ def evaluate(
         repriced = np.where(np.isfinite(table.cost_usd), costs_at_prices(table, loaded.prices).cost_usd, np.nan)
         table, paid = replace(table, cost_usd=repriced), table
         change = _mean_cost(table, loaded.prices.tiers) / np.maximum(_mean_cost(paid, tiers), np.finfo(float).tiny)
-    training = TrainingPart.load(TrainingPart.path_of(loaded.path), loaded.manifest.bundle_id)
+    training = TrainingData.load(TrainingData.path_of(loaded.path), loaded.manifest.bundle_id)
     training = replace(training, cost_usd=training.cost_usd * change)  # the baselines see today's prices too
     evaluation = evaluate_table(loaded, table, training, dials=dials, seed=seed, on_step=on_step)
     if evaluation.off_policy and evaluation.off_policy.refused:
@@ -101,7 +101,7 @@ def _mean_cost(table: OutcomeTable, tiers: Sequence[Tier]) -> np.ndarray:
 def evaluate_table(
     bundle: Bundle,
     table: OutcomeTable,
-    training: TrainingPart,
+    training: TrainingData,
     *,
     vectors: np.ndarray | None = None,
     dials: Dials | None = None,
@@ -131,7 +131,7 @@ def evaluate_table(
     outcomes = Outcomes(part.correct, costs.cost_usd, best)
     weights = resamples(part.n_prompts, seed)
 
-    shipped = Shipped(bundle)
+    shipped = BundleGraph(bundle)
     estimates = shipped.estimates(part.prompts)
     on_step("estimates")
     worths = worth_grid(training.mean_cost_usd)
@@ -261,7 +261,7 @@ def _evaluate_off_policy(
 
 def _off_policy_result(bundle: Bundle, part: OutcomeTable, costs: AttemptCosts, dials: Dials) -> OffPolicyResult:
     """The router at these dials, and every tier alone, on prompts with an outcome and its propensity."""
-    manifest, shipped = bundle.manifest, Shipped(bundle)
+    manifest, shipped = bundle.manifest, BundleGraph(bundle)
     estimates = shipped.estimates(part.prompts)
     any_tier = logged_choices(part, costs.cost_usd, np.zeros(part.n_prompts, dtype=int))
     success, cost_usd = cross_fitted(
@@ -309,7 +309,7 @@ def _result(policy: Policy, outcomes: Outcomes, weights: np.ndarray) -> PolicyRe
 
 
 def _baseline_policies(
-    training: TrainingPart,
+    training: TrainingData,
     part: OutcomeTable,
     outcomes: Outcomes,
     vectors: np.ndarray | None,
@@ -317,7 +317,7 @@ def _baseline_policies(
     worths: np.ndarray,
     seed: int,
 ) -> dict[str, Policy]:
-    """Every baseline of the report; the learned ones are fitted on the bundle's own training part."""
+    """Every baseline of the report; the learned ones are fitted on the bundle's own training data."""
     n, n_tiers = outcomes.correct.shape
     mean_cost = training.mean_cost_usd
     cheapest = int(mean_cost.argmin())
@@ -349,7 +349,7 @@ def _per_correct(amount: np.ndarray, correct: np.ndarray, weights: np.ndarray) -
 
 
 def _dial(
-    shipped: Shipped,
+    shipped: BundleGraph,
     estimates: Mapping[str, np.ndarray],
     outcomes: Outcomes,
     output_tokens: np.ndarray,
@@ -366,7 +366,7 @@ def _dial(
 
 
 def _chosen(
-    shipped: Shipped,
+    shipped: BundleGraph,
     estimates: Mapping[str, np.ndarray],
     outcomes: Outcomes,
     output_tokens: np.ndarray,
@@ -401,7 +401,7 @@ def _segments(
     outcomes: Outcomes,
     router: Policy,
     policies: Mapping[str, Policy],
-    shipped: Shipped,
+    shipped: BundleGraph,
     estimates: Mapping[str, np.ndarray],
     seed: int,
 ) -> dict[str, dict[str, Any]]:

@@ -42,8 +42,8 @@ from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import Tier, log_names
 from router.prompt import prompt_text, valid_unicode
 from training.errors import ConfigError, LogError
-from training.evaluation.bundle_graph import Shipped
-from training.evaluation.training_data import TrainingPart
+from training.evaluation.bundle_graph import BundleGraph
+from training.evaluation.training_data import TrainingData
 from training.fit.calibrate import PRIOR_PROMPTS, fit_calibration
 from training.log.split import fold_numbers
 
@@ -385,10 +385,10 @@ def off_policy_evaluate(
     if prices is not None:
         loaded = replace(loaded, prices=PriceTable.read(prices, manifest.tiers))
     dials = resolve_dials(manifest, Policy(), quality, worth_usd, critical=False)
-    training = TrainingPart.load(TrainingPart.path_of(loaded.path), manifest.bundle_id)
+    training = TrainingData.load(TrainingData.path_of(loaded.path), manifest.bundle_id)
     usable = _usable_rows(logs, loaded.prices.tiers, training, prefer_logged_cost=prices is None)
 
-    shipped = Shipped(loaded)
+    shipped = BundleGraph(loaded)
     estimates = shipped.estimates(usable.prompts)
     rows = np.arange(len(usable.prompts))
     priced = (
@@ -445,7 +445,7 @@ class _UsableRows:
 
 
 def _usable_rows(
-    logs: pd.DataFrame, tiers: Sequence[Tier], training: TrainingPart, *, prefer_logged_cost: bool
+    logs: pd.DataFrame, tiers: Sequence[Tier], training: TrainingData, *, prefer_logged_cost: bool
 ) -> _UsableRows:
     if missing := {"model", "correct", "propensity"} - set(logs.columns):
         raise LogError(f"the log has no column {', '.join(sorted(missing))}; off-policy evaluation needs it")

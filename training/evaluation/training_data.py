@@ -23,7 +23,7 @@ MAX_EMBEDDED_PROMPTS = 50_000
 
 
 @dataclass(frozen=True)
-class TrainingPart:
+class TrainingData:
     """The prompts a bundle was trained on, without their text: baselines are fitted on them.
 
     The bundle is never judged on them, but models like it that did not see them are: out_of_fold, float32
@@ -60,7 +60,7 @@ class TrainingPart:
         return np.asarray(self.cost_usd.mean(axis=0))
 
     def save(self, path: Path, bundle_id: str) -> None:
-        """One Parquet file, which says whose training part it is."""
+        """One Parquet file, which says whose training data they are."""
         columns = {"prompt_id": pa.array(self.prompt_ids.tolist()), "group": pa.array(self.groups.tolist())}
         for name in _CELLS:
             values = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
@@ -79,7 +79,7 @@ class TrainingPart:
         unfinished.replace(path)
 
     @classmethod
-    def load(cls, path: Path, bundle_id: str) -> TrainingPart:
+    def load(cls, path: Path, bundle_id: str) -> TrainingData:
         """Raises LogError where the file is missing, of another form, or another bundle's."""
         try:
             table = pq.read_table(path)
@@ -98,12 +98,12 @@ class TrainingPart:
             return cls(prompt_ids, groups, embedding, embedded, others=split, **arrays)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise LogError(
-                f"{path}: cannot read the training part that stands beside a bundle ({error}); "
+                f"{path}: cannot read the training data that stand beside a bundle ({error}); "
                 "evaluate needs it to leave trained-on prompts out; train again, or copy it with the bundle"
             ) from error
 
     @staticmethod
     def path_of(bundle: str | Path) -> Path:
-        """Where the training part of a bundle stands."""
+        """Where the training data of a bundle stand."""
         folder = Path(bundle)
         return folder.with_name(folder.name + "-training.parquet")

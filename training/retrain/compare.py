@@ -12,11 +12,11 @@ import numpy as np
 from router.bundle.bundle import Bundle
 from router.portfolio.prices import PriceTable
 from training.config import RetrainConfig
-from training.evaluation.bundle_graph import Shipped
+from training.evaluation.bundle_graph import BundleGraph
 from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS, MIN_SEGMENT_PROMPTS
 from training.evaluation.metrics import Interval, interval, resamples
 from training.evaluation.off_policy import LoggedChoices, compare_policies
-from training.evaluation.training_data import TrainingPart
+from training.evaluation.training_data import TrainingData
 from training.log.costs import costs_at_prices
 from training.log.table import OutcomeTable, is_partial
 
@@ -121,21 +121,21 @@ class _Judged:
     """A bundle at today's prices, and what it was trained on. columns: of its tiers in the table of prices."""
 
     bundle: Bundle
-    part: TrainingPart
+    part: TrainingData
     columns: np.ndarray
 
     @classmethod
     def at(cls, bundle: Bundle, prices: PriceTable) -> _Judged:
         """`prices` may have more tiers."""
-        part = TrainingPart.load(TrainingPart.path_of(bundle.path), bundle.manifest.bundle_id)
+        part = TrainingData.load(TrainingData.path_of(bundle.path), bundle.manifest.bundle_id)
         column = {tier.name: number for number, tier in enumerate(prices.tiers)}
         columns = np.array([column[name] for name in bundle.manifest.tiers])
         priced = replace(bundle, prices=replace(prices, tiers=tuple(prices.tiers[number] for number in columns)))
         return cls(priced, part, columns)
 
     def estimates(self, table: OutcomeTable) -> dict[str, np.ndarray]:
-        """As `Shipped.estimates`; success of a prompt that was trained on by models that did not see it."""
-        found = Shipped(self.bundle).estimates(table.prompts)
+        """As `BundleGraph.estimates`; success of a prompt that was trained on by models that did not see it."""
+        found = BundleGraph(self.bundle).estimates(table.prompts)
         order = np.argsort(self.part.prompt_ids)
         at = np.searchsorted(self.part.prompt_ids, table.prompt_ids, sorter=order).clip(max=len(order) - 1)
         seen = self.part.prompt_ids[order[at]] == table.prompt_ids
@@ -145,7 +145,7 @@ class _Judged:
         """The tier without dials, as a column of the table of prices, int (n_prompts,)."""
         manifest = self.bundle.manifest
         slack = manifest.dial_point(manifest.default_quality).slack
-        return np.asarray(self.columns[Shipped(self.bundle).choices(estimates, 0.0, slack)])
+        return np.asarray(self.columns[BundleGraph(self.bundle).choices(estimates, 0.0, slack)])
 
 
 def _promise_kept(

@@ -114,7 +114,7 @@ class Window:
     ) -> Window:
         """One prompt of each group of a table, so that repeated questions do not count as independent.
 
-        embedding: (n_prompts, n_dims). estimates: `Shipped.estimates` of the same prompts, by the champion.
+        embedding: (n_prompts, n_dims). estimates: `BundleGraph.estimates` of the same prompts, by the champion.
         """
         _, first = np.unique(table.groups, return_index=True)
         expected = (

@@ -13,7 +13,7 @@ import numpy as np
 from router.bundle.bundle import Bundle
 from router.portfolio.tiers import Tier, log_names
 from training.config import RetrainConfig
-from training.evaluation.bundle_graph import Shipped
+from training.evaluation.bundle_graph import BundleGraph
 from training.log.sources import append_log, create_raw, fetch, first_line
 from training.retrain.store import LogFile
 
@@ -98,7 +98,7 @@ def _contradiction(db: duckdb.DuckDBPyConnection, champion: Bundle, tiers: Seque
         return ""
     prompts = sorted({prompt for prompt, _, _ in cells})
     place = {prompt: row for row, prompt in enumerate(prompts)}
-    success = Shipped(champion).estimates(prompts)["success"]
+    success = BundleGraph(champion).estimates(prompts)["success"]
     at = np.array([(place[prompt], column) for prompt, column, _ in cells])
     expected, correct = success[at[:, 0], at[:, 1]].astype(float), np.array([value for _, _, value in cells])
     for column, tier in enumerate(known):

@@ -28,8 +28,8 @@ from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import Tier, read_tiers
 from training.config import RetrainConfig
 from training.errors import ConfigError, StoreError
-from training.evaluation.bundle_graph import Shipped, embed_with
-from training.evaluation.training_data import TrainingPart
+from training.evaluation.bundle_graph import BundleGraph, embed_with
+from training.evaluation.training_data import TrainingData
 from training.export.bundle import versions
 from training.log.sources import log_sources
 from training.log.table import OutcomeTable
@@ -316,7 +316,7 @@ def _drift(champion: Bundle | None, log: OutcomeTable, new: Sequence[Path], scra
     """
     if champion is None or champion.manifest.tiers != log.tiers:
         return None
-    part = TrainingPart.load(TrainingPart.path_of(champion.path), champion.manifest.bundle_id)
+    part = TrainingData.load(TrainingData.path_of(champion.path), champion.manifest.bundle_id)
     is_new, unseen = np.isin(log.prompt_ids, prompt_ids_of(new, scratch)), ~part.saw(log.groups)
     windows = []
     for mask in (~is_new & unseen, is_new & unseen):
@@ -324,7 +324,7 @@ def _drift(champion: Bundle | None, log: OutcomeTable, new: Sequence[Path], scra
         if table.n_prompts < 2:
             return None
         windows.append(
-            Window.of(table, embed_with(champion, table.prompts), Shipped(champion).estimates(table.prompts))
+            Window.of(table, embed_with(champion, table.prompts), BundleGraph(champion).estimates(table.prompts))
         )
     report = drift_report(*windows)
     return {"level": report.level, "summary": report.summary}

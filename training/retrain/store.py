@@ -1,7 +1,7 @@
 """The store of `broker retrain`: what lasts from one run to the next, and who may write to it.
 
     champion -> bundles/000007   what routers and their watchers follow
-    bundles/000007/              every bundle, numbered by the run that made it, with its training part beside it
+    bundles/000007/              every bundle, numbered by the run that made it, with its training data beside it
     state.json                   what the runs decided
     receipts.jsonl               a line per decision
     cache/                       embeddings and encoders; safe to delete
