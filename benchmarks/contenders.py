@@ -26,6 +26,7 @@ ENVIRONMENT = {
 """Of a contender's process: one thread, no network."""
 
 N_HEADS = 5
+N_ROUNDS = 60
 N_EXAMPLES = 24 * N_HEADS
 """Prompts of the log that semantic-router gets as utterances; they are never timed."""
 
@@ -158,13 +159,13 @@ def sentence_transformers_lightgbm(setting: Setting) -> Decide:
 
     The heads have the size of ours and are fitted on noise: this says something about speed only.
     """
+    import lightgbm
     import numpy as np
     import torch
     from sentence_transformers import SentenceTransformer
 
     from training.encoders.transformer import packaged_weights
-    from training.fit.estimator import boost
-    from training.fit.success import CONTRAST_ROUNDS, lightgbm_settings
+    from training.fit.classifier import lightgbm_settings
 
     torch.set_num_threads(1)
     model = SentenceTransformer(str(packaged_weights()), device="cpu")
@@ -173,7 +174,7 @@ def sentence_transformers_lightgbm(setting: Setting) -> Decide:
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((n_rows, n_dims)).astype(np.float32) / np.sqrt(n_dims)
     settings = {**lightgbm_settings(n_rows, seed=0), "objective": "regression"}
-    heads = [boost(noise, rng.random(n_rows), settings, CONTRAST_ROUNDS) for _ in range(N_HEADS)]
+    heads = [lightgbm.train(settings, lightgbm.Dataset(noise, rng.random(n_rows)), N_ROUNDS) for _ in range(N_HEADS)]
 
     def decide(prompt: str) -> int:
         embedding = model.encode([prompt], show_progress_bar=False)

@@ -41,10 +41,13 @@ from training.evaluation.metrics import (
     worth_grid,
 )
 from training.export.bundle import versions
-from training.fit import estimator as estimators
-from training.fit import success as fit
 from training.fit.calibrate import fit_calibration
-from training.fit.estimator import ContrastTrees, Forest, Kernel, KernelBasis, logit, sigmoid
+from training.fit.classifier import LABEL_ROUNDS, fit_forest, lightgbm_settings
+from training.fit.estimator import CLASSIFIER_TRUST, LABEL_STRENGTH
+from training.fit.kernel import SURFACE_WEIGHT, Kernel, KernelBasis
+from training.fit.logistic import logistic_per_tier, logit, sigmoid
+from training.fit.ridge import ridge
+from training.fit.task import N_LANDMARKS
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
 from training.log.labels import label_cheapest_correct
@@ -55,9 +58,10 @@ HERE = Path(__file__).parent
 N_FOLDS = 5
 N_BOOTSTRAP = 500
 SMALL_REPEATS = {300: 8, 1000: 5}
-REFERENCE = "**product, blend**"
+REFERENCE = "**product**"
 STACKING_STRENGTH = 1.0
 LOGISTIC_STRENGTH = 0.01
+TREE_ROUNDS = 60
 RESIDUAL_ROUNDS, PATIENCE = 150, 10
 START, END = "<!-- tables: written by estimators.py -->", "<!-- end of tables -->"
 
@@ -154,12 +158,25 @@ def all_but_one(draw: np.ndarray) -> np.ndarray:
 # ---- what estimators see ---------------------------------------------------------------------------
 
 
-class Model(Protocol):
-    """What a fit returns."""
+@dataclass(frozen=True)
+class Boosters:
+    """LightGBM boosters side by side."""
+
+    boosters: tuple[lightgbm.Booster, ...]
 
     @property
-    def forest(self) -> Forest:
-        """Its boosters; may be none."""
+    def n_trees(self) -> int:
+        """Trees of all boosters."""
+        return sum(booster.num_trees() for booster in self.boosters)
+
+    def raw_scores(self, embedding: np.ndarray) -> np.ndarray:
+        """(n_prompts, sum of the boosters' outputs)."""
+        scores = [booster.predict(embedding, raw_score=True, num_threads=1) for booster in self.boosters]
+        return np.concatenate([np.asarray(score).reshape(len(embedding), -1) for score in scores], axis=1)
+
+
+class Model(Protocol):
+    """What a fit returns."""
 
     def predict(self, embedding: np.ndarray) -> np.ndarray:
         """(n_prompts, n_outputs)."""
@@ -169,7 +186,7 @@ class Model(Protocol):
 class Mapped:
     """A model made of a function, and of boosters whose raw scores it may use."""
 
-    forest: Forest
+    forest: Boosters
     function: Callable[[np.ndarray], np.ndarray]
 
     def predict(self, embedding: np.ndarray) -> np.ndarray:
@@ -209,17 +226,17 @@ class Split:
     @cached_property
     def folds(self) -> np.ndarray:
         """For predictions out of fold, as the product makes them."""
-        return fold_numbers(self.groups, fit.N_FOLDS, seed=0)
+        return fold_numbers(self.groups, N_FOLDS, seed=0)
 
     @cached_property
     def settings(self) -> dict[str, object]:
         """The product's, of LightGBM."""
-        return fit.lightgbm_settings(len(self.x), seed=0)
+        return lightgbm_settings(len(self.x), seed=0)
 
     @cached_property
     def basis(self) -> KernelBasis:
         """The product's landmarks."""
-        return KernelBasis.fit(self.x, fit.N_LANDMARKS, seed=0)
+        return KernelBasis.fit(self.x, N_LANDMARKS, seed=0)
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -245,7 +262,8 @@ class Split:
         out_of_fold = np.empty((len(self.x), test.shape[1]))
         for rows, model in zip(masks, models, strict=True):
             out_of_fold[~rows] = model.predict(self.x[~rows])
-        self.kept[part] = Estimates(out_of_fold, test, final.forest.n_trees, process_time() - start)
+        n_trees = final.forest.n_trees if isinstance(final, Mapped) else 0
+        self.kept[part] = Estimates(out_of_fold, test, n_trees, process_time() - start)
         return self.kept[part]
 
 
@@ -262,13 +280,22 @@ def kernel_per_tier(split: Split, rows: np.ndarray) -> Kernel:
     weights, bias = np.zeros((split.features.shape[1], split.correct.shape[1])), np.zeros(split.correct.shape[1])
     for tier, outcome in enumerate(split.correct.T):
         seen = rows & np.isfinite(outcome)
-        weights[:, [tier]], bias[[tier]] = estimators.ridge(split.features[seen], outcome[seen, None])
+        weights[:, [tier]], bias[[tier]] = ridge(split.features[seen], outcome[seen, None])
     return Kernel(split.basis, split.basis.whitening @ weights, bias)
 
 
-def contrast_trees(split: Split, rows: np.ndarray) -> ContrastTrees:
-    """The product's: difficulty and differences between tiers, orthonormal."""
-    return ContrastTrees.fit(split.x[rows], split.correct[rows], fit.CONTRAST_ROUNDS, split.settings)
+def contrast_trees(split: Split, rows: np.ndarray) -> Mapped:
+    """LightGBM regressions on orthonormal contrasts between tiers: what they share, and their differences."""
+    contrasts, offset = shared_and_differences(split.correct.shape[1]), split.correct[rows].mean(axis=0)
+    settings = {**split.settings, "boost_from_average": False}
+    forest = _boosted(split, rows, (split.correct - offset) @ contrasts, "regression", settings)
+    return Mapped(forest, lambda scores: scores @ contrasts.T + offset)
+
+
+def shared_and_differences(n_tiers: int) -> np.ndarray:
+    """Orthonormal columns, the first of them constant, (n_tiers, n_tiers)."""
+    basis = np.concatenate([np.ones((n_tiers, 1)), np.eye(n_tiers)[:, : n_tiers - 1]], axis=1)
+    return np.linalg.qr(basis)[0]
 
 
 def label_classifier(split: Split, rows: np.ndarray) -> Mapped:
@@ -276,10 +303,8 @@ def label_classifier(split: Split, rows: np.ndarray) -> Mapped:
     label = label_cheapest_correct(split.correct, split.cost)
     present = np.unique(label)
     classes = np.searchsorted(present, label)
-    forest = estimators.fit_label_classifier(
-        split.x[rows], classes[rows], max(2, len(present)), fit.LABEL_ROUNDS, split.settings
-    )
-    return Mapped(forest, np.asarray)
+    forest = fit_forest(split.x[rows], classes[rows], max(2, len(present)), split.settings)
+    return Mapped(Boosters((forest.booster,)), np.asarray)
 
 
 def success_heads(split: Split, rows: np.ndarray) -> Mapped:
@@ -296,15 +321,15 @@ def difficulty_and_deviations(split: Split, rows: np.ndarray) -> Mapped:
 
 def linear_ridge(split: Split, rows: np.ndarray) -> Mapped:
     """The product's ridge regression, on the embedding itself."""
-    weights, bias = estimators.ridge(split.standard.transform(split.x[rows]), split.correct[rows])
-    return Mapped(Forest(()), lambda x: split.standard.transform(x) @ weights + bias)
+    weights, bias = ridge(split.standard.transform(split.x[rows]), split.correct[rows])
+    return Mapped(Boosters(()), lambda x: split.standard.transform(x) @ weights + bias)
 
 
 def linear_logistic(split: Split, rows: np.ndarray) -> Mapped:
     """Logistic regression per tier on the embedding."""
     x = split.standard.transform(split.x[rows])
-    weights, bias = estimators.logistic_per_tier(x, split.correct[rows], LOGISTIC_STRENGTH)
-    return Mapped(Forest(()), lambda x: sigmoid(split.standard.transform(x) @ weights + bias))
+    weights, bias = logistic_per_tier(x, split.correct[rows], LOGISTIC_STRENGTH)
+    return Mapped(Boosters(()), lambda x: sigmoid(split.standard.transform(x) @ weights + bias))
 
 
 def residual_of(base: Fit, objective: str) -> Fit:
@@ -319,7 +344,7 @@ def residual_of(base: Fit, objective: str) -> Fit:
         if objective == "binary":
             start = _confined_logit(start)
         else:
-            back = estimators.shared_and_differences(target.shape[1])
+            back = shared_and_differences(target.shape[1])
             start, target = start @ back, target @ back
         watched = rows & (fold_numbers(split.groups, N_FOLDS, seed=7) == 0)
         boosters, columns = [], []
@@ -329,17 +354,21 @@ def residual_of(base: Fit, objective: str) -> Fit:
                 boosters.append(booster)
                 columns.append(column)
         if not columns:
-            return Mapped(Forest(()), lambda x: np.zeros((len(x), len(back))))
-        return Mapped(Forest(tuple(boosters)), lambda scores: scores @ back[:, columns].T)
+            return Mapped(Boosters(()), lambda x: np.zeros((len(x), len(back))))
+        return Mapped(Boosters(tuple(boosters)), lambda scores: scores @ back[:, columns].T)
 
     return residual
 
 
-def _boosted(split: Split, rows: np.ndarray, targets: np.ndarray, objective: str) -> Forest:
-    """One booster per column, with as many rounds as the product's."""
-    settings = {**split.settings, "objective": objective}
-    return Forest(
-        tuple(estimators.boost(split.x[rows], target[rows], settings, fit.CONTRAST_ROUNDS) for target in targets.T)
+def _boosted(
+    split: Split, rows: np.ndarray, targets: np.ndarray, objective: str, settings: dict[str, object] | None = None
+) -> Boosters:
+    """One booster per column."""
+    parameters = {**(settings or split.settings), "objective": objective}
+    bins = {name: parameters[name] for name in ("max_bin", "num_threads", "verbose")}
+    data = lightgbm.Dataset(split.x[rows], params=bins)
+    return Boosters(
+        tuple(lightgbm.train(parameters, data.set_label(target[rows]), TREE_ROUNDS) for target in targets.T)
     )
 
 
@@ -370,15 +399,11 @@ def _boost_from(
 Estimator = Callable[[Split], tuple[np.ndarray, int]]
 
 
-def product(target: fit.Target) -> Estimator:
+def product(split: Split) -> tuple[np.ndarray, int]:
     """The product's SuccessEstimator."""
-
-    def estimator(split: Split) -> tuple[np.ndarray, int]:
-        fitted = SuccessEstimator(target, seed=0)
-        fitted.fit(split.x, split.correct, cost_usd=split.cost, groups=split.groups)
-        return fitted.predict_proba(split.test_x), sum(part.forest.n_trees for part in fitted.parts_)
-
-    return estimator
+    fitted = SuccessEstimator(seed=0).fit(split.x, split.correct, cost_usd=split.cost, groups=split.groups)
+    classifier = fitted.model_.classifier
+    return fitted.predict_proba(split.test_x), 0 if classifier is None else classifier.forest.n_trees
 
 
 def baseline(function: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Estimator:
@@ -407,7 +432,7 @@ def stack_of(*parts: Callable[[Split], Estimates]) -> Estimator:
         for tier in range(split.correct.shape[1]):
             known = np.stack([_confined_logit(each.out_of_fold[:, tier]) for each in found], axis=1)
             asked = np.stack([_confined_logit(each.test[:, tier]) for each in found], axis=1)
-            weights, bias = estimators.logistic_per_tier(known, split.correct[:, [tier]], STACKING_STRENGTH)
+            weights, bias = logistic_per_tier(known, split.correct[:, [tier]], STACKING_STRENGTH)
             success[:, tier] = sigmoid(asked @ weights + bias)[:, 0]
         return success, sum(each.n_trees for each in found)
 
@@ -422,7 +447,7 @@ def part(fitted: Fit) -> Callable[[Split], Estimates]:
 def classifier(split: Split) -> Estimates:
     """The cheapest-correct classifier, made to success per tier."""
     found = split.estimates(label_classifier)
-    weights, bias = estimators.logistic_per_tier(found.out_of_fold, split.correct, fit.LABEL_STRENGTH)
+    weights, bias = logistic_per_tier(found.out_of_fold, split.correct, LABEL_STRENGTH)
     return replace(
         found, out_of_fold=sigmoid(found.out_of_fold @ weights + bias), test=sigmoid(found.test @ weights + bias)
     )
@@ -462,12 +487,11 @@ def _confined_logit(p: np.ndarray) -> np.ndarray:
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    REFERENCE: product("blend"),
-    "product, success": product("success"),
-    "product, cheapest-correct": product("cheapest-correct"),
-    "product, auto": product("auto"),
+    REFERENCE: product,
     "kernel": mean_of(part(kernel)),
     "contrast trees": mean_of(part(contrast_trees)),
+    "classifier": mean_of(classifier),
+    "mean of kernel, contrast trees": mean_of(part(kernel), part(contrast_trees)),
     "LightGBM heads": mean_of(part(success_heads)),
     "difficulty + shrunken deviation": mean_of(shrunken_deviation),
     "ridge": mean_of(part(linear_ridge)),
@@ -491,7 +515,7 @@ GAPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "all but one tier, for 70 % of prompts": all_but_one,
 }
 GAP_ESTIMATORS: dict[str, Estimator] = {
-    **{name: ESTIMATORS[name] for name in (REFERENCE, "product, success", "product, cheapest-correct")},
+    REFERENCE: product,
     "kernel, each tier on its own cells": mean_of(part(kernel_per_tier)),
     **{name: ESTIMATORS[name] for name in ("baseline kNN", "baseline logistic per tier")},
 }
@@ -630,9 +654,9 @@ def made_with() -> str:
     """Versions and the product's settings."""
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
-        f"{packages}. Settings: {fit.N_LANDMARKS} landmarks, surface weight {estimators.SURFACE_WEIGHT}, "
-        f"{fit.CONTRAST_ROUNDS} rounds of contrast trees, {fit.LABEL_ROUNDS} rounds of the classifier, "
-        f"classifier trust {fit.CLASSIFIER_TRUST}, {N_BOOTSTRAP} bootstrap resamples."
+        f"{packages}. Settings: {N_LANDMARKS} landmarks, surface weight {SURFACE_WEIGHT}, "
+        f"{TREE_ROUNDS} rounds of contrast trees, {LABEL_ROUNDS} rounds of the classifier, "
+        f"classifier trust {CLASSIFIER_TRUST}, {N_BOOTSTRAP} bootstrap resamples."
     )
 
 

@@ -18,7 +18,7 @@ import os
 import string
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,11 @@ from tqdm import tqdm
 
 from training.encoders.embed import embed
 from training.encoders.encoder import Encoder, learn_static
-from training.fit.estimator import KernelBasis
+from training.fit.cross_fit import N_FOLDS
+from training.fit.estimator import SuccessEstimator
 from training.fit.familiarity import FALSE_ALARM_RATE, Familiarity, fit_familiarity
-from training.fit.success import N_FOLDS, N_LANDMARKS, SuccessEstimator
+from training.fit.kernel import KernelBasis
+from training.fit.task import N_LANDMARKS
 from training.log.split import fold_numbers, test_mask
 
 TRAINED_ON = ("mmlu_pro", "zeroeval", "routellm")
@@ -173,11 +175,10 @@ def transferred(root: Path, source: str, target: str, seed: int) -> list[tuple[s
     others, outcomes = shared_outcomes(root, target)
     unseen = ~others.question_key.isin(set(log.question_key)).to_numpy()
     found, outcomes = vectors(encoder, others.prompt[unseen].tolist()), outcomes[unseen]
-    whole: Familiarity = estimator.familiarity_
+    whole: Familiarity = estimator.model_.familiarity
     of = whole.of(found)
-    average = np.average([part.predict(found) for part in estimator.parts_], axis=0, weights=estimator.weights_)
-    before = estimator.calibration_.apply(average)
-    after = whole.shrink(before, of)
+    always_familiar = replace(estimator.model_, familiarity=replace(whole, threshold=np.finfo(float).tiny))
+    before, after = always_familiar.predict(found), estimator.model_.predict(found)
 
     def brier(estimate: np.ndarray, rows: np.ndarray) -> float:
         return float(((np.broadcast_to(estimate, outcomes.shape) - outcomes)[rows] ** 2).mean())

@@ -25,15 +25,12 @@ from training import SuccessEstimator, TrainingConfig
 from training.encoders.embed import embed
 from training.evaluation.metrics import Outcomes, Policy, choices_by_worth, policy_figures, worth_grid
 from training.fit.calibrate import doubly_robust, fit_calibration
-from training.fit.estimator import KernelBasis, ridge, ridge_on_cells
-from training.fit.success import (
-    MAX_CALIBRATION_WEIGHT,
-    MAX_FIT_WEIGHT,
-    N_FOLDS,
-    N_LANDMARKS,
-    _gap_weights,
-    _with_gaps_filled,
-)
+from training.fit.cross_fit import N_FOLDS
+from training.fit.estimator import MAX_CALIBRATION_WEIGHT
+from training.fit.gaps import gap_weights, with_gaps_filled
+from training.fit.kernel import KernelBasis
+from training.fit.ridge import ridge, ridge_on_cells
+from training.fit.task import MAX_FIT_WEIGHT, N_LANDMARKS
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
 from training.log.split import fold_numbers, test_mask
@@ -158,8 +155,8 @@ def filled(
     features: np.ndarray, correct: np.ndarray, propensity: np.ndarray, folds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """All tiers together, gaps filled from the tiers that were observed."""
-    weights, bias = _gap_weights(correct, features)
-    return ridge(features, _with_gaps_filled(correct, features @ weights + bias))
+    weights, bias = gap_weights(correct, features)
+    return ridge(features, with_gaps_filled(correct, features @ weights + bias))
 
 
 FITS: dict[str, tuple[Fit, bool]] = {
@@ -172,7 +169,7 @@ FITS: dict[str, tuple[Fit, bool]] = {
     "kernel, doubly robust up to 3; weighted calibration": (robust(3), True),
     "kernel, doubly robust up to 20; weighted calibration": (robust(20), True),
 }
-SHIPPED = "**SuccessEstimator** (kernel and trees, doubly robust)"
+SHIPPED = "**SuccessEstimator** (kernel, doubly robust)"
 
 
 def measure(split: Split) -> Iterator[dict[str, object]]:

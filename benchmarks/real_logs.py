@@ -2,11 +2,12 @@
 
     BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/real_logs.py [--splits 5] [--picture benchmarks/mmlu_pro.png]
 
-FOLDER holds one log per sub-folder (mmlu_pro, zeroeval, routellm, llmrouter), in the format of data/README.md. For each
-split another fifth of the questions is held out; everything (tokenizer, token vectors, estimator, dial) is
-learned on the rest by `training.train` with its defaults, and the bundle is judged on the fifth through the
-graph that ships. Figures are means over the splits; in brackets the standard error of that mean, which is
-somewhat too small, since the splits share prompts.
+FOLDER holds one log per sub-folder (mmlu_pro, zeroeval, routellm, llmrouter, bfcl, lexeval, mbpp), in the format of
+data/README.md. The tiers of the first four logs stand in benchmarks/tiers, those of the others in FOLDER/pools. Each
+split holds out another fifth of the questions. Everything (tokenizer, token vectors, estimator, dial) is learned on
+the rest by `training.train` with its defaults, and the bundle is judged on the fifth through the graph that ships.
+Figures are means over the splits; in brackets stands the standard error of that mean, which is somewhat too small,
+since the splits share prompts.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from training import Evaluation, TrainingConfig, train
 from training.reports.report import cost_quality_figure
 
-LOGS = ("mmlu_pro", "zeroeval", "routellm", "llmrouter")
+LOGS = ("mmlu_pro", "zeroeval", "routellm", "llmrouter", "bfcl", "lexeval", "mbpp")
 TIERS = Path(__file__).parent / "tiers"
 POLICIES = ("router", "knn", "kmeans", "linear", "random")
 FIGURES = ("aiq", "cost_at_98", "cost_at_95", "apgr")
@@ -32,10 +33,11 @@ FIGURES = ("aiq", "cost_at_98", "cost_at_95", "apgr")
 def evaluations(log: Path, splits: int, folder: Path, bar: tqdm) -> tuple[list[Evaluation], list[float]]:
     """One evaluation per split, and the seconds that each whole training run took."""
     results, seconds = [], []
+    own = TIERS / f"{log.name}.toml"
+    tiers = own if own.exists() else log.parent / "pools" / own.name
     for seed in range(splits):
         start = time.perf_counter()
         out, cache = folder / f"{log.name}-{seed}", folder / f"cache-{seed}"
-        tiers = TIERS / f"{log.name}.toml"
         results.append(train(log, tiers, out, TrainingConfig(seed=seed, cache=cache), tracking_uri="none").evaluation)
         seconds.append(time.perf_counter() - start)
         bar.update()

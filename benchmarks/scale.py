@@ -256,7 +256,7 @@ def all_of_it(address: str, folder: Path, done: Callable[[str], None]) -> dict[s
     from training import TrainingConfig, train
 
     result = train(
-        folder / "logs", folder / "tiers.toml", folder / "bundle", TrainingConfig(target="blend"),
+        folder / "logs", folder / "tiers.toml", folder / "bundle", TrainingConfig(),
         cluster=address, tracking_uri="none", on_step=done,
     )  # fmt: skip
     return {name: result.manifest.training.get(name) for name in ("n_prompts", "n_trained_on", "n_sampled")}

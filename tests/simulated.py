@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.fit.estimator import sigmoid
+from training.fit.logistic import sigmoid
 
 
 def draw(n_prompts, n_tiers, seed=0, noise=0.5):

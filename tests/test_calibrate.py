@@ -5,7 +5,7 @@ import pytest
 from simulated import draw, log_one_tier, shares_by_difficulty
 
 from training.fit.calibrate import doubly_robust, fit_calibration
-from training.fit.estimator import logit, sigmoid
+from training.fit.logistic import logit, sigmoid
 
 
 def brier(success, correct):

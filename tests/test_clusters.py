@@ -12,7 +12,7 @@ from router.errors import BundleError
 from training import TrainingConfig, train
 from training.evaluation.training_data import TrainingData
 from training.fit.clusters import MAX_EXAMPLE_CHARS, PromptClusters
-from training.fit.estimator import KernelBasis
+from training.fit.kernel import KernelBasis
 
 
 @pytest.fixture(scope="module")

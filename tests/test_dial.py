@@ -9,7 +9,7 @@ from simulated import draw, log_one_tier, shares_by_difficulty
 
 from training.dial.dial import DIAL_QUALITIES, N_CHECKPOINTS, SLACKS, calibrate_dial, newest_prompts, promise_statement
 from training.fit.calibrate import doubly_robust
-from training.fit.estimator import logit, sigmoid
+from training.fit.logistic import logit, sigmoid
 
 
 @pytest.mark.parametrize("n_tiers", range(2, 8))

@@ -18,17 +18,20 @@ from lightgbm.basic import LightGBMError
 from router import Router
 from router.portfolio.tiers import read_tiers
 from training import TrainingConfig, train
+from training.context import RunContext
 from training.distributed import cluster as clusters
 from training.distributed import workers
 from training.encoders.embed import embed
 from training.encoders.encoder import StaticRecipe, learn_static
 from training.errors import ClusterError, ConfigError, LogError
 from training.evaluation.training_data import TrainingData
-from training.fit.success import _forest_of, _Task
+from training.fit.estimator import label_forest_of
+from training.fit.task import Task
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
 from training.log.split import Split, group_positions
 from training.log.table import CELL_MEASURES
+from training.tracking import NoTracker
 
 pytest.importorskip("dask.distributed", reason="Dask is not installed: pip install 'token-broker[distributed]'")
 
@@ -63,12 +66,13 @@ def log_files(sample_log, tmp_path_factory):
 
 
 def at(address, folder, config=TrainingConfig()):  # noqa: B008
-    return clusters.cluster_at(address, config, folder / "cache", lambda step: None)
+    context = RunContext(config, folder / "cache", NoTracker(), done=lambda step: None, progress=False)
+    return clusters.cluster_at(address, context)
 
 
 def table_of(address, log_files, tiers, folder):
     with at(address, folder) as cluster:
-        return cluster.ingest(log_files, tiers, folder / "quarantine.parquet", drop_unparsed=False)
+        return cluster.ingest(log_files, tiers, folder / "quarantine.parquet")
 
 
 def test_the_table_is_that_of_one_process_whatever_the_number_of_parts(
@@ -137,12 +141,12 @@ def test_in_one_part_the_classifier_is_that_of_one_process(two_workers, trained,
     vectors = embed(encoder, known.prompts, known.prompt_ids).vectors
     costs = attempt_costs(known, tiers)
     ones = np.ones_like(known.correct)
-    task = _Task.prepare(vectors, known.correct, costs.cost_usd, known.groups, 0, ones)
+    task = Task.prepare(vectors, known.correct, costs.cost_usd, known.groups, 0, ones)
     with at(two_workers, tmp_path) as cluster:
-        cluster.ingest(sample_log, tiers, tmp_path / "quarantine.parquet", drop_unparsed=False)
-        fit = cluster.label_forest(encoder, tiers, costs.mean_output_tokens)
+        cluster.ingest(sample_log, tiers, tmp_path / "quarantine.parquet")
+        fit = cluster.fit_label_forest(encoder, tiers, costs.mean_output_tokens)
         for left_out in (2, None):
-            expected = _forest_of(task)(left_out).raw_scores(vectors)
+            expected = label_forest_of(task)(left_out).raw_scores(vectors)
             np.testing.assert_allclose(fit(left_out).raw_scores(vectors), expected, atol=1e-6)
     assert cluster.n_trained_on(0) == known.n_prompts
 
@@ -152,8 +156,7 @@ def test_what_was_trained_on_beyond_the_sample_is_never_judged(
 ):
     monkeypatch.setattr(clusters, "MAX_SAMPLE", 1200)
     monkeypatch.setattr(clusters, "ROWS_PER_PART", 2500)
-    config = TrainingConfig(target="cheapest-correct")
-    result = train(sample_log, sample_tiers, tmp_path / "bundle", config, cluster=two_workers, tracking_uri="none")
+    result = train(sample_log, sample_tiers, tmp_path / "bundle", cluster=two_workers, tracking_uri="none")
     facts = result.manifest.training
     assert facts["n_prompts"] == trained.log.n_prompts > facts["n_sampled"] == result.log.n_prompts
     assert facts["n_trained_on"] == trained.manifest.training["n_trained_on"]
@@ -220,7 +223,6 @@ def test_a_worker_that_goes_while_lightgbm_is_fitted_is_a_clear_error(sample_log
     """The others would wait for it for ever."""
     monkeypatch.setattr(clusters, "ROWS_PER_PART", 5000)
     monkeypatch.setattr(clusters, "LABEL_ROUNDS", 100_000)
-    config = TrainingConfig(target="cheapest-correct")
     with LocalCluster(2, threads_per_worker=1, dashboard_address=":0", memory_limit=None) as cluster:
         with Client(cluster) as client:
             [process, _] = client.run(os.getpid).values()
@@ -231,7 +233,7 @@ def test_a_worker_that_goes_while_lightgbm_is_fitted_is_a_clear_error(sample_log
 
         with pytest.raises(ClusterError, match="nothing was written"):
             train(
-                sample_log, sample_tiers, tmp_path / "bundle", config,
+                sample_log, sample_tiers, tmp_path / "bundle",
                 cluster=cluster.scheduler_address, tracking_uri="none", on_step=kill_soon,
             )  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == [".cache"]

@@ -7,17 +7,19 @@ import pytest
 from simulated import log_one_tier
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import RidgeCV
 
 from training import SuccessEstimator
 from training.encoders.encoder import N_SURFACE
-from training.errors import ConfigError, LogError
-from training.fit import estimator as estimators
-from training.fit import success as fit
-from training.fit.estimator import KernelBasis, evenly, ridge, shared_and_differences
+from training.errors import LogError
+from training.fit import kernel, logistic
+from training.fit import task as tasks
+from training.fit.cross_fit import folds_of, out_of_fold
+from training.fit.estimator import weight_of_classifier
+from training.fit.kernel import KernelBasis
 from training.fit.lengths import LengthModel
-from training.fit.success import _by_fold, _Task, part_weights
-
-TARGETS = ("success", "cheapest-correct", "blend")
+from training.fit.ridge import PENALTIES, ridge
+from training.log.sample import evenly
 
 
 def log_of(n_prompts, n_tiers, seed=0):
@@ -43,11 +45,11 @@ def fitted():
 
 
 def test_fit_returns_the_estimator_and_learns_only_names_that_end_in_an_underscore():
-    estimator = SuccessEstimator("success", seed=3)
+    estimator = SuccessEstimator(seed=3)
     given = set(vars(estimator))
     assert estimator.fit(*log_of(100, 2)) is estimator
     assert all(name.endswith("_") for name in set(vars(estimator)) - given)
-    assert estimator.get_params() == {"target": "success", "seed": 3}
+    assert estimator.get_params() == {"seed": 3}
 
 
 def test_a_clone_has_the_settings_and_nothing_learned(fitted):
@@ -73,23 +75,11 @@ def test_out_of_fold_estimates_cover_every_training_prompt(fitted):
     assert in_sample < brier(fitted.out_of_fold_, correct) < brier(correct.mean(axis=0), correct)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_each_target_beats_the_tiers_means_on_new_prompts(target):
-    estimator = SuccessEstimator(target).fit(*log_of(500, 3))
-    assert estimator.target_ == target
+def test_new_prompts_are_estimated_better_than_by_the_tiers_means():
+    estimator = SuccessEstimator().fit(*log_of(500, 3))
+    assert estimator.model_.classifier is not None
     embedding, correct = log_of(1000, 3, seed=1)
     assert brier(estimator.predict_proba(embedding), correct) < 0.97 * brier(correct.mean(axis=0), correct)
-
-
-def test_auto_takes_one_of_the_targets_and_says_how_each_did(fitted):
-    assert fitted.target_ in TARGETS
-    assert set(fitted.selection_) == set(TARGETS)
-    assert sum(fitted.weights_) == pytest.approx(1)
-
-
-def test_an_unknown_target_is_refused():
-    with pytest.raises(ConfigError, match="target is 'best'"):
-        SuccessEstimator("best").fit(*log_of(100, 2))
 
 
 def test_too_little_to_learn_from_is_refused():
@@ -104,7 +94,7 @@ def test_too_little_to_learn_from_is_refused():
 
 def fitted_and_asked(seed):
     embedding, correct = log_of(300, 3)
-    return SuccessEstimator("blend", seed).fit(embedding, correct).predict_proba(embedding)
+    return SuccessEstimator(seed).fit(embedding, correct).predict_proba(embedding)
 
 
 def test_the_result_depends_on_the_seed_alone():
@@ -129,20 +119,18 @@ def test_three_hundred_prompts_are_enough_for_few_tiers_and_many(n_tiers):
     assert brier(estimator.predict_proba(embedding), correct) < brier(correct.mean(axis=0), correct)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_missing_cells_cost_little(target):
+def test_missing_cells_cost_little():
     embedding, correct = log_of(500, 4)
     correct[np.random.default_rng(2).random(correct.shape) < 0.3] = np.nan
-    estimator = SuccessEstimator(target).fit(embedding, correct)
+    estimator = SuccessEstimator().fit(embedding, correct)
     new, truth = log_of(1000, 4, seed=1)
     assert brier(estimator.predict_proba(new), truth) < brier(np.nanmean(correct, axis=0), truth)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_tiers_that_are_always_right_or_always_wrong_or_never_cheapest(target):
+def test_tiers_that_are_always_right_or_always_wrong_or_never_cheapest():
     embedding, correct = log_of(300, 4)
     correct[:, 1], correct[:, 2] = 1, 0  # the last tier is then never the cheapest correct one
-    success = SuccessEstimator(target).fit(embedding, correct).predict_proba(embedding)
+    success = SuccessEstimator().fit(embedding, correct).predict_proba(embedding)
     assert success[:, 1].min() > 0.85
     assert success[:, 2].max() < 0.15
     assert np.isfinite(success).all()
@@ -164,40 +152,35 @@ def test_outcomes_between_zero_and_one():
 
 def test_prompts_that_are_all_alike_get_the_tiers_means():
     embedding, correct = log_of(200, 3)
-    success = SuccessEstimator("success").fit(np.tile(embedding[:1], (200, 1)), correct).predict_proba(embedding[:1])
+    success = SuccessEstimator().fit(np.tile(embedding[:1], (200, 1)), correct).predict_proba(embedding[:1])
     np.testing.assert_allclose(success[0], correct.mean(axis=0), atol=0.1)
 
 
-def test_without_labels_auto_does_without_the_classifier_and_the_classifier_says_so():
+def test_without_labels_the_kernel_stands_alone():
     embedding, correct = log_of(200, 3)
     correct[:, 0] = np.nan  # the cheapest is never observed: no label is ever certain
-    assert SuccessEstimator().fit(embedding, correct).target_ == "success"
-    with pytest.raises(LogError, match="known of 0 training prompts"):
-        SuccessEstimator("cheapest-correct").fit(embedding, correct)
+    model = SuccessEstimator().fit(embedding, correct).model_
+    assert model.classifier is None and model.classifier_weight == 0
 
 
 # ---- what no fold may see --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("missing", [0.0, 0.5])
-def test_nothing_is_found_where_nothing_is_to_be_found(target, missing):
+def test_nothing_is_found_where_nothing_is_to_be_found(missing):
     """On outcomes that are coin flips, out-of-fold estimates know nothing of the outcome they leave out."""
     embedding, _ = log_of(600, 3)
     rng = np.random.default_rng(4)
     correct = (rng.random((600, 3)) < 0.5).astype(float)
     correct[rng.random(correct.shape) < missing] = np.nan
     seen = np.isfinite(correct)
-    out_of_fold = SuccessEstimator(target).fit(embedding, correct).out_of_fold_
+    out_of_fold = SuccessEstimator().fit(embedding, correct).out_of_fold_
     centred = (out_of_fold - out_of_fold.mean(axis=0))[seen], (correct - np.nanmean(correct, axis=0))[seen]
     assert np.corrcoef(*centred)[0, 1] < 2.5 / np.sqrt(seen.sum())
 
 
 def test_a_group_is_never_on_both_sides_of_a_fold():
-    embedding, correct = log_of(400, 2)
     groups = np.repeat(np.arange(100), 4).astype(str)
-    ones = np.ones_like(correct)
-    task = _Task.prepare(embedding, correct, ones, groups, seed=0, propensity=ones)
     sides = []
 
     def watch(train, rows):
@@ -205,7 +188,7 @@ def test_a_group_is_never_on_both_sides_of_a_fold():
         sides.append(rows)
         return np.zeros((rows.sum(), 1))
 
-    _by_fold(task, watch)
+    out_of_fold(folds_of(groups, seed=0), watch)
     assert len(sides) == 5
     assert np.all(np.sum(sides, axis=0) == 1)
 
@@ -222,16 +205,16 @@ def test_beyond_its_caps_a_log_is_learned_from_alike_by_samples(monkeypatch):
     gaps = np.where(rng.random(correct.shape) < 0.1, np.nan, correct)
     alone, propensity = log_one_tier(correct, np.full(correct.shape, 1 / 3), rng)
     whole = [
-        SuccessEstimator("success").fit(embedding, outcomes, propensity=chance).predict_proba(embedding)
+        SuccessEstimator().fit(embedding, outcomes, propensity=chance).predict_proba(embedding)
         for outcomes, chance in ((gaps, None), (alone, propensity))
     ]
-    for name in ("MAX_KERNEL_PROMPTS", "MAX_SELECTION_PROMPTS"):
-        monkeypatch.setattr(fit, name, 1000)
-    for name in ("MAX_LANDMARK_PROMPTS", "MAX_LOGISTIC_PROMPTS", "_CHUNK_PROMPTS"):
-        monkeypatch.setattr(estimators, name, 1000)
+    monkeypatch.setattr(tasks, "MAX_KERNEL_PROMPTS", 1000)
+    monkeypatch.setattr(logistic, "MAX_LOGISTIC_PROMPTS", 1000)
+    for name in ("MAX_LANDMARK_PROMPTS", "_CHUNK_PROMPTS"):
+        monkeypatch.setattr(kernel, name, 1000)
     for former, (outcomes, chance) in zip(whole, ((gaps, None), (alone, propensity)), strict=True):
-        found = SuccessEstimator("success").fit(embedding, outcomes, propensity=chance).predict_proba(embedding)
-        assert np.abs(found - former).mean() < 0.05
+        found = SuccessEstimator().fit(embedding, outcomes, propensity=chance).predict_proba(embedding)
+        assert np.abs(found - former).mean() < 0.06
 
 
 def test_twins_of_one_group_do_not_make_the_estimates_too_sure():
@@ -239,8 +222,8 @@ def test_twins_of_one_group_do_not_make_the_estimates_too_sure():
     embedding, _ = log_of(200, 2)
     coins = (np.random.default_rng(5).random((200, 2)) < 0.5).astype(float)
     twice, twins = np.tile(embedding, (2, 1)), np.tile(coins, (2, 1))
-    grouped = SuccessEstimator("success").fit(twice, twins, groups=np.tile(np.arange(200), 2).astype(str))
-    apart = SuccessEstimator("success").fit(twice, twins)
+    grouped = SuccessEstimator().fit(twice, twins, groups=np.tile(np.arange(200), 2).astype(str))
+    apart = SuccessEstimator().fit(twice, twins)
     assert brier(grouped.out_of_fold_, twins) > 0.245 > brier(apart.out_of_fold_, twins)
 
 
@@ -257,25 +240,32 @@ def test_ridge_finds_a_linear_map_and_leaves_noise_alone():
     assert bias[0] == pytest.approx(3, abs=0.05)
 
 
-def test_contrasts_are_orthonormal_and_the_first_is_what_tiers_share():
-    for n_tiers in (2, 3, 12):
-        contrasts = shared_and_differences(n_tiers)
-        np.testing.assert_allclose(contrasts.T @ contrasts, np.eye(n_tiers), atol=1e-12)
-        assert np.ptp(contrasts[:, 0]) < 1e-12
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ridge_is_that_of_scikit_learn_on_the_principal_directions_of_the_outcomes(weighted):
+    """Ours has one eigendecomposition for all targets, and takes a third of the time."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 20)), (rng.random((300, 3)) < 0.4).astype(float)
+    weight = rng.random(300) + 0.1 if weighted else np.ones(300)
+    weight *= len(weight) / weight.sum()
+    offset = weight @ y / len(weight)
+    _, directions = np.linalg.eigh((y - offset).T @ (weight[:, None] * (y - offset)))
+    theirs = RidgeCV(PENALTIES, alpha_per_target=True).fit(x, (y - offset) @ directions, sample_weight=weight)
+    weights, bias = ridge(x, y, weight if weighted else None)
+    np.testing.assert_allclose(weights, theirs.coef_.T @ directions.T, atol=1e-10)
+    np.testing.assert_allclose(bias, offset + theirs.intercept_ @ directions.T, atol=1e-10)
 
 
 def test_the_kernel_says_the_same_of_features_and_of_embeddings():
     embedding, correct = log_of(200, 3)
     basis = KernelBasis.fit(embedding, 50, seed=0)
-    kernel = basis.regress(basis.features(embedding), correct)
+    fitted_kernel = basis.regress(basis.features(embedding), correct)
     weights, bias = ridge(basis.features(embedding), correct)
-    np.testing.assert_allclose(kernel.predict(embedding), basis.features(embedding) @ weights + bias, atol=1e-4)
+    np.testing.assert_allclose(fitted_kernel.predict(embedding), basis.features(embedding) @ weights + bias, atol=1e-4)
 
 
 def test_the_classifiers_weight_grows_with_labels_and_ends_below_a_half():
-    shares = [part_weights("blend", n)[1] for n in (0, 300, 1000, 10**6)]
+    shares = [weight_of_classifier(n) for n in (0, 300, 1000, 10**6)]
     assert shares[0] == 0 and shares == sorted(shares) and shares[-1] < 0.5
-    assert all(sum(part_weights(target, 500)) == pytest.approx(1) for target in TARGETS)
 
 
 def test_expected_length_has_the_right_mean_and_a_tier_without_lengths_its_constant():

@@ -58,7 +58,7 @@ def two_tiers(sample, log, tmp_path_factory):
     edge, _, frontier = sample[1].read_text().split("[[tiers]]\n")[1:]
     (folder / "tiers.toml").write_text("".join(f"[[tiers]]\n{tier}" for tier in (edge, frontier)))
     some = log[log.question_key.isin(sorted(log.question_key.unique())[:300])]
-    return train(some, folder / "tiers.toml", folder / "two", TrainingConfig(target="success"), tracking_uri="none")
+    return train(some, folder / "tiers.toml", folder / "two", TrainingConfig(), tracking_uri="none")
 
 
 def assert_figure(figure):

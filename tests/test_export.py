@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 
+import lightgbm
 import numpy as np
 import onnx
 import pandas as pd
@@ -25,11 +26,11 @@ from training.encoders.encoder import StaticRecipe, learn_static
 from training.errors import ConfigError, LogError, ParityError
 from training.evaluation.training_data import TrainingData
 from training.export.bundle import GOLDEN_PROMPTS, check_parity, draft_bundle, threshold_rows
+from training.fit.classifier import lightgbm_settings
 from training.fit.clusters import PromptClusters
-from training.fit.estimator import KernelBasis, boost
+from training.fit.kernel import KernelBasis
 from training.fit.lengths import LengthModel
 from training.fit.model import TierModel
-from training.fit.success import lightgbm_settings
 from training.graph.builder import DECISION_INPUTS, Graph, add_decision, decide, ensemble_attributes, float32_threshold
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
@@ -59,7 +60,7 @@ OUTPUTS = {
 
 
 class Lab:
-    """An encoder and models of every target on a few hundred prompts of the sample log."""
+    """An encoder and models on a few hundred prompts of the sample log."""
 
     def __init__(self, log, tiers):
         self.log = log
@@ -75,14 +76,11 @@ class Lab:
         basis = KernelBasis.fit(self.embedding, 50, seed=0)
         return LengthModel.fit(basis, self.embedding, output_tokens, fallback, self.log.groups, seed=0)
 
-    def model(self, target, correct=None):
-        fitted = SuccessEstimator(target).fit(
-            self.embedding, self.log.correct if correct is None else correct, cost_usd=self.costs.cost_usd
-        )
-        clusters = PromptClusters.fit(fitted.basis_, self.embedding, self.log, self.log.correct, seed=0)
-        return TierModel(
-            fitted.parts_, fitted.weights_, fitted.calibration_, fitted.familiarity_, self.lengths, clusters
-        )
+    def model(self, correct=None):
+        outcomes = self.log.correct if correct is None else correct
+        success = SuccessEstimator().fit(self.embedding, outcomes, cost_usd=self.costs.cost_usd).model_
+        clusters = PromptClusters.fit(success.kernel.basis, self.embedding, self.log, self.log.correct, seed=0)
+        return TierModel(success, self.lengths, clusters)
 
     def parity(self, model, graph):
         return check_parity(model, self.encoder, graph, self.log.prompts[:60], self.embedding[:60], seed=0)
@@ -101,9 +99,12 @@ def lab(sample):
     return Lab(log.rows(np.arange(300)), tiers)
 
 
-@pytest.fixture(scope="module", params=["success", "cheapest-correct", "blend"])
+@pytest.fixture(scope="module", params=["kernel and classifier", "kernel alone"])
 def model(request, lab):
-    return lab.model(request.param)
+    correct = lab.log.correct.copy()
+    if request.param == "kernel alone":
+        correct[:, 0] = np.nan  # the cheapest tier is never observed, so no label is certain
+    return lab.model(correct)
 
 
 @pytest.fixture
@@ -132,10 +133,11 @@ def small(sample, tmp_path_factory):
 # ---- the graph -------------------------------------------------------------------------------------
 
 
-def test_trees_score_as_lightgbm_does_on_and_beside_every_kind_of_threshold(lab, model):
+def test_trees_score_as_lightgbm_does_on_and_beside_every_kind_of_threshold(lab):
+    model = lab.model()
     rows = threshold_rows(model, lab.embedding, seed=1)
     (found,) = encoder_session(model.head(rows.shape[1])).run(["raw_scores"], {"embedding": rows})
-    expected = model.raw_scores(rows)
+    expected = model.success.raw_scores(rows)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -153,8 +155,8 @@ def test_the_graph_estimates_as_the_models_do(lab, model):
         "slack": np.zeros(40, np.float32),
     }
     success, output_tokens, cost_usd, tier, familiarity, cluster = session.run(list(OUTPUTS), feeds)
-    np.testing.assert_allclose(familiarity, model.familiarity.of(lab.embedding[some]), atol=1e-5)
-    np.testing.assert_allclose(success, model.success(lab.embedding[some]), atol=1e-5)
+    np.testing.assert_allclose(familiarity, model.success.familiarity.of(lab.embedding[some]), atol=1e-5)
+    np.testing.assert_allclose(success, model.success.predict(lab.embedding[some]), atol=1e-5)
     np.testing.assert_allclose(output_tokens, model.lengths.predict(lab.embedding[some]), rtol=1e-4)
     np.testing.assert_allclose(cost_usd, (100 + 3 * output_tokens) / 1e6, rtol=1e-5)
     np.testing.assert_array_equal(tier, success.argmax(axis=1))
@@ -170,7 +172,7 @@ def test_parity_of_graph_and_models_is_found_and_measured(lab, model):
 
 
 def test_models_that_learned_nothing_still_become_a_graph(lab):
-    model = lab.model("blend", correct=np.ones_like(lab.log.correct))
+    model = lab.model(correct=np.ones_like(lab.log.correct))
     model = replace(model, lengths=lab.lengths_of(np.full((300, 3), np.nan), np.full(3, 256.0)))
     assert lab.parity(model, model.whole(lab.encoder)).success < 1e-4
 
@@ -187,7 +189,8 @@ def test_on_both_sides_of_zero_the_trees_go_where_lightgbm_goes():
     rng = np.random.default_rng(0)
     feature = np.repeat([-1.0, 0.0, 1.0], 100).astype(np.float32) * rng.random(300).astype(np.float32)
     settings = {**lightgbm_settings(300, 0), "feature_fraction": 1.0}
-    booster = boost(feature[:, None], np.sign(feature) ** 2 + np.sign(feature), settings, 20)
+    data = lightgbm.Dataset(feature[:, None], np.sign(feature) ** 2 + np.sign(feature))
+    booster = lightgbm.train(settings, data, 20)
     graph = Graph()
     graph.trees("x", [booster])
     kinds = (TensorProto.FLOAT, ["n", 1])
@@ -302,7 +305,7 @@ def tampered(graph, name_part, change):
 
 
 def test_the_gate_refuses_a_graph_that_estimates_otherwise(lab):
-    model = lab.model("success")
+    model = lab.model()
     graph = model.whole(lab.encoder)
     with pytest.raises(ParityError, match="not exported"):
         lab.parity(model, tampered(graph, "token_vectors", lambda table: table * 1.01 if table.ndim == 2 else table))
@@ -311,17 +314,18 @@ def test_the_gate_refuses_a_graph_that_estimates_otherwise(lab):
 
 
 def test_the_gate_refuses_models_of_other_lengths_or_another_calibration(lab):
-    model = lab.model("success")
+    model = lab.model()
     graph = model.whole(lab.encoder)
     longer = replace(model.lengths, scale=model.lengths.scale * 1.1)
-    surer = replace(model.calibration, slope=model.calibration.slope * 1.1)
-    for other in (replace(model, lengths=longer), replace(model, calibration=surer)):
+    calibration = model.success.calibration
+    surer = replace(model.success, calibration=replace(calibration, slope=calibration.slope * 1.1))
+    for other in (replace(model, lengths=longer), replace(model, success=surer)):
         with pytest.raises(ParityError):
             lab.parity(other, graph)
 
 
 def test_the_gate_refuses_a_graph_that_decides_by_another_rule(lab):
-    model = lab.model("success")
+    model = lab.model()
     graph = model.whole(lab.encoder)
     for node in graph.graph.node:
         if node.op_type == "Sub" and node.input[1] == "cost_usd":
@@ -377,7 +381,7 @@ def test_every_number_in_the_bundle_is_json_that_any_language_reads(bundle):
 
 
 def test_a_draft_stands_elsewhere_until_it_is_complete_and_its_manifest_is_written_last(lab, trained, tmp_path):
-    graph, tiers_text = lab.model("success").whole(lab.encoder), (trained.bundle / "tiers.toml").read_text()
+    graph, tiers_text = lab.model().whole(lab.encoder), (trained.bundle / "tiers.toml").read_text()
     clusters = Bundle.load(trained.bundle).clusters
     draft = draft_bundle(tmp_path / "new", lab.encoder, graph, tiers_text, clusters, trained.manifest)
     assert not (tmp_path / "new").exists()
@@ -391,7 +395,7 @@ def test_a_draft_stands_elsewhere_until_it_is_complete_and_its_manifest_is_writt
 
 
 def test_a_draft_that_cannot_be_finished_leaves_nothing(lab, trained, tmp_path):
-    graph = lab.model("success").whole(lab.encoder)
+    graph = lab.model().whole(lab.encoder)
     with pytest.raises(BundleError):
         draft_bundle(tmp_path / "new", lab.encoder, graph, "no tiers", (), trained.manifest)
     assert not any(tmp_path.iterdir())
@@ -537,12 +541,16 @@ def test_a_graph_without_familiarity_is_refused_when_it_is_loaded(copy):
 
 
 def test_a_graph_of_another_familiarity_is_refused_though_success_hardly_differs(lab):
-    model = lab.model("blend")
-    model = replace(model, familiarity=replace(model.familiarity, threshold=1.0))  # no prompt is quite familiar
-    other = replace(model, familiarity=replace(model.familiarity, threshold=1.0003))
-    assert lab.parity(model, model.whole(lab.encoder)).familiarity < 1e-5
+    model = lab.model()
+
+    def with_threshold(threshold):
+        success = replace(model.success, familiarity=replace(model.success.familiarity, threshold=threshold))
+        return replace(model, success=success)
+
+    ours, other = with_threshold(1.0), with_threshold(1.0003)  # no prompt is quite familiar
+    assert lab.parity(ours, ours.whole(lab.encoder)).familiarity < 1e-5
     with pytest.raises(ParityError, match="familiarity of graph and models differ"):
-        lab.parity(model, other.whole(lab.encoder))
+        lab.parity(ours, other.whole(lab.encoder))
 
 
 @pytest.mark.parametrize(("name", "value"), [("success", 0.5), ("output_tokens", 9.0), ("cost_usd", 1.0)])

@@ -12,8 +12,8 @@ from scipy.stats import binom
 
 from training.encoders.embed import encoder_session
 from training.fit.calibrate import LOWEST_SUCCESS
-from training.fit.estimator import KernelBasis
 from training.fit.familiarity import FALSE_ALARM_RATE, Familiarity, fit_familiarity
+from training.fit.kernel import KernelBasis
 from training.graph.builder import Graph
 from training.log import split
 

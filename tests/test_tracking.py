@@ -25,7 +25,7 @@ def run(request, tmp_path_factory):
     # A tier's name is free, also of what MLflow takes for the name of a metric.
     (folder / "tiers.toml").write_text((data / "tiers.toml").read_text().replace('"edge"', '"edge (4B, 50%)"'))
     before = mlflow.get_tracking_uri()
-    result = train(log, folder / "tiers.toml", folder / "models" / "small", TrainingConfig(target="success"))
+    result = train(log, folder / "tiers.toml", folder / "models" / "small", TrainingConfig())
     assert mlflow.get_tracking_uri() == before
     client = mlflow.MlflowClient(default_tracking_uri(result.bundle))
     return result, client.get_run(result.manifest.mlflow_run_id), folder / "models"

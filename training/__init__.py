@@ -15,7 +15,7 @@ from training.config import TrainingConfig  # noqa: E402
 from training.evaluation.evaluate import evaluate  # noqa: E402
 from training.evaluation.off_policy import OffPolicyReport, off_policy_evaluate  # noqa: E402
 from training.evaluation.result import Evaluation  # noqa: E402
-from training.fit.success import SuccessEstimator  # noqa: E402
+from training.fit.estimator import SuccessEstimator  # noqa: E402
 from training.pipeline import TrainingResult, train  # noqa: E402
 
 __all__ = [

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import get_args
 
 from tqdm import tqdm
 
@@ -18,7 +17,6 @@ from training.audit.report import audit_html, audit_text
 from training.config import RetrainConfig, TrainingConfig
 from training.evaluation.evaluate import evaluate as run_evaluation
 from training.evaluation.result import Evaluation
-from training.fit.success import Target
 from training.log.ingest import count_attempts, ingest
 from training.pipeline import TrainingResult
 from training.pipeline import train as run_training
@@ -45,7 +43,6 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiers", required=True, type=Path, help="tiers.toml")
     parser.add_argument("--out", required=True, type=Path, help="folder of the bundle, for example models/NAME")
     parser.add_argument("--encoder", default="static", help=_ENCODERS)
-    parser.add_argument("--target", default="auto", choices=get_args(Target), help="what LightGBM learns")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--default-quality", type=float, default=0.98, help="of a request without dials")
     parser.add_argument("--drop-unparsed", action="store_true", help="treat truncated generations as unobserved")
@@ -72,7 +69,6 @@ def _examples_argument(parser: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace) -> int:
     config = TrainingConfig(
         encoder=options.encoder,
-        target=options.target,
         seed=options.seed,
         default_quality=options.default_quality,
         drop_unparsed=options.drop_unparsed,
@@ -98,8 +94,6 @@ def _result_document(result: TrainingResult) -> dict[str, object]:
         "bundle": str(result.bundle),
         "bundle_id": result.manifest.bundle_id,
         "mlflow_run_id": result.manifest.mlflow_run_id,
-        "target": result.manifest.training["target"],
-        "out_of_fold_aiq": result.selection,
         "n_prompts": result.log.summary.n_prompts,
         "n_embedded": result.n_embedded,
         "encoder_reused": result.encoder_reused,
@@ -116,7 +110,7 @@ def _result_text(result: TrainingResult) -> str:
             result.evaluation.verdict,
             f"log: {result.log.summary}",
             f"trained on {training['n_trained_on']:,} prompts, judged on {result.evaluation.n_prompts:,} others; "
-            f"target {training['target']}; embedded {result.n_embedded:,} new prompts",
+            f"embedded {result.n_embedded:,} new prompts",
             "",
             _tables_text(result.evaluation, result.label_distribution),
             f"bundle {result.manifest.bundle_id} in {result.bundle}; pictures in {result.bundle / 'report.html'}",

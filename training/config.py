@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 from training.errors import ConfigError
-from training.fit.success import Target
 
 
 @dataclass(frozen=True)
@@ -16,7 +14,6 @@ class TrainingConfig:
 
     encoder: "static", "minilm", "minilm-int8" (half the time, a quarter of the size, behind a gate), or a
         sentence-transformers name or path.
-    target: see training.SuccessEstimator.
     test_share: share of the questions that training never sees and the report is made on.
     confidence: with which the dial's promises hold. default_quality: of a request without dials.
     drop_unparsed: treat the outcome of a truncated generation as unobserved.
@@ -26,7 +23,6 @@ class TrainingConfig:
     """
 
     encoder: str = "static"
-    target: Target = "auto"
     seed: int = 0
     test_share: float = 0.2
     confidence: float = 0.95
@@ -38,8 +34,6 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a setting is out of range."""
-        if self.target not in get_args(Target):
-            raise ConfigError(f"target is {self.target!r}; expected one of {', '.join(get_args(Target))}")
         for name in ("test_share", "confidence"):
             value = getattr(self, name)
             if not 0 < value < 1:

@@ -8,20 +8,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from router.bundle.bundle import FORMAT_VERSION, Bundle, DialPoint, EncoderInfo, Manifest
-from router.portfolio.tiers import Tier, read_tiers
+from router.bundle import FORMAT_VERSION, Bundle, DialPoint, EncoderInfo, Manifest
+from router.portfolio.prices import PriceTable
+from router.portfolio.tiers import tiers_text
 from training.backend import Backend, backend_at
 from training.config import TrainingConfig
+from training.context import RunContext
 from training.dial.dial import calibrate_dial, promise_statement
 from training.encoders.cache import EncoderCache
 from training.encoders.embed import embed
 from training.encoders.encoder import Encoder, StaticRecipe, with_token_kinds
-from training.encoders.quantize import check_quantized, quantized
 from training.errors import LogError
 from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS, evaluate_table, logged_choices
 from training.evaluation.off_policy import MAX_UNSUPPORTED_SHARE, Overlap
@@ -30,16 +32,17 @@ from training.evaluation.training_data import TrainingData
 from training.export.bundle import Parity, check_parity, check_target, draft_bundle, versions
 from training.fit.calibrate import doubly_robust
 from training.fit.clusters import PromptClusters
+from training.fit.estimator import SuccessEstimator
 from training.fit.lengths import LengthModel
 from training.fit.model import TierModel
-from training.fit.success import PARTS, SuccessEstimator
-from training.log.costs import AttemptCosts, attempt_costs
+from training.log.costs import attempt_costs
 from training.log.labels import label_cheapest_correct, label_distribution
+from training.log.part import LogPart
 from training.log.sources import LogSource
 from training.log.split import Split
 from training.log.table import OutcomeTable, is_partial
 from training.reports.report import report_figures, write_report
-from training.tracking import Tracker, default_tracking_uri, tracked_run
+from training.tracking import default_tracking_uri, tracked_run
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +53,8 @@ MAX_TRANSFORMER_TOKENS = 256
 class TrainingResult:
     """What a run made and measured.
 
-    selection: out-of-fold AIQ of each target that was tried. label_distribution: per segment.
-    n_embedded: prompts whose embedding was not in the cache. encoder_reused: an earlier run had learned it.
+    label_distribution: share of each cheapest-correct label, per segment. n_embedded: prompts whose embedding was not
+    in the cache. encoder_reused: an earlier run had learned the encoder.
     """
 
     bundle: Path
@@ -60,7 +63,6 @@ class TrainingResult:
     label_distribution: dict[str, dict[str, float]]
     evaluation: Evaluation
     parity: Parity
-    selection: dict[str, float]
     n_embedded: int
     encoder_reused: bool
 
@@ -79,23 +81,22 @@ def train(
     """Train a router on logged outcomes and write its bundle to the folder `out`.
 
     logs: files, folders, globs or DataFrames in the format of data/README.md. tiers: a tiers.toml.
-    cluster: address of a Dask scheduler, such as tcp://host:8786 (extra `distributed`): its workers read the log, which
-        need not fit into one machine's memory, and fit the classifier on all of it; all else is fitted and judged here,
+    cluster: address of a Dask scheduler, such as tcp://host:8786 (extra `distributed`). Its workers read the log, which
+        need not fit into one machine's memory, and fit the classifier on all of it. All else is fitted and judged here,
         on a sample. Logs and cache must stand on storage that all workers see. None does everything here.
     tracking_uri: of MLflow; None takes a sqlite database beside the bundle, "none" tracks nothing.
-    progress: bars on stderr. on_step: told the name of each step that is done.
+    progress: bars on stderr. on_step: called with the name of each step when it is done.
 
-    Beside the bundle stand `<out>-training.parquet` (what `evaluate` fits its baselines on; no prompt
-    text) and, where rows were broken, `<out>-quarantine.parquet`.
+    Beside the bundle stand `<out>-training.parquet` (what `evaluate` fits its baselines on; no prompt text) and, where
+    rows were broken, `<out>-quarantine.parquet`.
 
     Raises LogError, TierError, ConfigError, EncoderError, ParityError, ClusterError; `out` is then left as it was.
     """
     out, config = Path(out), config or TrainingConfig()
     check_target(out)
-    tiers_read, tiers_text = read_tiers(tiers), Path(tiers).read_text(encoding="utf-8")
+    prices = PriceTable.parse(tiers_text(tiers), source=str(tiers))
     out.parent.mkdir(parents=True, exist_ok=True)
     uri = default_tracking_uri(out) if tracking_uri is None else tracking_uri
-    cache = config.cache or out.parent / ".cache"
     with tracked_run(uri, out.name) as tracker, tqdm(desc="train", unit="step", delay=1, disable=not progress) as bar:
 
         def done(step: str) -> None:
@@ -104,149 +105,177 @@ def train(
             logger.info("%s", step)
             on_step(step)
 
+        context = RunContext(config, config.cache or out.parent / ".cache", tracker, done, progress)
         # One thread for linear algebra: the same bundle on any number of cores, and pools of threads that wait for each
         # other in every small step are many times slower as soon as the machine has other work.
-        with backend_at(cluster, config, cache, done) as place, threadpool_limits(1):
-            return _run(logs, tiers_read, tiers_text, out, config, cache, place, tracker, done, progress)
+        with backend_at(cluster, context) as backend, threadpool_limits(1):
+            return _run(logs, prices, out, backend, context)
 
 
 def _run(
-    logs: LogSource | Sequence[LogSource],
-    tiers: tuple[Tier, ...],
-    tiers_text: str,
-    out: Path,
-    config: TrainingConfig,
-    cache: Path,
-    place: Backend,
-    tracker: Tracker,
-    done: Callable[[str], None],
-    progress: bool,
+    logs: LogSource | Sequence[LogSource], prices: PriceTable, out: Path, backend: Backend, context: RunContext
 ) -> TrainingResult:
-    quarantine = out.with_name(f"{out.name}-quarantine.parquet")
-    log = place.ingest(logs, tiers, quarantine, drop_unparsed=config.drop_unparsed)
-    done("ingest")
-    label = label_cheapest_correct(log.correct, attempt_costs(log, tiers).cost_usd)
-    labels = label_distribution(label, log.tiers, log.segments)
+    config = context.config
+    log = backend.ingest(logs, prices.tiers, out.with_name(f"{out.name}-quarantine.parquet"))
+    context.done("ingest")
     split = Split(config.test_share, config.seed)
     in_test = split.in_test(log.groups)
     in_training = ~in_test & np.isfinite(log.correct).any(axis=1)
     _check_split(log, in_training, in_test)
 
-    encoder, reused = make_encoder(config, log.rows(in_training), cache)
-    done("encoder")
-    embeddings = embed(encoder, log.prompts, log.prompt_ids, cache, progress=progress)
-    done("embed")
+    encoder, encoder_reused = make_encoder(config, log.rows(in_training), context.cache)
+    context.done("encoder")
+    embeddings = embed(encoder, log.prompts, log.prompt_ids, context.cache, progress=context.progress)
+    context.done("embed")
+    known = LogPart.of(log, embeddings.vectors, prices.tiers, in_training)
+    held_out = LogPart.of(log, embeddings.vectors, prices.tiers, in_test)
 
-    known, vectors = log.rows(in_training), embeddings.vectors[in_training]
-    costs = attempt_costs(known, tiers)
-    estimator = SuccessEstimator(config.target, config.seed).fit(
-        vectors,
-        known.correct,
-        propensity=known.propensity,
-        cost_usd=costs.cost_usd,
-        groups=known.groups,
-        label_forest=place.label_forest(encoder, tiers, costs.mean_output_tokens),
-        on_step=done,
-    )
-    has_classifier = "cheapest_correct" in PARTS[estimator.target_]
-    n_trained_on = place.n_trained_on(known.n_prompts) if has_classifier else known.n_prompts
-    lengths = LengthModel.fit(
-        estimator.basis_, vectors, known.output_tokens, costs.mean_output_tokens, known.groups, config.seed
-    )
-    done("lengths")
-    outcomes, dial, n_evidence = _outcomes_and_dial(known, costs.cost_usd, estimator.out_of_fold_, config.confidence)
-    done("dial")
-    clusters = PromptClusters.fit(
-        estimator.basis_, vectors, known, outcomes, config.seed, keep_examples=config.keep_examples
-    )
-    done("clusters")
-
-    model = TierModel(
-        estimator.parts_, estimator.weights_, estimator.calibration_, estimator.familiarity_, lengths, clusters
-    )
-    graph = model.whole(encoder)
-    held_out = log.rows(in_test)
-    parity = check_parity(model, encoder, graph, held_out.prompts, embeddings.vectors[in_test], config.seed)
-    done("parity")
-    if encoder.unquantized is not None:
-        slacks = sorted({point.slack for point in dial})
-        check = check_quantized(
-            model, encoder.unquantized, held_out, embeddings.vectors[in_test], tiers, slacks, config.seed
-        )
-        tracker.log_metrics({f"int8.{name}": value for name, value in asdict(check).items()})
-        done("int8")
-    best = log.tiers[best_tier(outcomes)]
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        tiers=log.tiers,
-        best_tier=best,
-        success=tuple(np.clip(np.nanmean(outcomes, axis=0), 0, 1).tolist()),
-        output_tokens=tuple(costs.mean_output_tokens.tolist()),
-        encoder=encoder_info(encoder, log, embeddings.n_tokens, in_training),
-        default_quality=config.default_quality,
-        confidence=config.confidence,
-        dial=dial,
-        promise=promise_statement(dial, config.confidence, best, n_evidence),
-        training={
-            "data_digest": log.digest,
-            "n_prompts": log.summary.n_prompts,
-            "n_trained_on": n_trained_on,
-            **({"n_sampled": log.n_prompts} if log.drawn_from else {}),
-            "first_timestamp": log.first_timestamp and log.first_timestamp.isoformat(),
-            "last_timestamp": log.last_timestamp and log.last_timestamp.isoformat(),
-            "target": estimator.target_,
-            "n_trees": model.forest.n_trees,
-            "seed": config.seed,
-            "test_share": config.test_share,
-            "note": config.note,
-            "estimated_cost_share": costs.estimated_share,
-        },
-        versions=versions(),
-        mlflow_run_id=tracker.run_id,
-        files={},
-    )
-    draft = draft_bundle(out, encoder, graph, tiers_text, clusters.members, manifest)
+    learned = _learn(known, encoder, backend, context)
+    graph = learned.model.whole(encoder)
+    parity = check_parity(learned.model, encoder, graph, held_out.table.prompts, held_out.vectors, config.seed)
+    context.done("parity")
+    info = encoder_info(encoder, log, embeddings.n_tokens, in_training)
+    manifest = _manifest(learned, known, log, info, context)
+    draft = draft_bundle(out, encoder, graph, prices.text, learned.model.clusters.members, manifest)
     try:
-        embedded = TrainingData.rows_to_embed(known.n_prompts)
-        part = TrainingData(
-            prompt_ids=known.prompt_ids,
-            groups=known.groups,
-            embedding=vectors[embedded],
-            embedded=embedded,
-            out_of_fold=estimator.out_of_fold_,
-            correct=known.correct,
-            cost_usd=costs.cost_usd,
-            others=split if n_trained_on > known.n_prompts else None,
-        )
+        data = _training_data(learned, known, split)
         evaluation = evaluate_table(
             Bundle.load(draft.folder),
-            held_out,
-            part,
-            vectors=embeddings.vectors[in_test],
+            held_out.table,
+            data,
+            vectors=held_out.vectors,
             seed=config.seed,
-            on_step=done,
+            on_step=context.done,
         )
+        label = label_cheapest_correct(log.correct, attempt_costs(log, prices.tiers).cost_usd)
+        labels = label_distribution(label, log.tiers, log.segments)
         figures = report_figures(evaluation)
         write_report(draft.folder, manifest, evaluation, log, labels, figures)
         manifest = draft.publish()
-        part.save(TrainingData.path_of(out), manifest.bundle_id)
+        data.save(TrainingData.path_of(out), manifest.bundle_id)
     except BaseException:
         shutil.rmtree(draft.folder, ignore_errors=True)
         raise
-    _track(tracker, config, manifest, log, labels, costs, evaluation, estimator.selection_)
-    tracker.log_figures(figures)
-    tracker.log_bundle(out)
-    done("done")
-    return TrainingResult(
+    result = TrainingResult(
         bundle=out,
         manifest=manifest,
         log=log,
         label_distribution=labels,
         evaluation=evaluation,
         parity=parity,
-        selection=estimator.selection_,
         n_embedded=embeddings.n_computed,
-        encoder_reused=reused,
+        encoder_reused=encoder_reused,
+    )
+    _track(result, known.costs.estimated_share, context)
+    context.tracker.log_figures(figures)
+    context.tracker.log_bundle(out)
+    context.done("done")
+    return result
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What the training part of a log taught.
+
+    out_of_fold: calibrated success of the training prompts, (n_prompts, n_tiers). outcomes: what tiers are judged by,
+    same shape. n_evidence: prompts that the dial rests on. n_trained_on: prompts that the classifier saw, which on a
+    cluster are more than the table has.
+    """
+
+    model: TierModel
+    out_of_fold: np.ndarray
+    outcomes: np.ndarray
+    dial: tuple[DialPoint, ...]
+    n_evidence: int
+    n_trained_on: int
+
+
+def _learn(known: LogPart, encoder: Encoder, backend: Backend, context: RunContext) -> _Learned:
+    """Fit everything that is learned from outcomes."""
+    config, table = context.config, known.table
+    estimator = SuccessEstimator(config.seed).fit(
+        known.vectors,
+        table.correct,
+        propensity=table.propensity,
+        cost_usd=known.costs.cost_usd,
+        groups=table.groups,
+        fit_label_forest=backend.fit_label_forest(encoder, known.tiers, known.costs.mean_output_tokens),
+        on_step=context.done,
+    )
+    success = estimator.model_
+    basis = success.kernel.basis
+    lengths = LengthModel.fit(
+        basis, known.vectors, table.output_tokens, known.costs.mean_output_tokens, table.groups, config.seed
+    )
+    context.done("lengths")
+    outcomes, dial, n_evidence = _outcomes_and_dial(
+        table, known.costs.cost_usd, estimator.out_of_fold_, config.confidence
+    )
+    context.done("dial")
+    clusters = PromptClusters.fit(
+        basis, known.vectors, table, outcomes, config.seed, keep_examples=config.keep_examples
+    )
+    context.done("clusters")
+    has_classifier = success.classifier is not None
+    return _Learned(
+        model=TierModel(success, lengths, clusters),
+        out_of_fold=estimator.out_of_fold_,
+        outcomes=outcomes,
+        dial=dial,
+        n_evidence=n_evidence,
+        n_trained_on=backend.n_trained_on(table.n_prompts) if has_classifier else table.n_prompts,
+    )
+
+
+def _manifest(
+    learned: _Learned, known: LogPart, log: OutcomeTable, encoder: EncoderInfo, context: RunContext
+) -> Manifest:
+    """What the runtime and a reader must know of the bundle."""
+    config = context.config
+    best = log.tiers[best_tier(learned.outcomes)]
+    training: dict[str, Any] = {
+        "data_digest": log.digest,
+        "n_prompts": log.summary.n_prompts,
+        "n_trained_on": learned.n_trained_on,
+        **({"n_sampled": log.n_prompts} if log.drawn_from else {}),
+        "first_timestamp": log.first_timestamp and log.first_timestamp.isoformat(),
+        "last_timestamp": log.last_timestamp and log.last_timestamp.isoformat(),
+        "n_trees": learned.model.n_trees,
+        "seed": config.seed,
+        "test_share": config.test_share,
+        "note": config.note,
+        "estimated_cost_share": known.costs.estimated_share,
+    }
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        tiers=log.tiers,
+        best_tier=best,
+        success=tuple(np.clip(np.nanmean(learned.outcomes, axis=0), 0, 1).tolist()),
+        output_tokens=tuple(known.costs.mean_output_tokens.tolist()),
+        encoder=encoder,
+        default_quality=config.default_quality,
+        confidence=config.confidence,
+        dial=learned.dial,
+        promise=promise_statement(learned.dial, config.confidence, best, learned.n_evidence),
+        training=training,
+        versions=versions(),
+        mlflow_run_id=context.tracker.run_id,
+        files={},
+    )
+
+
+def _training_data(learned: _Learned, known: LogPart, split: Split) -> TrainingData:
+    """What stays of the training prompts beside the bundle."""
+    embedded = TrainingData.rows_to_embed(known.table.n_prompts)
+    return TrainingData(
+        prompt_ids=known.table.prompt_ids,
+        groups=known.table.groups,
+        embedding=known.vectors[embedded],
+        embedded=embedded,
+        out_of_fold=learned.out_of_fold,
+        correct=known.table.correct,
+        cost_usd=known.costs.cost_usd,
+        others=split if learned.n_trained_on > known.table.n_prompts else None,
     )
 
 
@@ -313,13 +342,10 @@ def make_encoder(config: TrainingConfig, log: OutcomeTable, cache: Path) -> tupl
     """The encoder that the settings name, and whether an earlier run had learned it."""
     if config.encoder == "static":
         return EncoderCache(cache / "encoders").static(log.prompts, log.prompt_ids, StaticRecipe(), config.seed)
-    from training.encoders.transformer import PACKAGED, PACKAGED_INT8, export_transformer  # torch, only where asked for
+    from training.encoders.transformer import export_transformer  # torch, only where asked for
 
-    is_int8 = config.encoder == PACKAGED_INT8
-    name = PACKAGED if is_int8 else config.encoder
-    tokenizer, graph = export_transformer(name, MAX_TRANSFORMER_TOKENS)
-    encoder = with_token_kinds(name, tokenizer, graph, MAX_TRANSFORMER_TOKENS)
-    return (quantized(encoder) if is_int8 else encoder), False
+    tokenizer, graph = export_transformer(config.encoder, MAX_TRANSFORMER_TOKENS)
+    return with_token_kinds(config.encoder, tokenizer, graph, MAX_TRANSFORMER_TOKENS), False
 
 
 def best_tier(correct: np.ndarray) -> int:
@@ -356,24 +382,14 @@ def encoder_info(encoder: Encoder, log: OutcomeTable, n_tokens: np.ndarray, in_t
     )
 
 
-def _track(
-    tracker: Tracker,
-    config: TrainingConfig,
-    manifest: Manifest,
-    log: OutcomeTable,
-    labels: dict[str, dict[str, float]],
-    costs: AttemptCosts,
-    evaluation: Evaluation,
-    selection: dict[str, float],
-) -> None:
+def _track(result: TrainingResult, estimated_cost_share: float, context: RunContext) -> None:
     """Settings, facts of the data, and what was measured."""
-    facts = {**asdict(config), **manifest.training, "bundle_id": manifest.bundle_id, "tiers": ", ".join(log.tiers)}
-    tracker.log_params(facts)
+    manifest, evaluation, summary = result.manifest, result.evaluation, result.log.summary
+    facts = {**asdict(context.config), **manifest.training}
+    context.tracker.log_params({**facts, "bundle_id": manifest.bundle_id, "tiers": ", ".join(manifest.tiers)})
     metrics = {name: figure.value for name, figure in evaluation.router.figures.items()}
-    metrics |= {f"baseline.{name}.aiq": result.figures["aiq"].value for name, result in evaluation.baselines.items()}
-    metrics |= {f"label.{name}": share for name, share in labels["all"].items()}
+    metrics |= {f"baseline.{name}.aiq": found.figures["aiq"].value for name, found in evaluation.baselines.items()}
+    metrics |= {f"label.{name}": share for name, share in result.label_distribution["all"].items()}
     metrics |= {f"ece.{tier}": figures[0].value for tier, figures in evaluation.calibration.items()}
-    metrics |= {f"out_of_fold_aiq.{target}": aiq for target, aiq in selection.items()}
-    metrics |= {"rows.quarantined": sum(log.summary.quarantined.values()), "rows.used": log.summary.n_used}
-    metrics["estimated_cost_share"] = costs.estimated_share
-    tracker.log_metrics(metrics)
+    metrics |= {"rows.quarantined": sum(summary.quarantined.values()), "rows.used": summary.n_used}
+    context.tracker.log_metrics({**metrics, "estimated_cost_share": estimated_cost_share})

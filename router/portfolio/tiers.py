@@ -61,11 +61,15 @@ def read_tiers(path: str | Path) -> tuple[Tier, ...]:
 
     Raises TierError, which names the file, the place and the remedy.
     """
+    return parse_tiers(tiers_text(path), source=str(path))
+
+
+def tiers_text(path: str | Path) -> str:
+    """The text of a tiers.toml; raises TierError where it cannot be read."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TierError(f"{path}: cannot be read ({error}); expected a tiers.toml") from error
-    return parse_tiers(text, source=str(path))
 
 
 def parse_tiers(text: str, source: str = "tiers.toml") -> tuple[Tier, ...]:

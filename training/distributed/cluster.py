@@ -11,7 +11,7 @@ import math
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from router.portfolio.tiers import Tier
-from training.config import TrainingConfig
+from training.context import RunContext
 from training.distributed.parts import (
     PartFacts,
     Prepared,
@@ -41,8 +41,7 @@ from training.distributed.workers import Workers, workers_at
 from training.encoders.cache import write_encoder
 from training.encoders.encoder import Encoder
 from training.errors import ConfigError
-from training.fit.estimator import Forest
-from training.fit.success import LABEL_ROUNDS, LabelForest, lightgbm_settings
+from training.fit.classifier import LABEL_ROUNDS, FitForest, Forest, lightgbm_settings
 from training.log.ingest import refuse_single_tier_log
 from training.log.sources import LogSource, log_sources
 from training.log.split import Split
@@ -73,19 +72,17 @@ _NAMES = {  # what lightgbm.train and its scikit-learn classes call the same thi
 
 
 @contextmanager
-def cluster_at(
-    address: str, config: TrainingConfig, cache: Path, on_step: Callable[[str], None]
-) -> Iterator[DaskBackend]:
+def cluster_at(address: str, context: RunContext) -> Iterator[DaskBackend]:
     """The cluster of a Dask scheduler; what it writes between the steps is removed at the end.
 
     Raises ConfigError where Dask is not installed, or scheduler, workers or versions are not as they must be.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    context.cache.mkdir(parents=True, exist_ok=True)
     with (
         workers_at(address) as workers,
-        tempfile.TemporaryDirectory(prefix=".cluster-", dir=cache.resolve()) as scratch,
+        tempfile.TemporaryDirectory(prefix=".cluster-", dir=context.cache.resolve()) as scratch,
     ):
-        yield DaskBackend(workers, Path(scratch), Split(config.test_share, config.seed), on_step)
+        yield DaskBackend(workers, Path(scratch), context)
 
 
 @dataclass
@@ -94,14 +91,16 @@ class DaskBackend:
 
     workers: Workers
     scratch: Path
-    split: Split
-    on_step: Callable[[str], None]
+    context: RunContext
     _tables: list[Path] = field(default_factory=list)
     _n_trained_on: int = 0
 
-    def ingest(
-        self, logs: LogSource | Sequence[LogSource], tiers: Sequence[Tier], quarantine: Path, *, drop_unparsed: bool
-    ) -> OutcomeTable:
+    @property
+    def split(self) -> Split:
+        """Which prompts are held out, and the seed of folds and fits."""
+        return Split(self.context.config.test_share, self.context.config.seed)
+
+    def ingest(self, logs: LogSource | Sequence[LogSource], tiers: Sequence[Tier], quarantine: Path) -> OutcomeTable:
         """At most about MAX_SAMPLE prompts of the log, whole groups of them; the rest stays with the workers."""
         paths = _files(logs, quarantine)
         self.workers.check([*paths, self.scratch])
@@ -113,15 +112,20 @@ class DaskBackend:
         broken = [self._file("broken", number) for number in range(len(batches))]
         n_good = self.workers.run(read_rows, batches, rows, broken, n_parts=n_parts)
         quarantined = gather_broken(broken, quarantine, is_usable=sum(n_good) > 0)
-        self.on_step("rows")
+        self.context.done("rows")
         self._tables = [self._file("table", part) for part in range(n_parts)]
         parts = self.workers.run(
-            pivot_part, [rows] * n_parts, range(n_parts), self._tables, tiers=tiers, drop_unparsed=drop_unparsed
+            pivot_part,
+            [rows] * n_parts,
+            range(n_parts),
+            self._tables,
+            tiers=tiers,
+            drop_unparsed=self.context.config.drop_unparsed,
         )
         for path in rows:
             path.unlink()
         facts = whole_log(parts, quarantined)
-        self.on_step("tables")
+        self.context.done("tables")
         table = self._sample(facts, tuple(tier.name for tier in tiers))
         refuse_single_tier_log(table)
         return table
@@ -134,7 +138,7 @@ class DaskBackend:
         self.workers.run(draw_sample, self._tables, samples, share=share, seed=self.split.seed)
         return replace(read_tables(samples, tiers, facts), drawn_from=f"{facts.digest:064x}")
 
-    def label_forest(self, encoder: Encoder, tiers: Sequence[Tier], mean_output_tokens: np.ndarray) -> LabelForest:
+    def fit_label_forest(self, encoder: Encoder, tiers: Sequence[Tier], mean_output_tokens: np.ndarray) -> FitForest:
         """LightGBM on all labelled training prompts, which workers embed when it is first asked for."""
         prepared: list[Prepared] = []
 
@@ -159,7 +163,7 @@ class DaskBackend:
             encoder=folder, tiers=tiers, mean_output_tokens=mean_output_tokens, split=self.split,
         )  # fmt: skip
         self._n_trained_on = sum(part.n_training for part in parts)
-        self.on_step("vectors and labels")
+        self.context.done("vectors and labels")
         return parts
 
     def _fit(self, parts: Sequence[Prepared], present: Sequence[int], left_out: int | None) -> Forest:
@@ -203,7 +207,7 @@ class DaskBackend:
                 ).fit(x, y)
                 return str(model.booster_.model_to_string())
 
-        return Forest((lightgbm.Booster(model_str=self.workers.while_all_live(work)),))
+        return Forest(lightgbm.Booster(model_str=self.workers.while_all_live(work)))
 
     def _file(self, kind: str, number: int) -> Path:
         return self.scratch / f"{kind}-{number:06d}.parquet"

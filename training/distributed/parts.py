@@ -27,7 +27,7 @@ from router.portfolio.tiers import Tier
 from training.encoders.cache import read_encoder
 from training.encoders.embed import embed
 from training.encoders.encoder import Encoder
-from training.fit.success import N_FOLDS
+from training.fit.cross_fit import N_FOLDS
 from training.log.costs import attempt_costs
 from training.log.ingest import broken_rows, database, pivot, refuse_unusable_log, to_cells, write_quarantine
 from training.log.labels import UNKNOWN, label_cheapest_correct

@@ -36,9 +36,9 @@ from training.evaluation.net_value import net_value
 from training.evaluation.off_policy import N_FOLDS, LoggedChoices, OffPolicyReport, cross_fitted, evaluate_policy
 from training.evaluation.result import DialResult, Evaluation, OffPolicyResult, PolicyResult
 from training.evaluation.training_data import TrainingData
-from training.fit.estimator import evenly
 from training.log.costs import AttemptCosts, attempt_costs, costs_at_prices
 from training.log.ingest import ingest
+from training.log.sample import evenly
 from training.log.sources import LogSource
 from training.log.table import OutcomeTable, is_partial
 

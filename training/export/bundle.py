@@ -90,10 +90,13 @@ def check_parity(
     rows = np.random.default_rng(seed).permutation(len(prompts))[:_MAX_PARITY_PROMPTS]
     prompts, embedding = [prompts[row] for row in rows], embedding[rows]
     on_thresholds = threshold_rows(model, embedding, seed)
-    (raw_scores,) = encoder_session(model.head(embedding.shape[1])).run(["raw_scores"], {"embedding": on_thresholds})
-    raw_difference = float(np.abs(raw_scores - model.raw_scores(on_thresholds)).max())
-
-    expected = model.success(embedding), model.lengths.predict(embedding), model.familiarity.of(embedding)
+    raw_difference = _raw_score_difference(model, on_thresholds)
+    success_model = model.success
+    expected = (
+        success_model.predict(embedding),
+        model.lengths.predict(embedding),
+        success_model.familiarity.of(embedding),
+    )
     nearest = model.clusters.nearest(embedding, TOLERANCE_FAMILIARITY)
     differences = np.zeros((len(prompts), 3))
     session = encoder_session(graph)
@@ -137,6 +140,14 @@ def check_parity(
     )
 
 
+def _raw_score_difference(model: TierModel, embedding: np.ndarray) -> float:
+    """Largest difference between the trees in LightGBM and in the graph; 0 without trees."""
+    if model.success.classifier is None:
+        return 0.0
+    (raw_scores,) = encoder_session(model.head(embedding.shape[1])).run(["raw_scores"], {"embedding": embedding})
+    return float(np.abs(raw_scores - model.success.raw_scores(embedding)).max())
+
+
 def _random_request(rng: np.random.Generator, n_tiers: int) -> dict[str, np.ndarray]:
     """Prices, dials and eligibility of one request, drawn widely."""
     eligible = rng.random((1, n_tiers)) < 0.8
@@ -174,7 +185,8 @@ def _check_decision(tier: int, success: np.ndarray, output_tokens: np.ndarray, f
 def threshold_rows(model: TierModel, embedding: np.ndarray, seed: int, n_rows: int = 2000) -> np.ndarray:
     """Embeddings in which a feature sits exactly on a split threshold, or one float32 beside it."""
     rng = np.random.default_rng(seed)
-    splits = [split for booster in model.forest.boosters for split in _splits(booster)]
+    classifier = model.success.classifier
+    splits = [] if classifier is None else _splits(classifier.forest.booster)
     rows = embedding[rng.integers(0, len(embedding), n_rows)].copy()
     if not splits:  # nothing could be learned, as from outcomes that are all the same
         return rows

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 
 from router.bundle.clusters import Cluster
-from training.fit.estimator import KernelBasis
+from training.fit.kernel import KernelBasis
 from training.graph.builder import Graph
 from training.log.table import OutcomeTable
 

@@ -1,387 +1,186 @@
-"""The parts of the success estimate; each predicts in numpy and writes itself into a graph.
-
-Every part maps embeddings, float32 (n_prompts, n_dims), to P(tier answers correctly), (n_prompts, n_tiers).
-"""
+"""Fit success per tier: out of fold first, then on all training prompts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from threading import Lock
-from typing import Protocol
+from collections.abc import Callable
 
-import lightgbm
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.linear_model import LogisticRegression
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import threadpool_limits
 
-from training.encoders.encoder import N_SURFACE
-from training.graph.builder import Graph
+from training.errors import LogError
+from training.fit.calibrate import fit_calibration
+from training.fit.classifier import Classifier, FitForest, Forest, fit_forest, lightgbm_settings
+from training.fit.cross_fit import out_of_fold
+from training.fit.familiarity import fit_familiarity
+from training.fit.kernel import Kernel
+from training.fit.logistic import logistic_per_tier, sigmoid
+from training.fit.success import SuccessModel, blend
+from training.fit.task import Task
+from training.log.labels import UNKNOWN
 
-_ONE_FIT_AT_A_TIME = Lock()
+MIN_PROMPTS = 60
+"""To learn from at all; and with a label, to fit the classifier."""
 
-MAX_LANDMARK_PROMPTS = 100_000
-"""A few hundred centres and a mean distance are no better known from more prompts."""
+CLASSIFIER_TRUST = 1000
+"""Labelled prompts at which the classifier has half of its final weight in the average, which is one half."""
 
-MAX_LOGISTIC_PROMPTS = 100_000
-"""Of a handful of weights per tier; their error is then far below the noise of what they calibrate."""
+MAX_CALIBRATION_WEIGHT = 20.0
+"""Of an outcome of partial feedback in calibration, at most. Calibration learns two numbers per tier where a fit learns
+hundreds, so it stands larger weights: benchmarks/partial_feedback.md."""
 
-_CHUNK_PROMPTS = 50_000
-"""So many prompts at once are compared with all landmarks."""
-
-
-def evenly(n: int, at_most: int) -> np.ndarray | slice:
-    """Rows of n, spread evenly over them and at most so many; all of them where they are few."""
-    return slice(None) if n <= at_most else np.arange(at_most) * n // at_most
-
-
-@dataclass(frozen=True)
-class Forest:
-    """LightGBM boosters that the graph evaluates together, and where the raw scores of each begin."""
-
-    boosters: tuple[lightgbm.Booster, ...] = field(repr=False)
-
-    def raw_scores(self, embedding: np.ndarray) -> np.ndarray:
-        """Float64 (n_prompts, sum of the boosters' outputs)."""
-        scores = [booster.predict(embedding, raw_score=True, num_threads=1) for booster in self.boosters]
-        return np.concatenate([np.asarray(score).reshape(len(embedding), -1) for score in scores], axis=1)
-
-    @property
-    def n_trees(self) -> int:
-        """Trees of all boosters."""
-        return sum(booster.num_trees() for booster in self.boosters)
+LABEL_STRENGTH = 0.1
+"""Inverse regularisation of the logistic regressions from the classifier's scores to success."""
 
 
-class Estimator(Protocol):
-    """One part of the estimate."""
+class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """P(each tier answers a prompt correctly), from embeddings, calibrated out of fold.
 
-    @property
-    def forest(self) -> Forest:
-        """Its boosters; may be none."""
+    The average of a kernel regression and a LightGBM classifier of the cheapest-correct label, which is calibrated to
+    success per tier. The classifier's weight grows with the number of prompts that have a label.
 
-    def predict(self, embedding: np.ndarray) -> np.ndarray:
-        """P(correct), (n_prompts, n_tiers)."""
+    Learned: model_ (training.fit.success.SuccessModel, fitted on all prompts), out_of_fold_ (calibrated P(correct) of
+    every training prompt by models that did not see it, (n_prompts, n_tiers)).
 
-    def add_to(self, graph: Graph, embedding: str) -> Readout:
-        """Write all but its last linear step into a graph."""
-
-
-@dataclass(frozen=True)
-class Readout:
-    """The last step of a part, which the graph sums over the parts: P(correct) = value @ weights + bias.
-
-    value: name of a float32 (n, n_values) in the graph; weights: (n_values, n_tiers); bias: (n_tiers,).
+    Gaps are filled from the tiers that were observed, which is right where they are few or random. Partial feedback
+    (see training.log.table.is_partial) is learned from otherwise: the kernel is fitted to doubly robust outcomes, an
+    estimate of every cell moved by the inverse-propensity weighted error of the one that was observed, so what the old
+    router chose does not decide what is learned. Calibration weighs outcomes likewise. Labels are then known almost
+    only for prompts on which the cheapest tier was asked and right, which is no basis for a classifier: the kernel
+    stands alone. It also does where fewer than MIN_PROMPTS prompts have a label.
     """
 
-    value: str
-    weights: np.ndarray
-    bias: np.ndarray
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
 
-
-# ---- kernel ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """Gaussian kernel ridge regression on landmarks (Nyström method, Williams & Seeger 2001).
-
-    Smooth where kNN is rough: it borrows from all similar prompts, and costs one matrix product.
-
-    weights: of the similarities to the landmarks, (n_landmarks, n_targets); bias: (n_targets,).
-    """
-
-    basis: KernelBasis
-    weights: np.ndarray
-    bias: np.ndarray
-
-    @property
-    def forest(self) -> Forest:
-        """None: a kernel has no trees."""
-        return Forest(())
-
-    def predict(self, embedding: np.ndarray) -> np.ndarray:
-        """P(correct), not confined to 0..1; or whatever else was regressed on, (n_prompts, n_targets)."""
-        parts = np.array_split(embedding, max(1, -(-len(embedding) // _CHUNK_PROMPTS)))
-        return np.concatenate([self.basis.similarities(part) @ self.weights + self.bias for part in parts])
-
-    def add_to(self, graph: Graph, embedding: str) -> Readout:
-        """Similarities @ weights + bias; the graph leaves out a factor of each similarity, the weights take it."""
-        value, factors = self.basis.add_to(graph, embedding)
-        return Readout(value, factors[:, None] * self.weights, self.bias)
-
-
-SURFACE_WEIGHT = 0.25
-SURFACE_CLIP = 3.0
-
-
-def kernel_inputs(embedding: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Text vectors as they are; surface columns standardised, clipped, weighed."""
-    surface = np.clip((embedding[:, -N_SURFACE:] - mean) / scale, -SURFACE_CLIP, SURFACE_CLIP)
-    return np.concatenate([embedding[:, :-N_SURFACE], SURFACE_WEIGHT * surface], axis=1)
-
-
-def squared_distances(x: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """|x - c|^2, (n_prompts, n_landmarks)."""
-    squared = (x**2).sum(axis=1)[:, None] - 2 * x @ landmarks.T + (landmarks**2).sum(axis=1)
-    return np.asarray(np.maximum(squared, 0))
-
-
-def similarities(x: np.ndarray, landmarks: np.ndarray, gamma: float) -> np.ndarray:
-    """exp(-gamma |x - c|^2), (n_prompts, n_landmarks)."""
-    return np.asarray(np.exp(-gamma * squared_distances(x, landmarks)))
-
-
-@dataclass(frozen=True)
-class KernelBasis:
-    """Landmarks, fitted without outcomes; every regression on them shares the similarities of a prompt to them.
-
-    The surface columns (token kinds, length) are standardised by mean and scale, clipped and weighed small.
-    """
-
-    mean: np.ndarray
-    scale: np.ndarray
-    landmarks: np.ndarray
-    gamma: float
-    whitening: np.ndarray
-
-    @classmethod
-    def fit(cls, embedding: np.ndarray, n_landmarks: int, seed: int) -> KernelBasis:
-        """k-means centres as landmarks; the kernel's width is the spread of the prompts."""
-        embedding = embedding[evenly(len(embedding), MAX_LANDMARK_PROMPTS)]
-        surface = embedding[:, -N_SURFACE:]
-        mean, scale = surface.mean(axis=0), surface.std(axis=0) + 1e-6
-        x = kernel_inputs(embedding, mean, scale).astype(np.float64)
-        n_landmarks = min(n_landmarks, len(x) // 2)
-        clusters = MiniBatchKMeans(n_landmarks, n_init=1, random_state=seed, batch_size=2048, max_iter=20).fit(x)
-        gamma = 1.0 / max(float(((x - x.mean(axis=0)) ** 2).sum(axis=1).mean()), 1e-9)
-        landmarks = clusters.cluster_centers_
-        values, vectors = np.linalg.eigh(similarities(landmarks, landmarks, gamma))
-        return cls(mean, scale, landmarks, gamma, vectors / np.sqrt(np.maximum(values, 1e-6)))
-
-    def inputs(self, embedding: np.ndarray) -> np.ndarray:
-        """What distances are measured on, float64 (n_prompts, n_dims)."""
-        return kernel_inputs(embedding, self.mean, self.scale).astype(np.float64)
-
-    def similarities(self, embedding: np.ndarray) -> np.ndarray:
-        """exp(-gamma |x - landmark|^2), float64 (n_prompts, n_landmarks)."""
-        return similarities(self.inputs(embedding), self.landmarks, self.gamma)
-
-    def features(self, embedding: np.ndarray) -> np.ndarray:
-        """Whitened similarities, (n_prompts, n_landmarks)."""
-        return np.asarray(self.similarities(embedding) @ self.whitening)
-
-    def regress(self, features: np.ndarray, targets: np.ndarray, weight: np.ndarray | None = None) -> Kernel:
-        """Ridge regression on the features; targets complete, (n_prompts, n_targets); weight: of each prompt."""
-        weights, bias = ridge(features, targets, weight)
-        return Kernel(self, self.whitening @ weights, bias)
-
-    def add_to(self, graph: Graph, embedding: str) -> tuple[str, np.ndarray]:
-        """exp(2 x.c - |x|^2), with x and the landmarks c scaled by sqrt(gamma), and the missing factors exp(-|c|^2).
-
-        One set of nodes, however many regressions read it.
-        """
-        width = np.sqrt(self.gamma)
-        landmarks = width * self.landmarks
-        return graph.once(self, lambda: self._exponentials(graph, embedding)), np.exp(-(landmarks**2).sum(axis=1))
-
-    def _exponentials(self, graph: Graph, embedding: str) -> str:
-        n_text = self.landmarks.shape[1] - N_SURFACE
-        width = np.sqrt(self.gamma)
-        scale = width * np.concatenate([np.ones(n_text), SURFACE_WEIGHT / self.scale])
-        offset = np.concatenate([np.zeros(n_text), self.mean])
-        limit = np.full(n_text + N_SURFACE, np.finfo(np.float32).max)
-        limit[n_text:] = width * SURFACE_WEIGHT * SURFACE_CLIP
-        standard = graph.add("Scaler", embedding, offset=offset.tolist(), scale=scale.tolist())
-        x = graph.add("Max", graph.add("Min", standard, graph.constant(limit)), graph.constant(-limit))
-        squared = graph.add("ReduceSumSquare", x, axes=[1], keepdims=1)
-        cross = graph.constant(2 * width * self.landmarks.T)
-        return graph.add("Exp", graph.add("Gemm", x, cross, squared, beta=-1.0))
-
-
-PENALTIES = np.geomspace(1e-2, 1e3, 16)
-
-
-def ridge(features: np.ndarray, correct: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (n_features, n_tiers) and bias (n_tiers,) of a ridge regression per contrast between tiers.
-
-    correct: complete, (n_prompts, n_tiers). weight: of each prompt, (n_prompts,); None weighs all alike.
-    Outcomes are rotated to their principal directions across tiers, and each direction gets the penalty
-    with the smallest leave-one-out error (closed form, Hastie et al. 2009, section 7.10): what all tiers
-    have in common is easy to learn, their differences need a much stronger penalty.
-    """
-    share = np.full(len(features), 1 / len(features)) if weight is None else weight / weight.sum()
-    mean, offset = share @ features, share @ correct
-    root = np.sqrt(len(share) * share)[:, None]
-    x, y = root * (features - mean), root * (correct - offset)
-    _, directions = np.linalg.eigh(y.T @ y)
-    targets = y @ directions
-    values, vectors = np.linalg.eigh(x.T @ x)
-    values = np.maximum(values, 0)
-    rotated = x @ vectors
-    squares = rotated**2
-    projections = rotated.T @ targets
-    best = np.full(targets.shape[1], np.inf)
-    weights = np.zeros((x.shape[1], targets.shape[1]))
-    for penalty in PENALTIES:
-        shrinkage = 1 / (values + penalty)
-        coefficients = shrinkage[:, None] * projections
-        leverage = squares @ shrinkage + share
-        residuals = (targets - rotated @ coefficients) / (1 - np.minimum(leverage, 0.999))[:, None]
-        error = (residuals**2).mean(axis=0)
-        better = error < best
-        best[better] = error[better]
-        weights[:, better] = (vectors @ coefficients)[:, better]
-    weights = weights @ directions.T
-    return weights, offset - mean @ weights
-
-
-def ridge_on_cells(features: np.ndarray, correct: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (n_features, n_tiers) and bias (n_tiers,) where hardly any prompt has outcomes of two tiers.
-
-    correct: (n_prompts, n_tiers), NaN where not observed; weight: of each outcome, same shape.
-
-    A ridge regression on all outcomes, each less its tier's mean, learns what tiers have in common: how hard a
-    prompt is. Another per tier learns from its own outcomes what remains. So the fewer outcomes a tier has, the
-    more is its estimate its mean, moved by what other tiers say of such prompts; a tier without any has the mean
-    of all outcomes for its own.
-    """
-    is_seen = np.isfinite(correct)
-    w = np.where(is_seen, weight, 0.0)
-    known = np.nan_to_num(correct)
-    everywhere = (w * known).sum() / w.sum()
-    effective = w * (w.sum(axis=0) / np.maximum((w**2).sum(axis=0), 1e-12))  # sums to Kish's effective sample size
-    means = ((effective * known).sum(axis=0) + everywhere) / (effective.sum(axis=0) + 1)
-
-    asked = is_seen.any(axis=1)
-    total = w[asked].sum(axis=1)
-    surprise = (w * (known - means))[asked].sum(axis=1) / total
-    shared, shared_bias = ridge(features[asked], surprise[:, None], total)
-    weights, bias = shared.repeat(len(means), axis=1), means + shared_bias
-    remaining = known - features @ weights - bias
-    for tier, seen in enumerate(is_seen.T):
-        if seen.any():
-            own, own_bias = ridge(features[seen], remaining[seen, tier, None], w[seen, tier])
-            weights[:, tier] += own[:, 0]
-            bias[tier] += own_bias[0] * effective[:, tier].sum() / (effective[:, tier].sum() + 1)
-    return weights, bias
-
-
-# ---- trees -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ContrastTrees:
-    """LightGBM regressions on orthonormal contrasts between tiers: what they share, and their differences.
-
-    Separately fitted heads have noise that does not cancel in their difference, and the difference decides.
-    """
-
-    forest: Forest
-    contrasts: np.ndarray
-    offset: np.ndarray
-
-    @classmethod
     def fit(
-        cls, embedding: np.ndarray, correct: np.ndarray, n_rounds: int, settings: dict[str, object]
-    ) -> ContrastTrees:
-        """correct: complete, (n_prompts, n_tiers)."""
-        contrasts = shared_and_differences(correct.shape[1])
-        offset = correct.mean(axis=0)
-        targets = (correct - offset) @ contrasts
-        parameters = {**settings, "objective": "regression", "boost_from_average": False}
-        return cls(Forest(boost_each(embedding, targets.T, parameters, n_rounds)), contrasts, offset)
+        self,
+        X: np.ndarray,  # noqa: N803 (scikit-learn's name)
+        outcomes: np.ndarray,
+        *,
+        propensity: np.ndarray | None = None,
+        cost_usd: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+        fit_label_forest: FitForest | None = None,
+        on_step: Callable[[str], None] = lambda step: None,
+    ) -> SuccessEstimator:
+        """Fit on embeddings.
 
-    def predict(self, embedding: np.ndarray) -> np.ndarray:
-        """P(correct), not confined to 0..1."""
-        return np.asarray(self.forest.raw_scores(embedding) @ self.contrasts.T + self.offset)
+        X: float32 (n_prompts, n_dims), as an encoder of training.encoders gives them.
+        outcomes: 0..1, (n_prompts, n_tiers); NaN where not observed.
+        propensity: with which each outcome came to be observed, in (0, 1], same shape; NaN, or None for all, counts
+            as 1. Only partial feedback needs it.
+        cost_usd: of each attempt, same shape; None takes the order of the tiers for that of their costs.
+        groups: rows of one group stay in one fold; None makes each row its own.
+        fit_label_forest: fits LightGBM on the cheapest-correct label; None fits it on these embeddings.
+        on_step: called with the name of each step when it is done.
 
-    def add_to(self, graph: Graph, embedding: str) -> Readout:
-        """raw_scores @ contrasts' + offset."""
-        return Readout(graph.trees(embedding, self.forest.boosters), self.contrasts.T, self.offset)
+        Raises LogError where there is too little to learn from or a propensity is out of range.
+        """
+        embedding = np.ascontiguousarray(X, dtype=np.float32)
+        correct = np.asarray(outcomes, dtype=np.float64)
+        n_prompts, n_tiers = correct.shape
+        if n_prompts < MIN_PROMPTS or n_tiers < 2:
+            raise LogError(
+                f"found {n_prompts} training prompts and {n_tiers} tiers; "
+                f"expected at least {MIN_PROMPTS} prompts (300 and more are sensible) and 2 tiers"
+            )
+        cost = np.broadcast_to(np.arange(1.0, n_tiers + 1), correct.shape) if cost_usd is None else cost_usd
+        names = np.arange(n_prompts).astype(str) if groups is None else groups
+        certain = _checked_propensity(propensity, correct.shape)
+        with threadpool_limits(1):  # as in training.train
+            task = Task.prepare(embedding, correct, cost, names, self.seed, certain)
+            on_step("landmarks")
+            return self._fit(task, fit_label_forest, on_step)
 
+    def _fit(self, task: Task, fit_label_forest: FitForest | None, on_step: Callable[[str], None]) -> SuccessEstimator:
+        estimate, finish_kernel = _cross_fit_kernel(task)
+        on_step("kernel, out of fold")
+        finish_classifier, classifier_weight = None, 0.0
+        if task.propensity is None and task.n_labelled >= MIN_PROMPTS:
+            of_classifier, finish_classifier = _cross_fit_classifier(task, fit_label_forest or label_forest_of(task))
+            classifier_weight = weight_of_classifier(task.n_labelled)
+            estimate = blend(estimate, of_classifier, classifier_weight)
+            on_step("classifier, out of fold")
+        weight = None if task.propensity is None else np.minimum(1 / task.propensity, MAX_CALIBRATION_WEIGHT)
+        calibration = fit_calibration(estimate, task.observed, weight)
+        calibrated = calibration.apply(estimate)
+        familiarity, of_prompts = fit_familiarity(task.basis, task.embedding, task.folds, calibrated, self.seed)
+        self.out_of_fold_ = familiarity.shrink(calibrated, of_prompts)
+        on_step("familiarity")
+        self.model_ = SuccessModel(
+            kernel=finish_kernel(),
+            classifier=finish_classifier and finish_classifier(),
+            classifier_weight=classifier_weight,
+            calibration=calibration,
+            familiarity=familiarity,
+        )
+        on_step("final fit")
+        return self
 
-def shared_and_differences(n_tiers: int) -> np.ndarray:
-    """Orthonormal columns, the first of them constant, (n_tiers, n_tiers)."""
-    basis = np.concatenate([np.ones((n_tiers, 1)), np.eye(n_tiers)[:, : n_tiers - 1]], axis=1)
-    return np.linalg.qr(basis)[0]
-
-
-@dataclass(frozen=True)
-class CheapestCorrect:
-    """The LightGBM classifier on the cheapest-correct label, its probabilities calibrated to success.
-
-    P(tier k is the cheapest correct one) is no success probability; a logistic regression per tier
-    over the raw scores of all classes makes it one.
-    """
-
-    forest: Forest
-    weights: np.ndarray
-    bias: np.ndarray
-
-    def predict(self, embedding: np.ndarray) -> np.ndarray:
-        """P(correct)."""
-        return sigmoid(self.forest.raw_scores(embedding) @ self.weights + self.bias)
-
-    def add_to(self, graph: Graph, embedding: str) -> Readout:
-        """sigmoid(raw_scores @ weights + bias)."""
-        raw_scores = graph.trees(embedding, self.forest.boosters)
-        success = graph.add("Sigmoid", graph.affine(raw_scores, self.weights, self.bias))
-        n_tiers = len(self.bias)
-        return Readout(success, np.eye(n_tiers), np.zeros(n_tiers))
-
-
-def fit_label_classifier(
-    embedding: np.ndarray, classes: np.ndarray, n_classes: int, n_rounds: int, settings: dict[str, object]
-) -> Forest:
-    """LightGBM on the label; classes: int in 0 .. n_classes - 1, (n_prompts,)."""
-    parameters = {**settings, "objective": "multiclass", "num_class": n_classes}
-    return Forest((boost(embedding, classes, parameters, n_rounds),))
-
-
-def logistic_per_tier(features: np.ndarray, correct: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (n_features, n_tiers) and bias (n_tiers,); correct may have gaps (NaN) and lie between 0 and 1."""
-    weights = np.zeros((features.shape[1], correct.shape[1]))
-    bias = np.zeros(correct.shape[1])
-    for tier in range(correct.shape[1]):
-        seen = np.flatnonzero(np.isfinite(correct[:, tier]))
-        seen = seen[evenly(len(seen), MAX_LOGISTIC_PROMPTS)]
-        share = correct[seen, tier]
-        x = np.concatenate([features[seen], features[seen]])
-        y = np.repeat([1, 0], len(seen))
-        weight = np.concatenate([share, 1 - share])
-        if weight[y == 1].sum() == 0 or weight[y == 0].sum() == 0:
-            bias[tier] = logit(np.array((share.sum() + 0.5) / (len(share) + 1)))
-            continue
-        model = LogisticRegression(C=strength, max_iter=1000).fit(x[weight > 0], y[weight > 0], weight[weight > 0])
-        weights[:, tier], bias[tier] = model.coef_[0], model.intercept_[0]
-    return weights, bias
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:  # noqa: N803
+        """P(correct) per tier, (n_prompts, n_tiers); rows do not sum to one: tiers do not exclude each other."""
+        check_is_fitted(self, "model_")
+        model: SuccessModel = self.model_
+        return model.predict(np.ascontiguousarray(X, dtype=np.float32))
 
 
-def boost(embedding: np.ndarray, target: np.ndarray, parameters: dict[str, object], n_rounds: int) -> lightgbm.Booster:
-    """A LightGBM booster on float32 features; target: (n_prompts,)."""
-    return boost_each(embedding, target[None], parameters, n_rounds)[0]
+def weight_of_classifier(n_labelled: int) -> float:
+    """Its share in the average with the kernel, from 0 to one half; it grows with the prompts that have a label."""
+    return 0.5 * n_labelled / (n_labelled + CLASSIFIER_TRUST)
 
 
-def boost_each(
-    embedding: np.ndarray, targets: np.ndarray, parameters: dict[str, object], n_rounds: int
-) -> tuple[lightgbm.Booster, ...]:
-    """A LightGBM booster per target on float32 features, which are put into bins once; targets: (n, n_prompts).
+def label_forest_of(task: Task) -> FitForest:
+    """LightGBM on the cheapest-correct label, fitted on the prompts of the task that have one."""
+    known = task.label != UNKNOWN
+    present = np.unique(task.label[known])  # NONE and the tiers that are ever the cheapest correct one
+    classes = np.searchsorted(present, task.label)
+    settings = lightgbm_settings(len(task.embedding), task.seed)
 
-    One at a time, as LightGBM may crash where threads fit side by side.
-    """
-    shared = {name: parameters[name] for name in ("max_bin", "num_threads", "verbose")}
-    boosters = []
-    with _ONE_FIT_AT_A_TIME:
-        data = lightgbm.Dataset(embedding, params=shared)
-        for target in targets:
-            boosters.append(lightgbm.train(parameters, data.set_label(target), n_rounds))
-    return tuple(boosters)
+    def fit(left_out: int | None) -> Forest:
+        rows = known if left_out is None else known & (task.folds != left_out)
+        return fit_forest(task.embedding[rows], classes[rows], max(2, len(present)), settings)
+
+    return fit
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x))."""
-    return np.asarray(1 / (1 + np.exp(-x)))
+def _checked_propensity(propensity: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Complete propensities; an unknown one counts as 1. Raises LogError for a wrong shape or range."""
+    certain = np.ones(shape) if propensity is None else np.where(np.isnan(propensity), 1.0, propensity)
+    if certain.shape != shape or not ((certain > 0) & (certain <= 1)).all():
+        raise LogError(
+            f"propensity has shape {certain.shape}, from {certain.min():g} to {certain.max():g}; "
+            f"expected {shape}, above 0 and at most 1"
+        )
+    return certain
 
 
-def logit(p: np.ndarray) -> np.ndarray:
-    """log(p / (1 - p))."""
-    return np.asarray(np.log(p / (1 - p)))
+def _cross_fit_kernel(task: Task) -> tuple[np.ndarray, Callable[[], Kernel]]:
+    """Estimates out of fold, (n_prompts, n_tiers), and the fit on all prompts."""
+
+    def fit(train: np.ndarray) -> Kernel:
+        rows = train & task.kernel_rows
+        return task.basis.regress(task.features(rows), task.complete_outcomes(rows))
+
+    estimate = out_of_fold(task.folds, lambda train, rows: fit(train).predict(task.embedding[rows]))
+    return estimate, lambda: fit(np.ones(len(task.folds), dtype=bool))
+
+
+def _cross_fit_classifier(task: Task, fit_forest_without: FitForest) -> tuple[np.ndarray, Callable[[], Classifier]]:
+    """The same for the classifier: the trees' scores out of fold, and on these, out of fold again, success."""
+
+    def raw_scores(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return fit_forest_without(int(task.folds[rows][0])).raw_scores(task.embedding[rows])
+
+    scores = out_of_fold(task.folds, raw_scores)
+
+    def success(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        weights, bias = logistic_per_tier(scores[train], task.observed[train], LABEL_STRENGTH)
+        return sigmoid(scores[rows] @ weights + bias)
+
+    def finish() -> Classifier:
+        weights, bias = logistic_per_tier(scores, task.observed, LABEL_STRENGTH)
+        return Classifier(fit_forest_without(None), weights, bias)
+
+    return out_of_fold(task.folds, success), finish

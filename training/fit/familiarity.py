@@ -1,7 +1,7 @@
-"""How much a prompt is like those trained on, and what becomes of estimates for one that is not.
+"""How much a prompt is like those trained on, and what is estimated for one that is not.
 
-Nearest is the landmark of the kernel with the largest similarity; beyond a threshold that all but a stated share of
-prompts like the log's keep, the estimates of a prompt are drawn towards the tiers' means, the more the farther.
+A prompt is compared with its nearest landmark, the one with the largest similarity. All but a stated share of prompts
+like the log's reach a threshold. Below it the estimates are drawn towards the tiers' means, the more the farther.
 Leverage in the kernel's space (its Nyström residual) separates no better on the whole, and would cost a second matrix
 product in every decision: benchmarks/out_of_distribution.md.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.fit.calibrate import LOWEST_SUCCESS
-from training.fit.estimator import KernelBasis, squared_distances
+from training.fit.kernel import KernelBasis, squared_distances
 from training.graph.builder import Graph
 
 FALSE_ALARM_RATE = 0.01
@@ -27,7 +27,7 @@ MAX_PLACED_PROMPTS = 20_000
 class Familiarity:
     """Success is familiarity x estimate + (1 - familiarity) x mean; familiarity is 1 up to the threshold.
 
-    threshold: similarity to the nearest landmark, in (0, 1], from which on a prompt is as the log's.
+    threshold: similarity to the nearest landmark, in (0, 1], at or above which a prompt counts as familiar.
     means: success of each tier over the training prompts, (n_tiers,).
     """
 
@@ -53,9 +53,9 @@ class Familiarity:
         nearest = graph.add("ReduceMax", similarity, axes=[1], keepdims=1)
         familiarity = graph.add("HardSigmoid", nearest, alpha=1 / self.threshold, beta=0.0)
         graph.add("Squeeze", familiarity, graph.constant([1], np.int64), output="familiarity")
-        strangeness = graph.add("Sub", graph.constant(1.0), familiarity)
+        unfamiliarity = graph.add("Sub", graph.constant(1.0), familiarity)
         kept = graph.add("Mul", success, familiarity)
-        graph.add("Gemm", strangeness, graph.constant(self.means[None]), kept, output="success")
+        graph.add("Gemm", unfamiliarity, graph.constant(self.means[None]), kept, output="success")
         return similarity
 
 

@@ -6,13 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.fit.estimator import Kernel, KernelBasis, evenly, ridge
-from training.fit.success import MIN_PROMPTS, N_FOLDS
+from training.fit.cross_fit import N_FOLDS
+from training.fit.kernel import Kernel, KernelBasis
+from training.fit.ridge import ridge
 from training.graph.builder import Graph
+from training.log.sample import evenly
 from training.log.split import fold_numbers
 
 MAX_LENGTH_PROMPTS = 50_000
 """More would say the logarithm of a length no better: its noise is in the answers."""
+
+MIN_LOGGED = 60
+"""Prompts with a logged length that a tier needs, or its length is its mean."""
 
 UNLOGGED_WEIGHT = 0.02
 
@@ -50,7 +55,7 @@ class LengthModel:
         folds = fold_numbers(groups[rows], N_FOLDS, seed)
         for tier, tokens in enumerate(output_tokens[rows].T):
             logged = tokens > 0
-            if logged.sum() < MIN_PROMPTS:
+            if logged.sum() < MIN_LOGGED:
                 continue
             typical = np.log(tokens[logged]).mean()
             logarithm = np.where(logged, np.log(np.where(logged, tokens, 1.0)), typical)[:, None]

@@ -309,7 +309,7 @@ def _facts(manifest: Manifest, evaluation: Evaluation, log: OutcomeTable) -> lis
         f"Log: {log.summary}.",
         f"Trained on {training['n_trained_on']:,} prompts; judged on {evaluation.n_prompts:,} others "
         f"{'with partial feedback' if evaluation.off_policy else 'that every tier answered'}, split by question; "
-        f"target {training['target']}; {training['n_trees']} trees; encoder {manifest.encoder.name}.",
+        f"{training['n_trees']} trees; encoder {manifest.encoder.name}.",
         *_sample(training),
         _meaning(evaluation),
         _promise(manifest),
