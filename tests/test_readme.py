@@ -81,6 +81,14 @@ def test_every_make_target_that_is_named_exists():
         assert named <= targets, document
 
 
+@pytest.mark.parametrize("document", sorted(set(DOCUMENTS) - {CHANGELOG}), ids=name_of)
+def test_every_file_of_the_code_that_is_named_exists(document):
+    folders = r"(?:router|training|tests|benchmarks|data|examples)"
+    for line in code_in(document):
+        for path in re.findall(rf"(?<![\w/.-]){folders}/[a-z0-9_./-]+\.[a-z]+\b", line):
+            assert (ROOT / path).exists(), path
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_relative_link_leads_somewhere(document):
     text = document.read_text(encoding="utf-8")
