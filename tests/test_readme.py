@@ -1,4 +1,4 @@
-"""What the documents show runs, and what they link to is there."""
+"""What the documents show runs, what they name exists, and what they link to is there."""
 
 import re
 import shutil
@@ -9,37 +9,115 @@ import pytest
 from router.cli import main
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "models" / "README.md"]
-EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
+README, CONTRIBUTING, CHANGELOG = ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"
+CONTRACT = ROOT / "models" / "README.md"
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "data/*.md", "models/README.md", "docs/*.md", "benchmarks/*.md", "examples/*/*.md")
+    for path in ROOT.glob(pattern)
+)
+SHOWING_PYTHON = [README, ROOT / "docs" / "serving.md"]
+LONGEST_README, WIDEST_LINE = 100, 120
 
 
-def test_the_readmes_python_runs(bundle, tmp_path, monkeypatch, capsys):
+def name_of(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+def code_in(document: Path) -> list[str]:
+    """Lines of fenced and indented code, and what stands in backticks."""
+    text = document.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```.*?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"^ {4,}(.*)$", prose, re.MULTILINE)
+    return [*(line for block in fenced for line in block.splitlines()), *indented, *re.findall(r"`([^`]+)`", prose)]
+
+
+def anchors_of(document: Path) -> set[str]:
+    """The anchors that a heading gets on GitHub: lower case, no punctuation, hyphens for spaces."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_is_one_page():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LONGEST_README
+    assert max(map(len, lines)) <= WIDEST_LINE
+
+
+@pytest.mark.parametrize("document", SHOWING_PYTHON, ids=name_of)
+def test_the_python_that_is_shown_runs(document, bundle, tmp_path, monkeypatch, capsys):
     shutil.copytree(bundle, tmp_path / "models" / "demo")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", DOCUMENTS[0].read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, document.name, "exec"), {})
     assert capsys.readouterr().out.split()[0] in {"edge", "distilled", "frontier"}
 
 
-def test_the_commands_the_readme_names_exist(capsys):
-    named = set(re.findall(r"`?broker ([a-z]+)", DOCUMENTS[0].read_text(encoding="utf-8")))
-    assert {"train", "route", "evaluate", "verify"} <= named
-    for command in named:
+def test_every_command_and_option_that_is_named_exists(capsys):
+    options: dict[str, set[str]] = {}
+    for document in set(DOCUMENTS) - {CHANGELOG}:  # which also names what is gone
+        for line in code_in(document):
+            for command, rest in re.findall(r"(?<![\w/.-])broker +([a-z]+)(.*)", line):
+                named = re.findall(r"--[a-z][a-z-]*", rest.split("#")[0])
+                options.setdefault(command, set()).update(named)
+    assert {"audit", "train", "evaluate", "retrain", "rollback", "route", "verify", "demo"} <= set(options)
+    for command, named in options.items():
         with pytest.raises(SystemExit) as leave:
             main([command, "--help"])
-        assert leave.value.code == 0
-        assert "usage: broker" in capsys.readouterr().out
+        assert leave.value.code == 0, command
+        usage = capsys.readouterr().out
+        assert "usage: broker" in usage
+        assert named <= set(re.findall(r"--[a-z][a-z-]*", usage)), command
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, *EXAMPLES], ids=lambda path: path.parent.name or "README")
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for document in DOCUMENTS:
+        named = {target for line in code_in(document) for target in re.findall(r"\bmake ([a-z-]+)", line)}
+        assert named <= targets, document
+
+
+@pytest.mark.parametrize("document", sorted(set(DOCUMENTS) - {CHANGELOG}), ids=name_of)
+def test_every_file_of_the_code_that_is_named_exists(document):
+    folders = r"(?:router|training|tests|benchmarks|data|examples)"
+    for line in code_in(document):
+        for path in re.findall(rf"(?<![\w/.-]){folders}/[a-z0-9_./-]+\.[a-z]+\b", line):
+            assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_relative_link_leads_somewhere(document):
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text(encoding="utf-8")):
-        assert (document.parent / target).exists(), target
+    text = document.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", text):
+        page = (document.parent / target) if target else document
+        assert page.exists(), target
+        assert not anchor or anchor in anchors_of(page), f"{target}#{anchor}"
+
+
+def test_every_document_can_be_reached_from_the_readme():
+    reached, waiting = set(), [README]
+    while waiting:
+        document = waiting.pop()
+        reached.add(document)
+        for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", document.read_text(encoding="utf-8")):
+            page = (document.parent / target).resolve()
+            if page.suffix == ".md" and page not in reached:
+                waiting.append(page)
+    assert set(DOCUMENTS) <= reached
+
+
+def test_every_subpackage_is_on_the_map():
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    for package in ("router", "training"):
+        for init in (ROOT / package).rglob("__init__.py"):
+            assert f"`{init.parent.relative_to(ROOT).as_posix()}/`" in text
 
 
 def test_the_bundles_contract_is_in_the_models_readme(trained):
-    text = DOCUMENTS[2].read_text(encoding="utf-8")
+    text = CONTRACT.read_text(encoding="utf-8")
     for name in (path.name for path in trained.bundle.iterdir()):
         assert f"`{name}`" in text
