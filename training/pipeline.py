@@ -21,7 +21,6 @@ from training.dial.dial import calibrate_dial, promise_statement
 from training.encoders.cache import EncoderCache
 from training.encoders.embed import embed
 from training.encoders.encoder import Encoder, StaticRecipe, with_token_kinds
-from training.encoders.quantize import check_quantized, quantized
 from training.errors import LogError
 from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS, evaluate_table, logged_choices
 from training.evaluation.off_policy import MAX_UNSUPPORTED_SHARE, Overlap
@@ -168,13 +167,6 @@ def _run(
     held_out = log.rows(in_test)
     parity = check_parity(model, encoder, graph, held_out.prompts, embeddings.vectors[in_test], config.seed)
     done("parity")
-    if encoder.unquantized is not None:
-        slacks = sorted({point.slack for point in dial})
-        check = check_quantized(
-            model, encoder.unquantized, held_out, embeddings.vectors[in_test], tiers, slacks, config.seed
-        )
-        tracker.log_metrics({f"int8.{name}": value for name, value in asdict(check).items()})
-        done("int8")
     best = log.tiers[best_tier(outcomes)]
     manifest = Manifest(
         format_version=FORMAT_VERSION,
@@ -313,13 +305,10 @@ def make_encoder(config: TrainingConfig, log: OutcomeTable, cache: Path) -> tupl
     """The encoder that the settings name, and whether an earlier run had learned it."""
     if config.encoder == "static":
         return EncoderCache(cache / "encoders").static(log.prompts, log.prompt_ids, StaticRecipe(), config.seed)
-    from training.encoders.transformer import PACKAGED, PACKAGED_INT8, export_transformer  # torch, only where asked for
+    from training.encoders.transformer import export_transformer  # torch, only where asked for
 
-    is_int8 = config.encoder == PACKAGED_INT8
-    name = PACKAGED if is_int8 else config.encoder
-    tokenizer, graph = export_transformer(name, MAX_TRANSFORMER_TOKENS)
-    encoder = with_token_kinds(name, tokenizer, graph, MAX_TRANSFORMER_TOKENS)
-    return (quantized(encoder) if is_int8 else encoder), False
+    tokenizer, graph = export_transformer(config.encoder, MAX_TRANSFORMER_TOKENS)
+    return with_token_kinds(config.encoder, tokenizer, graph, MAX_TRANSFORMER_TOKENS), False
 
 
 def best_tier(correct: np.ndarray) -> int:

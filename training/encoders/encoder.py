@@ -38,7 +38,6 @@ class Encoder:
     """A tokenizer and the graph that embeds its tokens.
 
     max_chars, max_tokens: where a text is cut, before and after tokenising.
-    unquantized: of an encoder in int8, the one it was made from.
     """
 
     name: str
@@ -46,7 +45,6 @@ class Encoder:
     graph: onnx.ModelProto = field(repr=False)
     max_chars: int
     max_tokens: int
-    unquantized: Encoder | None = field(default=None, repr=False)
 
     @cached_property
     def digest(self) -> str:

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 PACKAGED = "minilm"
 """Name of the packaged weights, all-MiniLM-L6-v2 (384 dimensions, 22.7 million parameters, Apache-2.0)."""
 
-PACKAGED_INT8 = "minilm-int8"
-"""Name of the same weights in int8: `training.encoders.quantize`."""
-
 TOLERANCE = 1e-4
 """Largest difference between the graph and the model that `export_transformer` accepts, in any dimension."""
 
