@@ -23,6 +23,7 @@ from tqdm import tqdm
 from router.portfolio.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig
 from training.encoders.embed import embed
+from training.encoders.make import make_encoder
 from training.evaluation.metrics import Outcomes, Policy, choices_by_worth, policy_figures, worth_grid
 from training.fit.calibrate import doubly_robust, fit_calibration
 from training.fit.estimator import KernelBasis, ridge, ridge_on_cells
@@ -37,7 +38,6 @@ from training.fit.success import (
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
 from training.log.split import fold_numbers, test_mask
-from training.pipeline import make_encoder
 
 LOGS = ("mmlu_pro", "zeroeval", "routellm")
 TIERS = Path(__file__).parent / "tiers"

