@@ -18,14 +18,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from router.portfolio.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig
 from training.encoders.embed import embed
+from training.encoders.make import make_encoder
 from training.evaluation.metrics import Outcomes, Policy, choices_by_worth, policy_figures, worth_grid
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
 from training.log.split import test_mask
 from training.log.table import OutcomeTable
-from training.pipeline import make_encoder, read_tiers
 
 TIERS = Path(__file__).parent / "tiers"
 LOGS = ("routellm", "zeroeval", "mmlu_pro")

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from router.portfolio.tiers import Tier, read_tiers
 from training import SuccessEstimator
 from training.encoders.embed import embed
-from training.encoders.encoder import learn_static
+from training.encoders.static import learn_static
 from training.evaluation import baselines
 from training.evaluation.metrics import (
     Outcomes,
@@ -40,7 +40,7 @@ from training.evaluation.metrics import (
     resamples,
     worth_grid,
 )
-from training.export.bundle import versions
+from training.export.versions import versions
 from training.fit.calibrate import fit_calibration
 from training.fit.classifier import LABEL_ROUNDS, fit_forest, lightgbm_settings
 from training.fit.estimator import CLASSIFIER_TRUST, LABEL_STRENGTH

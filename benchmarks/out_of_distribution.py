@@ -26,7 +26,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from training.encoders.embed import embed
-from training.encoders.encoder import Encoder, learn_static
+from training.encoders.encoder import Encoder
+from training.encoders.static import learn_static
 from training.fit.cross_fit import N_FOLDS
 from training.fit.estimator import SuccessEstimator
 from training.fit.familiarity import FALSE_ALARM_RATE, Familiarity, fit_familiarity

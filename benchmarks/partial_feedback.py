@@ -23,6 +23,7 @@ from tqdm import tqdm
 from router.portfolio.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig
 from training.encoders.embed import embed
+from training.encoders.make import make_encoder
 from training.evaluation.metrics import Outcomes, Policy, choices_by_worth, policy_figures, worth_grid
 from training.fit.calibrate import doubly_robust, fit_calibration
 from training.fit.cross_fit import N_FOLDS
@@ -34,7 +35,6 @@ from training.fit.task import MAX_FIT_WEIGHT, N_LANDMARKS
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
 from training.log.split import fold_numbers, test_mask
-from training.pipeline import make_encoder
 
 LOGS = ("mmlu_pro", "zeroeval", "routellm")
 TIERS = Path(__file__).parent / "tiers"

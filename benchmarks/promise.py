@@ -23,9 +23,9 @@ from router.portfolio.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig
 from training.dial.dial import calibrate_dial
 from training.encoders.embed import embed
+from training.encoders.make import make_encoder
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
-from training.pipeline import make_encoder
 
 LOGS = ("mmlu_pro", "zeroeval", "routellm", "llmrouter")
 TIERS = Path(__file__).parent / "tiers"

@@ -267,7 +267,7 @@ def what_workers_do(address: str, folder: Path, done: Callable[[str], None]) -> 
     from router.portfolio.tiers import read_tiers
     from training import TrainingConfig
     from training.distributed.cluster import cluster_at
-    from training.encoders.encoder import learn_static
+    from training.encoders.static import learn_static
     from training.log.costs import attempt_costs
 
     tiers = read_tiers(folder / "tiers.toml")

@@ -22,7 +22,7 @@ from training.context import RunContext
 from training.distributed import cluster as clusters
 from training.distributed import workers
 from training.encoders.embed import embed
-from training.encoders.encoder import StaticRecipe, learn_static
+from training.encoders.static import StaticRecipe, learn_static
 from training.errors import ClusterError, ConfigError, LogError
 from training.evaluation.training_data import TrainingData
 from training.fit.estimator import label_forest_of

@@ -12,7 +12,8 @@ import pytest
 
 from training.encoders.cache import EncoderCache, bottom_k, overlap
 from training.encoders.embed import embed
-from training.encoders.encoder import StaticRecipe, learn_static
+from training.encoders.static import StaticRecipe, learn_static
+from training.graph.session import padded
 
 RECIPE = StaticRecipe(vocab_size=320, n_lsa=4, n_distilled=4, max_tokens=64)
 WORDS = "sum proof list river stone why sort prime paint clock tax verb orbit salt 数 code".split()
@@ -52,6 +53,13 @@ def test_a_vector_depends_on_its_prompt_alone(encoder):
         alone = run(encoder, [PROMPTS[row]])
         np.testing.assert_allclose(alone.vectors[0], whole.vectors[row], atol=1e-6)
         assert alone.n_tokens[0] == whole.n_tokens[row]
+
+
+def test_padding_masks_what_it_fills():
+    feeds = padded([[5, 6, 7], [], [8]])
+    np.testing.assert_array_equal(feeds["input_ids"], [[5, 6, 7], [0, 0, 0], [8, 0, 0]])
+    np.testing.assert_array_equal(feeds["attention_mask"], [[1, 1, 1], [0, 0, 0], [1, 0, 0]])
+    assert feeds["input_ids"].dtype == feeds["attention_mask"].dtype == np.int64
 
 
 def test_only_new_prompts_are_embedded(encoder, tmp_path):

@@ -21,17 +21,22 @@ from router.errors import BundleError
 from router.golden import check_golden
 from router.portfolio.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig, TrainingResult, train
-from training.encoders.embed import embed, encoder_session, padded
-from training.encoders.encoder import StaticRecipe, learn_static
+from training.encoders.embed import embed
+from training.encoders.static import StaticRecipe, learn_static
 from training.errors import ConfigError, LogError, ParityError
 from training.evaluation.training_data import TrainingData
-from training.export.bundle import GOLDEN_PROMPTS, check_parity, draft_bundle, threshold_rows
+from training.export.bundle import draft_bundle
+from training.export.golden import GOLDEN_PROMPTS
+from training.export.parity import check_parity, threshold_rows
 from training.fit.classifier import lightgbm_settings
 from training.fit.clusters import PromptClusters
 from training.fit.kernel import KernelBasis
 from training.fit.lengths import LengthModel
 from training.fit.model import TierModel
-from training.graph.builder import DECISION_INPUTS, Graph, add_decision, decide, ensemble_attributes, float32_threshold
+from training.graph.builder import Graph
+from training.graph.decision import DECISION_INPUTS, add_decision, decide
+from training.graph.session import cpu_session, padded
+from training.graph.trees import ensemble_attributes, float32_threshold
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
 
@@ -136,14 +141,14 @@ def small(sample, tmp_path_factory):
 def test_trees_score_as_lightgbm_does_on_and_beside_every_kind_of_threshold(lab):
     model = lab.model()
     rows = threshold_rows(model, lab.embedding, seed=1)
-    (found,) = encoder_session(model.head(rows.shape[1])).run(["raw_scores"], {"embedding": rows})
+    (found,) = cpu_session(model.head(rows.shape[1])).run(["raw_scores"], {"embedding": rows})
     expected = model.success.raw_scores(rows)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_graph_estimates_as_the_models_do(lab, model):
-    session = encoder_session(model.whole(lab.encoder))
+    session = cpu_session(model.whole(lab.encoder))
     some = slice(0, 40)
     feeds = {
         **padded(lab.encoder.token_ids(lab.log.prompts[some])),
@@ -194,7 +199,7 @@ def test_on_both_sides_of_zero_the_trees_go_where_lightgbm_goes():
     graph = Graph()
     graph.trees("x", [booster])
     kinds = (TensorProto.FLOAT, ["n", 1])
-    session = encoder_session(graph.model({"x": kinds}, {"raw_scores": kinds}))
+    session = cpu_session(graph.model({"x": kinds}, {"raw_scores": kinds}))
     zero = np.float32(1e-35)
     beside = [np.nextafter(side, toward) for side in (-zero, zero) for toward in np.float32([-1, 1])]
     values = np.array([-zero, *beside, zero, 0.0, -0.0, -1e-40, 1e-40], np.float32)[:, None]
@@ -234,7 +239,7 @@ def decision_session(n_tiers):
     graph = Graph()
     add_decision(graph, "success", "output_tokens")
     per_tier = (TensorProto.FLOAT, ["n", n_tiers])
-    return encoder_session(
+    return cpu_session(
         graph.model(
             {"success": per_tier, "output_tokens": per_tier, **DECISION_INPUTS},
             {"cost_usd": per_tier, "tier": (TensorProto.INT64, ["n"])},

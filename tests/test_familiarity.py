@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from training.encoders.embed import encoder_session
 from training.fit.calibrate import LOWEST_SUCCESS
 from training.fit.familiarity import FALSE_ALARM_RATE, Familiarity, fit_familiarity
 from training.fit.kernel import KernelBasis
 from training.graph.builder import Graph
+from training.graph.session import cpu_session
 from training.log import split
 
 STRANGE = [
@@ -48,7 +48,7 @@ def graph_of(familiarity, n_dims):
     familiarity.add_to(graph, "embedding", "estimate")
     inputs = {"embedding": (onnx.TensorProto.FLOAT, ["n", n_dims]), "estimate": (onnx.TensorProto.FLOAT, ["n", 2])}
     outputs = {"success": (onnx.TensorProto.FLOAT, ["n", 2]), "familiarity": (onnx.TensorProto.FLOAT, ["n"])}
-    return encoder_session(graph.model(inputs, outputs))
+    return cpu_session(graph.model(inputs, outputs))
 
 
 # ---- laws ------------------------------------------------------------------------------------------

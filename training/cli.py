@@ -35,7 +35,7 @@ DEMO_PROMPTS = (
 )
 
 
-_ENCODERS = "static, minilm, minilm-int8, or a sentence-transformers name or path"
+_ENCODERS = "static, minilm, or a sentence-transformers name or path"
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,7 @@ from training.errors import ConfigError
 class TrainingConfig:
     """Everything that changes what a run makes.
 
-    encoder: "static", "minilm", "minilm-int8" (half the time, a quarter of the size, behind a gate), or a
-        sentence-transformers name or path.
+    encoder: "static", "minilm", or a sentence-transformers name or path.
     test_share: share of the questions that training never sees and the report is made on.
     confidence: with which the dial's promises hold. default_quality: of a request without dials.
     drop_unparsed: treat the outcome of a truncated generation as unobserved.

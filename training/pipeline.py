@@ -21,15 +21,17 @@ from training.backend import Backend, backend_at
 from training.config import TrainingConfig
 from training.context import RunContext
 from training.dial.dial import calibrate_dial, promise_statement
-from training.encoders.cache import EncoderCache
 from training.encoders.embed import embed
-from training.encoders.encoder import Encoder, StaticRecipe, with_token_kinds
+from training.encoders.encoder import Encoder
+from training.encoders.make import encoder_info, make_encoder
 from training.errors import LogError
 from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS, evaluate_table, logged_choices
 from training.evaluation.off_policy import MAX_UNSUPPORTED_SHARE, Overlap
 from training.evaluation.result import Evaluation
 from training.evaluation.training_data import TrainingData
-from training.export.bundle import Parity, check_parity, check_target, draft_bundle, versions
+from training.export.bundle import check_target, draft_bundle
+from training.export.parity import Parity, check_parity
+from training.export.versions import versions
 from training.fit.calibrate import doubly_robust
 from training.fit.clusters import PromptClusters
 from training.fit.estimator import SuccessEstimator
@@ -45,8 +47,6 @@ from training.reports.report import report_figures, write_report
 from training.tracking import default_tracking_uri, tracked_run
 
 logger = logging.getLogger(__name__)
-
-MAX_TRANSFORMER_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -338,48 +338,10 @@ def _is_carried(known: OutcomeTable, cost_usd: np.ndarray, tier: int) -> bool:
     return Overlap.of(log, np.eye(len(known.tiers))[choice]).refusal is None
 
 
-def make_encoder(config: TrainingConfig, log: OutcomeTable, cache: Path) -> tuple[Encoder, bool]:
-    """The encoder that the settings name, and whether an earlier run had learned it."""
-    if config.encoder == "static":
-        return EncoderCache(cache / "encoders").static(log.prompts, log.prompt_ids, StaticRecipe(), config.seed)
-    from training.encoders.transformer import export_transformer  # torch, only where asked for
-
-    tokenizer, graph = export_transformer(config.encoder, MAX_TRANSFORMER_TOKENS)
-    return with_token_kinds(config.encoder, tokenizer, graph, MAX_TRANSFORMER_TOKENS), False
-
-
 def best_tier(correct: np.ndarray) -> int:
     """The tier with the highest accuracy, on the prompts that every tier answered where there are any."""
     full = np.isfinite(correct).all(axis=1)
     return int(np.nanmean(correct[full] if full.any() else correct, axis=0).argmax())
-
-
-def encoder_info(encoder: Encoder, log: OutcomeTable, n_tokens: np.ndarray, in_training: np.ndarray) -> EncoderInfo:
-    """What the runtime must know of the encoder; token ratios are those of the log.
-
-    n_tokens: (n_prompts,); in_training: mask. A tokenizer that was learned on these prompts needs fewer tokens for them
-    than for others, so its tokens per character are those of the prompts held out. What a provider bills per character
-    is a fact of the training prompts.
-    """
-    n_chars = np.array([len(prompt) for prompt in log.prompts])
-    uncut = (n_tokens < encoder.max_tokens) & (n_tokens > 0)
-    unseen = uncut & ~in_training
-    if not unseen.any():
-        unseen = uncut
-    tokens_per_char = float(n_tokens[unseen].sum() / max(1, n_chars[unseen].sum())) if unseen.any() else 0.25
-    billed = np.isfinite(log.input_tokens).any(axis=1) & uncut & in_training
-    ratio = 1.0
-    if billed.any():
-        billed_tokens = float(np.nanmean(log.input_tokens[billed], axis=1).sum())
-        ratio = billed_tokens / n_chars[billed].sum() / tokens_per_char
-    return EncoderInfo(
-        name=encoder.name,
-        digest=encoder.digest,
-        max_chars=encoder.max_chars,
-        max_tokens=encoder.max_tokens,
-        tokens_per_char=tokens_per_char,
-        billed_tokens_per_token=ratio,
-    )
 
 
 def _track(result: TrainingResult, estimated_cost_share: float, context: RunContext) -> None:

@@ -17,7 +17,7 @@ import duckdb
 import lightgbm
 
 from training.errors import ClusterError, ConfigError
-from training.export.bundle import versions
+from training.export.versions import versions
 
 logger = logging.getLogger(__name__)
 

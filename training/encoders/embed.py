@@ -1,4 +1,4 @@
-"""Embeddings by the graph that ships, kept on disk by encoder and text."""
+"""Embeddings of prompts, made by the encoder's graph and kept on disk for each encoder and prompt."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import onnx
-import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from router.files import replacing
 from training.encoders.encoder import Encoder
+from training.graph.session import cpu_session, padded
 
 _BATCH_SIZE = 64
 _SHARD_ROWS = 50_000
@@ -22,7 +22,10 @@ _SHARD_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Embeddings:
-    """vectors: float32 (n_prompts, n_dims); n_tokens: int (n_prompts,); n_computed: how many were not in the cache."""
+    """What an encoder makes of prompts.
+
+    vectors: float32 (n_prompts, n_dims). n_tokens: int (n_prompts,). n_computed: how many were not in the cache.
+    """
 
     vectors: np.ndarray
     n_tokens: np.ndarray
@@ -37,10 +40,10 @@ def embed(
     *,
     progress: bool = False,
 ) -> Embeddings:
-    """Embed prompts with the encoder's own ONNX graph; only those not yet in the cache are computed.
+    """Embed prompts with the encoder's own ONNX graph; only prompts that are not yet in the cache are computed.
 
-    prompt_ids: digest of each prompt's text, (n_prompts,), none twice.
-    cache: a folder; what was computed is appended to it. None keeps nothing.
+    prompt_ids: digest of each prompt's text, str (n_prompts,), all different.
+    cache: a folder, to which new embeddings are appended; None keeps nothing. progress: a bar on stderr.
     """
     store = None if cache is None else _Store(cache / "embeddings" / encoder.digest[:16])
     found = _Rows(len(prompt_ids))
@@ -55,11 +58,11 @@ def embed(
             if store is not None:
                 store.append(prompt_ids[rows], vectors, n_tokens)
             found.put(rows, vectors, n_tokens)
-    return Embeddings(found.vectors, found.n_tokens, len(missing))
+    return Embeddings(vectors=found.vectors, n_tokens=found.n_tokens, n_computed=len(missing))
 
 
 class _Rows:
-    """Embeddings as they are found, one array for all prompts; its width is that of the first that are put in."""
+    """Embeddings of all prompts in one array, filled step by step; the first ones put in set its width."""
 
     def __init__(self, n_prompts: int) -> None:
         self.vectors = np.empty((n_prompts, 0), dtype=np.float32)
@@ -67,15 +70,15 @@ class _Rows:
         self.is_known = np.zeros(n_prompts, dtype=bool)
 
     def put(self, rows: np.ndarray, vectors: np.ndarray, n_tokens: np.ndarray) -> None:
-        """Embeddings of some rows."""
+        """Fill in the embeddings of some rows."""
         if not self.vectors.shape[1]:
             self.vectors = np.empty((len(self.is_known), vectors.shape[1]), dtype=np.float32)
         self.vectors[rows], self.n_tokens[rows], self.is_known[rows] = vectors, n_tokens, True
 
 
 def _run(encoder: Encoder, texts: Sequence[str], bar: tqdm) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings and token counts; prompts of like length go through the graph together."""
-    session = encoder_session(encoder.graph)
+    """Compute embeddings and token counts; prompts of similar length go through the graph together."""
+    session = cpu_session(encoder.graph)
     ids = encoder.token_ids(texts)
     n_tokens = np.array([len(row) for row in ids], dtype=np.int64)
     order = np.argsort(n_tokens, kind="stable")
@@ -92,35 +95,16 @@ def _run(encoder: Encoder, texts: Sequence[str], bar: tqdm) -> tuple[np.ndarray,
     return vectors, n_tokens
 
 
-def padded(ids: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """input_ids and attention_mask, int64 (n, longest)."""
-    longest = max(len(row) for row in ids)
-    input_ids = np.zeros((len(ids), longest), dtype=np.int64)
-    attention_mask = np.zeros_like(input_ids)
-    for row, tokens in enumerate(ids):
-        input_ids[row, : len(tokens)] = tokens
-        attention_mask[row, : len(tokens)] = 1
-    return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-
-def encoder_session(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A quiet CPU session."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 @dataclass(frozen=True)
 class _Store:
-    """Append-only Parquet shards of one encoder: prompt_id, vector, n_tokens."""
+    """The embeddings of one encoder on disk: Parquet files that are only added to; prompt_id, vector, n_tokens."""
 
     folder: Path
 
     def read_into(self, found: _Rows, prompt_ids: np.ndarray) -> None:
-        """Put in what is stored of these prompts; a shard that cannot be read counts as not there."""
+        """Fill in what is stored of these prompts; a file that cannot be read is ignored."""
         order = np.argsort(prompt_ids)
-        for path in sorted(self.folder.glob("*.parquet")):
+        for path in sorted(self.folder.glob("[!.]*.parquet")):
             try:
                 shard = pq.read_table(path, page_checksum_verification=True)
                 vectors = shard["vector"].combine_chunks().flatten().to_numpy().reshape(shard.num_rows, -1)
@@ -133,7 +117,7 @@ class _Store:
             found.put(order[at[wanted]], vectors[wanted], n_tokens[wanted])
 
     def append(self, prompt_ids: np.ndarray, vectors: np.ndarray, n_tokens: np.ndarray) -> None:
-        """One more shard, complete as soon as it has its name."""
+        """Write one more file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         table = pa.table(
             {
@@ -142,6 +126,5 @@ class _Store:
                 "n_tokens": pa.array(n_tokens),
             }
         )
-        unfinished = self.folder / f".{uuid4().hex}.tmp"
-        pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True)
-        unfinished.rename(self.folder / f"{uuid4().hex}.parquet")
+        with replacing(self.folder / f"{uuid4().hex}.parquet") as unfinished:
+            pq.write_table(table, unfinished, compression="zstd", write_page_checksum=True)

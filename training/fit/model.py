@@ -11,7 +11,8 @@ from training.encoders.encoder import Encoder
 from training.fit.clusters import PromptClusters
 from training.fit.lengths import LengthModel
 from training.fit.success import SuccessModel
-from training.graph.builder import DECISION_INPUTS, Graph, add_decision, encoder_inputs
+from training.graph.builder import ENCODER_INPUTS, Graph
+from training.graph.decision import DECISION_INPUTS, add_decision
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class TierModel:
     def whole(self, encoder: Encoder) -> onnx.ModelProto:
         """The graph that ships: from tokens, prices and dials to the decision."""
         graph = Graph()
-        self._add_to(graph, graph.include(encoder))
+        self._add_to(graph, graph.include(encoder.graph))
         add_decision(graph, "success", "output_tokens")
         per_tier = {name: (TensorProto.FLOAT, ["n", "n_tiers"]) for name in ("success", "output_tokens", "cost_usd")}
         return graph.model(
-            {**encoder_inputs(), **DECISION_INPUTS},
+            {**ENCODER_INPUTS, **DECISION_INPUTS},
             {
                 **per_tier,
                 "tier": (TensorProto.INT64, ["n"]),

@@ -30,7 +30,7 @@ from training.config import RetrainConfig
 from training.errors import ConfigError, StoreError
 from training.evaluation.bundle_graph import BundleGraph, embed_with
 from training.evaluation.training_data import TrainingData
-from training.export.bundle import versions
+from training.export.versions import versions
 from training.log.sources import log_sources
 from training.log.table import OutcomeTable
 from training.pipeline import TrainingResult, train
