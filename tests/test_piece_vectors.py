@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from training.encoders.distill import principal_components, quantise
 from training.encoders.piece_vectors import PIECE_VECTORS, PieceVectors
+from training.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,24 @@ def test_a_table_that_does_not_fit_itself_is_refused(toy: PieceVectors, tmp_path
     np.savez(tmp_path / "other.npz", pieces=np.zeros(1, np.uint8))
     with pytest.raises(ValueError, match=r"other\.npz lacks \['vectors', 'scale', 'lowercase', 'source'\]"):
         PieceVectors.load(tmp_path / "other.npz")
+
+
+def test_rounding_to_int8_moves_no_number_by_more_than_half_a_step() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32) * np.float32([1, 100, 1e-3, 0])
+    vectors, scale = quantise(rows)
+    assert vectors.dtype == np.int8 and np.abs(vectors.astype(int)).max() == 127
+    assert (np.abs(vectors * scale - rows) <= scale * 0.501).all()
+
+
+def test_principal_components_keep_distances_and_refuse_more_dimensions_than_there_are() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    components = principal_components(rows, 4)
+    np.testing.assert_allclose(
+        np.linalg.norm(components[1:] - components[0], axis=1), np.linalg.norm(rows[1:] - rows[0], axis=1), rtol=1e-4
+    )
+    assert (np.diff(components.var(axis=0)) <= 0).all()
+    with pytest.raises(ConfigError, match="n_dims is 5; expected 1 to 4"):
+        principal_components(rows, 5)
 
 
 def test_reading_the_table_needs_no_torch() -> None:

@@ -1,7 +1,7 @@
-"""A shipped table of distilled word-piece vectors, so that static encoders need no torch.
+"""A table of distilled word-piece vectors, which is part of the package; with it, static encoders need no torch.
 
-`training.encoders.distill` makes the table once; here it is only read. The vector of any text is the sum of the
-vectors of its word pieces: that gives every token of a tokenizer trained on one's own log a distilled vector.
+`training.encoders.distill` makes the table; this module reads it. The vector of a text is the sum of the vectors of its
+word pieces. So every token of a tokenizer that was learned from a log gets a distilled vector.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 PIECE_VECTORS = Path(__file__).parent / "assets" / "minilm-piece-vectors.npz"
-"""The shipped table: all-MiniLM-L6-v2's own vocabulary."""
+"""The table in the package: the vocabulary of all-MiniLM-L6-v2."""
 
 _UNKNOWN = "[UNK]"
 _ARRAYS = ("pieces", "vectors", "scale", "lowercase", "source")
@@ -30,7 +30,7 @@ class PieceVectors:
     pieces: WordPiece strings, continuations with their `##`, (n_pieces,), distinct.
     vectors: int8, (n_pieces, n_dims).
     scale: float32, (n_dims,): the step of each dimension.
-    lowercase: whether texts are lower-cased and stripped of accents first, as the distilled model does.
+    lowercase: whether texts are first lower-cased and their accents removed, as the distilled model does.
     source: the model distilled and its licence.
     """
 
@@ -72,7 +72,7 @@ class PieceVectors:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write one `.npz`; `pieces` becomes uint8, the UTF-8 bytes of the pieces joined by newlines."""
+        """Write one `.npz`, in which `pieces` are the UTF-8 bytes of all pieces joined by newlines, as uint8."""
         with Path(path).open("wb") as file:
             np.savez_compressed(
                 file,
@@ -91,9 +91,9 @@ class PieceVectors:
     def compose(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Sum of the vectors of each text's word pieces, float32 (n_texts, n_dims).
 
-        Words that the vocabulary cannot spell contribute zero: an unknown script is a zero vector. Not
-        normalised. Rare pieces weigh more already (`training.encoders.distill.zipf_weights`); weighting by one's own
-        log adds to that.
+        A word that the vocabulary cannot spell adds nothing, so a text in an unknown script is a zero vector. Sums are
+        not normalised. Rare pieces already weigh more (`training.encoders.distill.zipf_weights`), before any weights
+        that a log adds.
         """
         sums = np.zeros((len(texts), self.n_dims), np.int32)
         for row, encoding in enumerate(self._tokenizer.encode_batch(list(texts), add_special_tokens=False)):
@@ -103,7 +103,7 @@ class PieceVectors:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        """Split greedily into `pieces`; an id is a row of `vectors`, or one beyond for unknown words."""
+        """Splits greedily into `pieces`; ids are rows of `vectors`, and n_pieces stands for an unknown word."""
         vocabulary = {piece: row for row, piece in enumerate((*self.pieces, _UNKNOWN))}
         tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=_UNKNOWN))
         tokenizer.normalizer = BertNormalizer(lowercase=self.lowercase)
