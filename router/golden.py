@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from router.bundle.bundle import GOLDEN_FILE
+from router.bundle.manifest import GOLDEN_FILE
 from router.errors import BundleError
 from router.router import Router
 

@@ -8,7 +8,7 @@ from numbers import Real
 
 import numpy as np
 
-from router.bundle.bundle import Manifest
+from router.bundle.manifest import Manifest
 from router.errors import DialError
 from router.portfolio.tiers import Offer
 

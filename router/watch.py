@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
 
-from router.bundle.bundle import MANIFEST_FILE
+from router.bundle.manifest import MANIFEST_FILE
 from router.errors import RouterError
 from router.router import Router
 
