@@ -44,7 +44,7 @@ class Bundle:
         n_threads: threads of one call of the graph; more than one pays for large batches only.
         Raises BundleError where anything is missing, altered, of another format or not loadable.
         """
-        folder = Path(path).resolve()  # one bundle from first to last file, though a link may move meanwhile
+        folder = Path(path).resolve()  # All files of one bundle, even if a link moves meanwhile.
         manifest = read_manifest(folder)
         contents = verified_contents(folder, manifest)
         clusters = parse_clusters(contents[CLUSTERS_FILE], str(folder / CLUSTERS_FILE))
@@ -54,7 +54,7 @@ class Bundle:
             engine = Engine(contents[GRAPH_FILE], n_threads)
         except TierError as error:
             raise BundleError(str(error)) from error
-        except Exception as error:  # both libraries raise bare Exception subclasses of their own
+        except Exception as error:  # Both libraries raise bare subclasses of Exception.
             raise BundleError(f"{folder}: the digests hold, but a file cannot be loaded: {error}") from error
         if tuple(tier.name for tier in prices.tiers) != manifest.tiers:
             raise BundleError(f"{folder}: the tiers of {TIERS_FILE} are not those of the manifest, in its order")

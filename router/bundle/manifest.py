@@ -12,7 +12,7 @@ from typing import Any
 
 from router.errors import BundleError
 
-# Raise by one whenever a reader of the former format could not read the new one; say so in CHANGELOG.md.
+# Add 1 whenever a reader of the former format cannot read the new one, and say so in CHANGELOG.md.
 FORMAT_VERSION = 3
 
 GRAPH_FILE = "router.onnx"
@@ -28,10 +28,10 @@ REQUIRED_FILES = (GRAPH_FILE, TOKENIZER_FILE, TIERS_FILE, GOLDEN_FILE, CLUSTERS_
 class EncoderInfo:
     """How a text becomes tokens, and how many tokens a provider will bill for it.
 
-    max_chars: only so many code points of the text are tokenised.
-    max_tokens: only so many tokens reach the graph.
+    max_chars: at most this many code points of the text are tokenised.
+    max_tokens: at most this many tokens reach the graph.
     tokens_per_char: estimates the number of tokens of a text that was cut.
-    billed_tokens_per_token: a provider's input tokens per token of this tokenizer, as the log has them.
+    billed_tokens_per_token: input tokens that a provider bills per token of this tokenizer, estimated from the log.
     """
 
     name: str
@@ -52,12 +52,12 @@ class EncoderInfo:
 class DialPoint:
     """One row of the dial table.
 
-    slack: an admissible tier's success may be so much below the highest.
+    slack: how far an admissible tier's success may be below the highest.
     kept: lower confidence bound of the accuracy kept, relative to always asking the best tier.
-    promised: False where the training log carries no promise of this quality; slack is then 0, or, of partial
-        feedback, the best estimate there is.
-    n_needed: about how many prompts with the outcome of every tier would carry a promise; None where none would.
-    segments: `kept` within each segment of the log that has prompts enough, for all of them at once.
+    promised: False where the training log does not support a promise of this quality. The slack is then 0 or, where
+        the log has partial feedback, the best estimate there is.
+    n_needed: about how many prompts with the outcome of every tier would support a promise; None where no number would.
+    segments: `kept` within each segment of the log that has enough prompts; the bounds hold for all segments at once.
     """
 
     quality: float
@@ -74,10 +74,10 @@ class Manifest:
 
     tiers: names, in the order of every array of the graph.
     best_tier: the single tier with the highest accuracy in training.
-    success, output_tokens: means per tier in training.
-    dial: in rising order of quality, slack never rising.
-    confidence: with which each promised row of the dial holds. promise: the same in words, with what it assumes and
-        the evidence for it.
+    success, output_tokens: means per tier in training, (n_tiers,).
+    dial: in rising order of quality; the slack never rises.
+    confidence: probability with which each promised row of the dial holds.
+    promise: the promise in words, with what it assumes and the evidence for it.
     training: digest and time span of the log, numbers of prompts, target, seed.
     files: SHA-256 of every other file of the bundle.
     """
@@ -109,7 +109,7 @@ class Manifest:
         return self.digest[:16]
 
     def dial_point(self, quality: float) -> DialPoint:
-        """The row for a quality: that of the next quality in the table which is not below it."""
+        """The row of the lowest quality in the table that is at least the one given; the last row where none is."""
         return next((point for point in self.dial if point.quality >= quality), self.dial[-1])
 
     def to_json(self) -> str:
@@ -118,7 +118,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, source: str = MANIFEST_FILE) -> Manifest:
-        """Raises BundleError where the text is of another format, incomplete or altered."""
+        """From the text of manifest.json; raises BundleError where it is of another format, incomplete or altered."""
         try:
             document = json.loads(text)
         except ValueError as error:

@@ -1,16 +1,11 @@
 """The outcome log: decisions and, later, their outcomes; on disk, the attempts that training reads.
 
-Serving appends lines to a journal of its own process, which needs nothing but the standard library. `compact` brings
-the journals of all processes into Parquet, one row per decision, joined with what is known of its outcome:
+Each serving process appends lines to a journal of its own, which needs nothing but the standard library. `compact`
+brings the journals of all processes into Parquet, one row per decision, joined with what is known of its outcome:
 
     day=2026-11-24/attempts-<batch>.parquet    the log, in the format of data/README.md; the day is the decision's, UTC
     .journal/<writer>.jsonl                    what was appended; hidden, so that no reader takes it for a log
     .journal/state.json                        how far the journals are in Parquet, and outcomes without a decision
-
-A row lives in one file from the first compaction that sees it; later outcomes replace that file in one step. The
-state names the batch that comes next, and is replaced when all files of that batch are written. So the next
-compaction knows what a killed one has left: it removes these files, whose lines the journals still have, and begins
-again. No row is lost, and none is there twice.
 """
 
 from __future__ import annotations
@@ -45,13 +40,13 @@ class OutcomeLog:
     >>> log.outcome(decision.decision_id, correct=True)   # days later, in any process      # doctest: +SKIP
     >>> log.compact()                                     # now and then, in any process    # doctest: +SKIP
 
-    path: a folder; or a URL of fsspec (`s3://...`), whose stores cannot append: there lines wait in memory for `flush`.
-    keep_prompts: store the text of prompts. Without it a row has only `prompt_id`, a digest, and can be trained on
-        only with a `prompts.parquet` (prompt_id, prompt) in the folder of its day. Whoever has a text can make its
-        digest: it hides prompts from readers, not from those who guess them.
+    path: a folder, or a URL of fsspec (`s3://...`). Object stores cannot append, so lines wait in memory for `flush`.
+    keep_prompts: store the text of prompts. Without it a row has only `prompt_id`, a digest; to train on such rows,
+        put a `prompts.parquet` (prompt_id, prompt) into the folder of their day. The digest hides a prompt from
+        readers, but who guesses the text can check the guess.
 
     `decided` and `outcome` never raise and never wait for another process: what cannot be stored (a full disk, a value
-    out of range) is counted in `n_lost` and logged as a warning. What they have taken outlives the process.
+    out of range) is counted in `n_lost` and logged as a warning. What they have put into a folder outlives the process.
     Needs POSIX; `compact` and URLs need the extra `outcomes`: pip install "token-broker[outcomes]".
     """
 
@@ -72,14 +67,14 @@ class OutcomeLog:
     ) -> None:
         """Take a decision, once, with the prompt or messages it was made for.
 
-        timestamp: when it was asked, UTC unless it says otherwise; now where missing.
+        timestamp: when it was asked; UTC where it has no time zone, now where missing.
         """
         try:
             at = time.time_ns() // 1000 if timestamp is None else _microseconds(timestamp)
             try:
                 text = valid_unicode(prompt_text(prompt, messages))
                 prompt_id = f'"{sha256(text.encode()).hexdigest()[:16]}"'
-            except PromptError:  # the decision is a fallback that says so
+            except PromptError:  # The decision is a fallback whose reason says so.
                 text, prompt_id = None, "null"
             kept = json.dumps(text if self._keep_prompts else None, ensure_ascii=False)
             self._append(f'{{"at":{at},"prompt_id":{prompt_id},"prompt":{kept},"decision":{decision.to_json()}}}\n')
@@ -99,11 +94,11 @@ class OutcomeLog:
         provider: str | None = None,
         tier: str | None = None,
     ) -> None:
-        """Take what became of a decision, at once or piece by piece; the later value of a field holds.
+        """Take what became of a decision, at once or piece by piece; a later value replaces an earlier one.
 
-        correct: whether the answer was right, or 0 to 1; missing as long as nobody has judged it.
-        model, provider, tier: who answered, where it was not the decision's offer. Of another tier than the one chosen
-            the decision's propensity says nothing, so the row has none.
+        correct: whether the answer was right, or a score from 0 to 1; missing as long as nobody has judged it.
+        model, provider, tier: who answered, where it was not the decision's offer. The propensity is that of the tier
+            chosen, so a row that another tier answered has none.
         A second attempt, as after an escalation, is a second decision with its own outcome.
         """
         try:
@@ -124,15 +119,15 @@ class OutcomeLog:
             self._lose("an outcome", error)
 
     def flush(self) -> None:
-        """Hand what this process has in memory to the store; on a plain folder there is nothing to do.
+        """Hand the lines in memory to the object store; does nothing for a folder, where no line waits.
 
-        Raises OSError, and keeps what it has, where the store does not take it.
+        Raises OSError, and keeps the lines, where the store does not take them.
         """
         if journal := self._journals.get(os.getpid()):
             journal.flush()
 
     def close(self) -> None:
-        """Flush and end this process's journal; the log can be used again, and starts another one."""
+        """Flush and end this process's journal. The log can still be used: it then starts another journal."""
         if journal := self._journals.get(os.getpid()):
             journal.close()
 
@@ -147,8 +142,8 @@ class OutcomeLog:
     def compact(self) -> Compaction:
         """Bring all that any process has taken so far into Parquet; the next compaction takes what comes meanwhile.
 
-        On a folder, one process at a time does it and others wait. An object store cannot make them wait: there
-        BlockingIOError is raised. Raises ImportError without pyarrow, OSError where files cannot be written.
+        One process at a time compacts a log. In a folder the others wait; an object store cannot make them wait, so
+        BlockingIOError is raised. Raises ImportError without pyarrow, and OSError where files cannot be written.
         """
         self.flush()
         extra("pyarrow")
@@ -156,7 +151,7 @@ class OutcomeLog:
             return compact(self._files)
 
     def _append(self, line: str) -> None:
-        process = os.getpid()  # a fork writes a journal of its own
+        process = os.getpid()  # A fork writes a journal of its own.
         journal = self._journals.get(process) or self._journals.setdefault(process, self._files.journal())
         journal.append(line.encode("utf-8", "replace"))
 
@@ -173,7 +168,7 @@ def _microseconds(timestamp: datetime) -> int:
 
 
 def _checked(name: str, value: Any) -> str | float | int:
-    """A value as the log stores it; raises TypeError or ValueError where it is none."""
+    """A value as the log stores it; raises TypeError or ValueError where it has another type or is out of range."""
     if name not in _MOST:
         if not isinstance(value, str):
             raise TypeError(f"{name} is {type(value).__name__}; expected a text")
