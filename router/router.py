@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 
@@ -139,7 +139,9 @@ class Snapshot:
     bundle: Bundle
     prices: PriceTable
     policy: Policy
-    _known_calls: dict[tuple[object, ...], Call] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _known_calls: dict[tuple[float | None, float | None, bool], Call] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         tiers = self.bundle.manifest.tiers
@@ -158,29 +160,21 @@ class Snapshot:
         capabilities: Collection[str] = (),
     ) -> Call:
         """What routes requests with these dials; arguments and errors are those of Router.route."""
-        key = (quality, worth_usd, critical, regions, capabilities)
+        key = (quality, worth_usd, critical)
         try:
             call = self._known_calls.get(key)
-        except TypeError:  # One of them is not hashable: a list of regions, or what resolve_dials refuses.
-            return self._new_call(*key)
+        except TypeError:  # A value that is not hashable is no number, which resolve_dials says.
+            call = None
         if call is None:
-            call = self._new_call(*key)
+            call = Call(
+                bundle=self.bundle,
+                prices=self.prices,
+                policy=self.policy,
+                dials=resolve_dials(self.bundle.manifest, self.policy, quality, worth_usd, critical=critical),
+                accepts=offer_filter(self.policy.regions, ()),
+            )
             if len(self._known_calls) < _MAX_KNOWN_CALLS:
                 self._known_calls[key] = call
-        return call
-
-    def _new_call(
-        self,
-        quality: float | None,
-        worth_usd: float | None,
-        critical: bool,
-        regions: Collection[str] | None,
-        capabilities: Collection[str],
-    ) -> Call:
-        return Call(
-            bundle=self.bundle,
-            prices=self.prices,
-            policy=self.policy,
-            dials=resolve_dials(self.bundle.manifest, self.policy, quality, worth_usd, critical=critical),
-            accepts=offer_filter(self.policy.regions if regions is None else regions, capabilities),
-        )
+        if regions is None and not capabilities:
+            return call
+        return replace(call, accepts=offer_filter(self.policy.regions if regions is None else regions, capabilities))
