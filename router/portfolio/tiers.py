@@ -20,7 +20,7 @@ class Offer:
     usd_per_mtok_input, usd_per_mtok_output: USD per million tokens.
     aliases: other names under which a log may know the model.
     capabilities: what it can do beyond text, such as "tools".
-    max_share: at most this share of the tier's requests, in (0, 1].
+    max_share: largest share of the requests of any rolling window, in (0, 1].
     """
 
     model: str

@@ -69,7 +69,7 @@ class BundleGraph:
 
 
 def embed_with(bundle: Bundle, prompts: Sequence[str]) -> np.ndarray:
-    """Embeddings by the encoder inside a bundle's graph, float32 (n_prompts, n_dims)."""
+    """Embeddings by the encoder inside a bundle's graph, each prompt alone; float32 (n_prompts, n_dims)."""
     whole = onnx.load(bundle.path / GRAPH_FILE)
     whole.graph.value_info.append(
         onnx.helper.make_tensor_value_info("embedding", onnx.TensorProto.FLOAT, ["n", "n_dims"])
