@@ -96,7 +96,7 @@ def bare_minilm_encoder(setting: Setting) -> Decide:
     from onnx.utils import Extractor
     from tokenizers import Tokenizer
 
-    from router.bundle.bundle import GRAPH_FILE, TOKENIZER_FILE, read_manifest
+    from router.bundle.manifest import GRAPH_FILE, TOKENIZER_FILE, read_manifest
 
     folder = Path(setting.minilm)
     max_chars = read_manifest(folder).encoder.max_chars

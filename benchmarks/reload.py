@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from router import Router
-from router.bundle.bundle import GOLDEN_FILE, TIERS_FILE
+from router.bundle.manifest import GOLDEN_FILE, TIERS_FILE
 
 WINDOW_S = 0.5
 

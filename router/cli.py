@@ -1,7 +1,7 @@
-"""The command `broker`: what the runtime can do, and what other extras add to it.
+"""The command `broker`: its own subcommands, and those that an extra adds.
 
-Exit codes: 0 done, 1 the work failed, 2 bad usage or input, 3 another run holds the store. Results go to stdout, all
-else to stderr.
+Exit codes: 0 done, 1 the work failed, 2 bad usage or input, 3 another run holds the store. Results go to stdout,
+everything else to stderr.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ _EXTRA_COMMANDS = {
     "audit": "say whether routing can pay, from outcome logs alone (extra: train)",
     "train": "learn a router from outcome logs (extra: train)",
     "evaluate": "judge a bundle on logged outcomes (extra: train)",
-    "demo": "the whole line on the simulated sample log (extra: train)",
-    "retrain": "train a challenger, promote it where it is better (extra: train)",
-    "rollback": "put the champion before the present one back (extra: train)",
+    "demo": "train, evaluate and route on the simulated sample log (extra: train)",
+    "retrain": "train a challenger and promote it if it is better (extra: train)",
+    "rollback": "put the previous champion back (extra: train)",
 }
 
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: what it says of itself, its arguments, and the work, which returns an exit code."""
+    """A subcommand.
+
+    help: one line about it. add_arguments: adds its arguments to a parser. run: does the work, returns the exit code.
+    """
 
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
@@ -76,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _named_commands(words: Iterable[str]) -> dict[str, Command]:
-    """The command of another extra that the words name, so that only that extra is imported."""
+    """The command that the words name where it belongs to an extra; only that extra is imported."""
     name = next((word for word in words if not word.startswith("-")), None)
     if name not in _EXTRA_COMMANDS:
         return {}
@@ -92,7 +95,7 @@ def _complain(message: str, code: int) -> int:
 
 
 def say(text: str) -> None:
-    """A line of results."""
+    """Write one line of results to stdout."""
     sys.stdout.write(text + "\n")
 
 
@@ -106,13 +109,15 @@ def _route_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quality", type=float, help="keep this share of the best tier's accuracy, in (0, 1]")
     parser.add_argument("--worth-usd", type=float, help="what a correct answer is worth, in USD")
     parser.add_argument(
-        "--critical", action="store_true", help="only the best of the tiers reserved for critical requests"
+        "--critical", action="store_true", help="ask only the best of the tiers reserved for critical requests"
     )
     parser.add_argument("--explain", action="store_true", help="say what would change the decision")
     parser.add_argument("--prices", type=Path, help="today's prices, in the format of tiers.toml")
     parser.add_argument("--json", action="store_true", help="print the decision as JSON")
     parser.add_argument(
-        "prompt", metavar="PROMPT", help='the prompt, or "-" for JSONL on stdin: one JSON decision a line'
+        "prompt",
+        metavar="PROMPT",
+        help='the prompt, or "-" to read requests as JSONL from stdin: one JSON decision per line',
     )
 
 
@@ -137,7 +142,7 @@ _REQUEST_KEYS = {
 
 
 def _route_lines(router: Router, lines: Iterable[bytes], dials: dict[str, Any], *, explain: bool) -> int:
-    """A decision per line of JSONL; a line that is no request gets an error in its place and exit code 2."""
+    """Print a decision per line of JSONL; a line that is no request gets an error instead, and the exit code is 2."""
     code = DONE
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -187,17 +192,18 @@ def _verify(options: argparse.Namespace) -> int:
         raise BundleError(f"{options.bundle}: no such folder; expected the folder of a bundle")
     try:
         check = check_golden(options.bundle)
-        bundle_id = Router.load(options.bundle).bundle.manifest.bundle_id
     except BundleError as error:
         if options.json:
             say(json.dumps({"ok": False, "error": str(error)}, ensure_ascii=False))
             return FAILED
         return _complain(str(error), FAILED)
     if options.json:
-        document = {"ok": check.passed, "bundle_id": bundle_id, "n_prompts": check.n_prompts}
+        document = {"ok": check.passed, "bundle_id": check.bundle_id, "n_prompts": check.n_prompts}
         say(json.dumps({**document, "largest_difference": check.largest_difference, "other_tier": check.other_tier}))
     else:
         outcome = "all as expected" if check.passed else f"{len(check.other_tier)} went to another tier"
-        say(f"{options.bundle}: bundle {bundle_id}, every digest holds; {check.n_prompts} golden prompts, {outcome} "
-            f"(largest difference {check.largest_difference:.1e})")  # fmt: skip
+        say(
+            f"{options.bundle}: bundle {check.bundle_id}, every digest holds; "
+            f"{check.n_prompts} golden prompts, {outcome} (largest difference {check.largest_difference:.1e})"
+        )
     return DONE if check.passed else FAILED

@@ -1,4 +1,4 @@
-"""The answer to one request: which tier, and why."""
+"""The answer to one request: which tier, why, and what would change it."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from router.bundle.clusters import Cluster
-from router.explanation import Explanation, explain
 from router.portfolio.tiers import Offer
+from router.rule import admissible, best
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The tier chosen for a request, with all that it was chosen from.
 
-    offer: the cheapest eligible offer of the tier; None where a fallback has none.
+    offer: the cheapest usable offer of the tier; None where a fallback has none.
     success: P(the tier answers correctly), calibrated, per tier; empty where the prompt could not be read.
     output_tokens, cost_usd: expected length and expected cost of the answer, per tier.
     context_tokens: tokens counted as billed input.
     quality: the dial in force; None where worth_usd alone or `critical` decided.
     slack: how far below the highest success a tier was still admissible.
-    promised: whether the bundle's promise of `quality` covers this decision; it speaks of requests like the log's, so
-        not where familiarity is below 1.
+    promised: whether the bundle's promise of `quality` covers this decision. The promise speaks of requests like the
+        log's, so it does not cover one with a familiarity below 1.
     fallback: the router could not decide; `reason` says why.
     decision_id: 32 random hexadecimal digits, by which an outcome finds its decision; request_id: the caller's own.
     propensity: probability with which this tier was chosen (1 without exploration, see Policy).
-    familiarity: 1 where the prompt is like those trained on, towards 0 the stranger it is, and `success` the nearer to
-        the tiers' means; None where the prompt could not be read.
+    familiarity: 1 where the prompt is like those trained on; falls towards 0 as the prompt gets less familiar, and
+        `success` then moves towards the tiers' means. None where the prompt could not be read.
     eligible: the tiers that could have been asked; none in a fallback.
     cluster: the logged prompts that this one is most like; None where the prompt could not be read.
     """
@@ -55,14 +55,155 @@ class Decision:
     cluster: Cluster | None = None
 
     def explain(self) -> Explanation:
-        """Why this tier, and what would change it, in words; `str` of it is some lines of text."""
-        return explain(self)
+        """Why this tier, and what would make another one win, in words; `str` of it is some lines of text.
+
+        An explored decision is explained as if the rule's own choice had been made.
+        """
+        return _explained(self)
 
     def to_json(self) -> str:
-        """One line of JSON; it never holds the prompt, and of the cluster only its number."""
+        """One line of JSON. It never holds the prompt, and of the cluster it holds only the number."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_as_json)
 
 
 def _as_json(value: Offer | Cluster) -> Any:
     return value.number if isinstance(value, Cluster) else asdict(value)
+
+
+# ---- explanation -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """What would make another tier win, all else being equal.
+
+    price_factor: its price multiplied by this; None where it is not admissible, or no price would do.
+    worth_usd: a worth of at least this (where it costs more than the tier chosen) or of at most this (where it costs
+        less); None where it is not admissible, or no worth would do. Where another tier wins before it, that tier
+        stands first in the list of changes.
+    slack: the least slack that admits it; None where it is admissible already.
+    """
+
+    tier: str
+    price_factor: float | None = None
+    worth_usd: float | None = None
+    slack: float | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A decision in words.
+
+    admissible: the tiers it was chosen from.
+    changes: what would make each of the other eligible tiers win.
+    similar: the logged prompts that the prompt is most like, and how the tiers answered them; None where the prompt
+        could not be read.
+    lines: all of this as text.
+    """
+
+    tier: str
+    reason: str
+    admissible: tuple[str, ...]
+    changes: tuple[Change, ...]
+    similar: Cluster | None
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def _explained(decision: Decision) -> Explanation:
+    tiers: list[str] = []
+    changes: list[Change] = []
+    lines = [decision.reason]
+    if decision.eligible:
+        tiers = admissible(decision.eligible, decision.success, decision.slack)
+        winner = best(tiers, decision.success, decision.cost_usd, decision.worth_usd)
+        changes = [_change(decision, winner, name, tiers) for name in decision.eligible if name != winner]
+        changes.sort(key=lambda change: _distance(change, decision.worth_usd))
+        lines += [*_facts(decision, winner), *_similar(decision)]
+        lines += [_line(decision, winner, change) for change in changes]
+    return Explanation(
+        tier=decision.tier,
+        reason=decision.reason,
+        admissible=tuple(tiers),
+        changes=tuple(changes),
+        similar=decision.cluster,
+        lines=tuple(lines),
+    )
+
+
+def _change(decision: Decision, winner: str, other: str, tiers: list[str]) -> Change:
+    success, cost, worth = decision.success, decision.cost_usd, decision.worth_usd
+    if other not in tiers:
+        return Change(other, slack=max(success[name] for name in decision.eligible) - success[other])
+    gain, extra = success[other] - success[winner], cost[other] - cost[winner]
+    factor = (worth * gain + cost[winner]) / cost[other] if cost[other] > 0 else None
+    no_worth_would_do = gain == 0 or extra / gain < 0  # Better and cheaper, or worse and dearer, at any worth.
+    return Change(
+        other,
+        price_factor=None if factor is None or factor <= 0 else factor,
+        worth_usd=None if no_worth_would_do else extra / gain,
+    )
+
+
+def _distance(change: Change, worth_usd: float) -> tuple[bool, float]:
+    return change.worth_usd is None, abs((change.worth_usd or 0.0) - worth_usd)
+
+
+def _facts(decision: Decision, winner: str) -> list[str]:
+    """The winner against the tier of the highest success, and the promise."""
+    success, cost = decision.success, decision.cost_usd
+    strongest = max(decision.eligible, key=lambda name: success[name])
+    lines = [f"{winner} is expected to be right with {success[winner]:.1%} probability, for USD {cost[winner]:.6f}."]
+    if strongest != winner:
+        share = f" ({winner} costs {cost[winner] / cost[strongest]:.0%} of that)" if cost[strongest] > 0 else ""
+        lines.append(
+            f"{strongest} has the highest success: {success[strongest]:.1%}, for USD {cost[strongest]:.6f}{share}."
+        )
+    if decision.quality is not None:
+        holds = "covers" if decision.promised else "does not cover"
+        lines.append(f"The bundle's promise to keep {decision.quality:g} of the best tier's accuracy {holds} it.")
+    return lines
+
+
+def _similar(decision: Decision) -> list[str]:
+    """How the tiers answered the logged prompts that this one is most like."""
+    cluster = decision.cluster
+    if cluster is None:
+        return []
+    kinds = [f"{share:.0%} {segment}" for segment, share in list(cluster.segments.items())[:1]]
+    if decision.familiarity != 1:
+        kinds.append("the nearest, not quite like this one")
+    which = f"a group of {cluster.n_prompts:,} similar logged prompts" + (f" ({'; '.join(kinds)})" if kinds else "")
+    rates = ", ".join(
+        f"{tier} {success:.0%} of {cluster.n_outcomes[tier]:,}" for tier, success in cluster.success.items()
+    )
+    line = f"Correct answers to {which}: {rates}."
+    return [line, *(f'  such as: "{example}"' for example in cluster.examples)]
+
+
+def _line(decision: Decision, winner: str, change: Change) -> str:
+    """What would make one other tier win, in a sentence."""
+    if change.slack is not None:
+        # A critical request has no quality that could be lowered.
+        remedy = ": a lower quality would admit it" if decision.quality is not None else ""
+        return (
+            f"{change.tier} ({decision.success[change.tier]:.1%}) is {change.slack:.3f} below the highest success, "
+            f"where {decision.slack:.3f} is allowed{remedy}."
+        )
+    ways: list[str] = []
+    if change.worth_usd is not None:
+        is_dearer = decision.cost_usd[change.tier] > decision.cost_usd[winner]
+        bound = "at least" if is_dearer else "at most"
+        ways.append(f"a correct answer were worth {bound} USD {change.worth_usd:.6f}")
+    if change.price_factor is not None:
+        ways.append(f"its price were at most {change.price_factor:.3g} of what it is")
+    if not ways:
+        return f"{change.tier} would not win at any worth or price."
+    return f"{change.tier} ({decision.success[change.tier]:.1%}) would win if {' or if '.join(ways)}."

@@ -14,7 +14,7 @@ Every message says what was found, what was expected and what to do.
 class RouterError(Exception):
     """Base of every error that Token Broker raises on purpose.
 
-    exit_code: of the command line; 2 for bad input, 1 where the work itself failed.
+    exit_code: with which the command line ends: 2 for bad input, 1 where the work itself failed.
     """
 
     exit_code = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -38,9 +39,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Have the kernel write a file, or the names in a folder, to the disk; raises OSError."""
+    """Have the kernel write a file, or the names in a folder, to the disk.
+
+    Raises OSError, but not where the file system cannot sync a folder, as some network file systems cannot.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)

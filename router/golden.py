@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from router.bundle.bundle import GOLDEN_FILE
+from router.bundle.manifest import GOLDEN_FILE
 from router.errors import BundleError
 from router.router import Router
 
@@ -17,23 +17,27 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class GoldenCheck:
-    """n_prompts checked, and which of them went to another tier.
+    """What the check of a bundle's golden prompts found.
 
-    largest_difference: of any success or familiarity, or relative of any output_tokens or cost_usd; NaN where one is.
+    bundle_id: of the bundle checked. n_prompts: how many prompts were checked.
+    largest_difference: between found and expected estimates: absolute for success and familiarity, relative for
+        output_tokens and cost_usd; NaN where any of them is.
+    other_tier: the prompts, cut short, that went to another tier than expected.
     """
 
+    bundle_id: str
     n_prompts: int
     largest_difference: float
     other_tier: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
-        """Every tier the same, every estimate within TOLERANCE."""
+        """Whether there were prompts, every tier is the same, and every estimate is within TOLERANCE."""
         return self.n_prompts > 0 and not self.other_tier and self.largest_difference <= TOLERANCE
 
 
 def check_golden(path: str | Path) -> GoldenCheck:
-    """Load a bundle, which checks its digests, and route its golden prompts at its own prices.
+    """Load a bundle, which checks its digests, and route its golden prompts at the bundle's own prices.
 
     Raises BundleError where it is not a complete, unaltered bundle.
     """
@@ -53,4 +57,9 @@ def check_golden(path: str | Path) -> GoldenCheck:
                 other_tier.append(entry["prompt"][:60])
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path}: {GOLDEN_FILE} is not as expected ({error})") from error
-    return GoldenCheck(len(entries), float(np.max(differences)), tuple(other_tier))
+    return GoldenCheck(
+        bundle_id=router.bundle.manifest.bundle_id,
+        n_prompts=len(entries),
+        largest_difference=float(np.max(differences)),
+        other_tier=tuple(other_tier),
+    )

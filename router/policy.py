@@ -8,7 +8,7 @@ from numbers import Real
 
 import numpy as np
 
-from router.bundle.bundle import Manifest
+from router.bundle.manifest import Manifest
 from router.errors import DialError
 from router.portfolio.tiers import Offer
 
@@ -19,12 +19,12 @@ _MOST_USD = 1e12
 class Policy:
     """What holds for every request of a router unless the request says otherwise.
 
-    default_quality: the quality of a request without dials; None takes the bundle's.
-    fallback_tier: answers where the router cannot decide; None takes the bundle's best tier.
+    default_quality: the quality of a request without dials, in (0, 1]; None takes the bundle's.
+    fallback_tier: the tier that answers where the router cannot decide; None takes the bundle's best tier.
     regions: only offers of these regions are eligible; None admits all.
-    exploration: share of requests that ask another admissible tier than the best, in [0, 1); 0.02 is a good
-        start. It stays inside the slack of the request's quality, so the promise covers it; the decision's
-        propensity lets training and off-policy evaluation use what it brings. Critical requests never explore.
+    exploration: share of requests that ask another admissible tier than the best, in [0, 1); 0.02 is a good start.
+        Explored tiers are within the slack of the request's quality, so the promise covers them. The decision's
+        propensity lets training and off-policy evaluation use the outcomes. Critical requests never explore.
     Raises DialError where exploration is out of range.
     """
 
@@ -40,10 +40,11 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Dials:
-    """What a request's dials come to.
+    """The dials in force for a request, and the slack they come to.
 
-    quality: None where it has no say. promised: whether the bundle stands by it; if not, n_needed is about how many
-        prompts would carry the promise, None where that cannot be said.
+    quality: None where worth_usd alone or `critical` decides.
+    promised: whether the bundle promises this quality.
+    n_needed: where it does not, about how many logged prompts would support the promise; None where none would.
     worth_input, slack_input: the two numbers as the graph takes them, float32 (1,).
     """
 
@@ -67,8 +68,8 @@ def resolve_dials(
     """The dials in force for one request.
 
     critical: only the highest success counts.
-    worth_usd alone: every eligible tier is admissible, money decides freely.
-    Raises DialError where quality is not in (0, 1] or worth_usd is negative or not finite.
+    worth_usd without quality: every eligible tier is admissible, money decides freely.
+    Raises DialError where quality is not in (0, 1], worth_usd is not from 0 to 1e12, or critical is no bool.
     """
     if not isinstance(critical, bool):
         raise DialError(f"critical is {critical!r}; expected True or False")
@@ -77,20 +78,26 @@ def resolve_dials(
     if worth_usd is not None and not (isinstance(worth_usd, Real) and 0 <= worth_usd <= _MOST_USD):
         raise DialError(f"worth_usd is {worth_usd!r}; expected what a correct answer is worth, from 0 to {_MOST_USD:g}")
     if critical:
-        return Dials(None, 0.0, 0.0, critical=True, promised=False)
+        return Dials(quality=None, slack=0.0, worth_usd=0.0, critical=True, promised=False)
     if quality is None and worth_usd is not None:
-        return Dials(None, 1.0, worth_usd, critical=False, promised=False)
+        return Dials(quality=None, slack=1.0, worth_usd=worth_usd, critical=False, promised=False)
     if quality is None:
         quality = manifest.default_quality if policy.default_quality is None else policy.default_quality
     point = manifest.dial_point(quality)
     return Dials(
-        quality, point.slack, worth_usd or 0.0, critical=False, promised=point.promised, n_needed=point.n_needed
+        quality=quality,
+        slack=point.slack,
+        worth_usd=worth_usd or 0.0,
+        critical=False,
+        promised=point.promised,
+        n_needed=point.n_needed,
     )
 
 
 def offer_filter(regions: Collection[str] | None, capabilities: Collection[str]) -> Callable[[Offer], bool] | None:
-    """Which offers a request accepts; None where it accepts all.
+    """A function that says whether a request accepts an offer; None where it accepts all.
 
+    regions: the offer must be in one of them; None admits all. capabilities: the offer must have all of them.
     Raises DialError where either is a single text or no collection.
     """
     if regions is None and not capabilities:

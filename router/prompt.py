@@ -11,9 +11,9 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 def prompt_text(prompt: str | None, messages: Messages | None) -> str:
-    """The text that decides, from exactly one of a prompt and a chat.
+    """The text of a request, from exactly one of a prompt and a chat.
 
-    Raises PromptError where neither or both are given, or where they are not what they should be.
+    Raises PromptError where neither or both are given, the prompt is no text, or the messages are no chat.
     """
     if (prompt is None) == (messages is None):
         raise PromptError("found both or neither of prompt and messages; expected one of the two")
@@ -27,9 +27,9 @@ def prompt_text(prompt: str | None, messages: Messages | None) -> str:
 def chat_text(messages: Messages) -> str:
     """The texts of a chat, newest message first, a blank line between them.
 
-    Newest first because the encoder reads only so many tokens: what is cut off is the oldest.
-    messages: `{"role": ..., "content": text or [{"type": "text", "text": ...}, ...]}`, oldest first,
-    as in the chat completion interface; parts that are not text (images, files) are passed over.
+    The newest comes first because the encoder reads a limited number of tokens, so what is cut off is the oldest.
+    messages: `{"role": ..., "content": text or [{"type": "text", "text": ...}, ...]}`, oldest first, as in the chat
+        completion interface. Parts that are not text (images, files) are left out.
     Raises PromptError where messages are not a chat.
     """
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
@@ -38,7 +38,7 @@ def chat_text(messages: Messages) -> str:
 
 
 def valid_unicode(text: str) -> str:
-    """The text with lone surrogates replaced, since no tokenizer can encode them."""
+    """The text with each lone surrogate replaced by a question mark, since no tokenizer can encode them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -46,7 +46,7 @@ def _content(message: Mapping[str, Any]) -> str:
     if not isinstance(message, Mapping):
         raise PromptError(f"a message is {type(message).__name__}; expected a mapping with role and content")
     content = message.get("content")
-    if content is None:  # an assistant's tool call has no text
+    if content is None:  # An assistant's tool call has no text.
         return ""
     if isinstance(content, str):
         return content

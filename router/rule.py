@@ -1,19 +1,40 @@
-"""Bounded exploration: now and then another admissible tier, so that logs can tell what it would have done."""
+"""The rule that chooses a tier: which are admissible, which of these is best, and when another one is explored."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from typing import TypeVar
+
+T = TypeVar("T")  # What stands for a tier: its name, or its number.
 
 
-def explored(chosen: int, admissible: Sequence[int], share: float, request_id: str) -> tuple[int, float]:
+def admissible(eligible: Sequence[T], success: Mapping[T, float], slack: float) -> list[T]:
+    """The eligible tiers whose success is at most `slack` below the highest among them, in the order given.
+
+    eligible: at least one tier. success: P(the tier answers correctly), of every eligible tier.
+    """
+    bar = max([success[tier] for tier in eligible]) - slack
+    return [tier for tier in eligible if success[tier] >= bar]
+
+
+def best(tiers: Sequence[T], success: Mapping[T, float], cost_usd: Mapping[T, float], worth_usd: float) -> T:
+    """The tier with the largest worth_usd * success - cost_usd among admissible tiers, as the graph chooses it.
+
+    Among equal values the higher success wins, then the earlier tier.
+    """
+    return max(tiers, key=lambda tier: (worth_usd * success[tier] - cost_usd[tier], success[tier]))
+
+
+def explored(chosen: T, tiers: Sequence[T], share: float, request_id: str) -> tuple[T, float]:
     """The tier to ask, and the propensity of that choice: the probability with which it is made.
 
-    chosen: the best of the admissible tiers. With probability `share` one of the others is asked instead, each
-    as likely as the other (epsilon-greedy, Sutton & Barto 2018, section 2.2). The draw is a hash of the request's
-    id, so that it replays. Where no other tier is admissible, nothing is drawn and the propensity is 1.
+    chosen: the best of the admissible `tiers`. With probability `share` one of the others is asked instead, each with
+        the same probability (epsilon-greedy, Sutton & Barto 2018, section 2.2). Where there is no other, the chosen
+        tier is asked with propensity 1.
+    request_id: seeds the draw, so that the same id always gives the same choice.
     """
-    others = [tier for tier in admissible if tier != chosen]
+    others = [tier for tier in tiers if tier != chosen]
     if not others or share == 0:
         return chosen, 1.0
     draw = int.from_bytes(blake2b(request_id.encode("utf-8", "replace"), digest_size=8).digest()) / 2**64

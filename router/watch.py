@@ -1,4 +1,4 @@
-"""Following files on disk: the bundle that a training run replaces, the price table that someone edits."""
+"""Follow files on disk: the bundle that a training run replaces, and the price table that someone edits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
 
-from router.bundle.bundle import MANIFEST_FILE
+from router.bundle.manifest import MANIFEST_FILE
 from router.errors import RouterError
 from router.router import Router
 
@@ -18,17 +18,17 @@ _NEVER: Signature = ("never looked at",)
 
 
 class Watcher:
-    """Keeps a router at the newest bundle and prices on disk; what is broken never replaces what works.
+    """Keeps a router at the newest bundle and prices on disk; a broken file never replaces what works.
 
     >>> with Watcher(router, "models/champion", prices="prices.toml"):     # doctest: +SKIP
     ...     serve(router)
 
     bundle: a bundle's folder, or a link to one, which may be pointed elsewhere; None follows prices only.
-    prices: a file in the format of tiers.toml; it holds for a new bundle too. None takes each bundle's own.
+    prices: a file in the format of tiers.toml, which also holds for a new bundle; None takes each bundle's own.
     interval_s: seconds between two looks; a look that finds nothing new costs a few microseconds.
 
-    A file that is refused is logged once as a warning, with what was found and expected, and tried again as
-    long as it stands there: it may have been half copied.
+    A refused file is logged once as a warning that says what was found and expected. It is tried again at every look,
+    since it may have been half copied.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Watcher:
         self._prices_taken: Signature = _NEVER
 
     def look(self) -> bool:
-        """Look once, now; whether the router has anything new. A refused bundle does not hold up new prices.
+        """Look once, now, and return whether the router took anything new.
 
-        Raises BundleError or PriceError where a file is refused.
+        Raises BundleError or PriceError where a file is refused; new prices are taken even if the bundle is refused.
         """
         bundle_found = _NEVER if self._bundle is None else _signature(self._bundle / MANIFEST_FILE)
         prices_found = _NEVER if self._prices is None else _signature(self._prices)
@@ -73,7 +73,7 @@ class Watcher:
         return has_new_prices
 
     def start(self) -> Watcher:
-        """Look now, as the first thing, and from then on in a daemon thread; raises nothing."""
+        """Look now, then every interval_s seconds in a daemon thread. Raises nothing: refused files are logged."""
         self._try()
         self._stop.clear()
         self._thread = Thread(target=self._run, name="token-broker-watcher", daemon=True)
@@ -113,7 +113,7 @@ class Watcher:
 
 
 def _signature(path: Path) -> Signature:
-    """What changes when a file does: where it really lies, which file it is, its size and time; None where none is."""
+    """What changes when a file does: its real path, inode, size and time; None where there is no file."""
     try:
         stat = path.stat()
         return (str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns)

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from router.bundle.engine import padded
 from training.encoders.cache import EncoderCache, bottom_k, overlap
 from training.encoders.embed import embed
 from training.encoders.static import StaticRecipe, learn_static
-from training.graph.session import padded
 
 RECIPE = StaticRecipe(vocab_size=320, n_lsa=4, n_distilled=4, max_tokens=64)
 WORDS = "sum proof list river stone why sort prime paint clock tax verb orbit salt 数 code".split()

@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 
 import training.pipeline
 from router import Router
-from router.bundle.bundle import FORMAT_VERSION, Bundle, Manifest
+from router.bundle import FORMAT_VERSION, Bundle, Manifest
+from router.bundle.engine import padded
 from router.cli import main
 from router.errors import BundleError
 from router.golden import check_golden
@@ -35,7 +36,7 @@ from training.fit.lengths import LengthModel
 from training.fit.model import TierModel
 from training.graph.builder import Graph
 from training.graph.decision import DECISION_INPUTS, add_decision, decide
-from training.graph.session import cpu_session, padded
+from training.graph.session import cpu_session
 from training.graph.trees import ensemble_attributes, float32_threshold
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest

@@ -1,6 +1,8 @@
 """Laws of files that are whole or not there."""
 
+import errno
 import os
+import stat
 
 import pytest
 
@@ -35,6 +37,20 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, write):
         write(unfinished)
         raise ZeroDivisionError
     assert os.listdir(tmp_path) == ["target"] and (tmp_path / "target").read_text() == "old"
+
+
+def test_a_file_system_that_cannot_sync_folders_is_good_enough(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def of_files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr("router.files.os.fsync", of_files_only)
+    with replacing(tmp_path / "target") as unfinished:
+        write_folder(unfinished)
+    assert (tmp_path / "target" / "inside").read_text() == "new"
 
 
 def test_a_disk_that_fails_while_syncing_leaves_what_was_there(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Laws of the endpoint: LiteLLM's real proxy with the hook, between simulated providers and the openai client."""
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -23,6 +24,7 @@ import pytest
 
 from router import Router
 from router.outcomes import OutcomeLog
+from router.portfolio.prices import PriceTable
 
 if importlib.util.find_spec("litellm") is None:
     pytest.skip("litellm is not installed: make test-gateway installs it", allow_module_level=True)
@@ -547,20 +549,40 @@ def test_without_litellm_the_error_names_the_extra():
     assert "pip install 'token-broker[gateway]'" in found.stderr.splitlines()[-1]
 
 
-def test_headers_are_printable_ascii_whatever_the_tiers_are_called(bundle):
-    code = f"""
-from dataclasses import replace
-from router import Router
-from router.gateway.hook import response_headers
-name = "pr\\u00e9mium \\u4e2d\\r\\nx-injected: 1"
-decision = Router.load({str(bundle)!r}).route("Hello!")
-headers = response_headers(replace(decision, tier=name, reason=name, cost_usd={{name: 1.5e-7}}))
-assert all(value.isascii() and value.isprintable() for value in headers.values()), headers
-print(headers["x-broker-expected-cost-usd"])
-"""
-    found = run_python(code)
-    assert found.returncode == 0, found.stderr
-    assert float(found.stdout) == 1.5e-7
+class Meddled(dict):
+    """The body of a request that changes the router's prices each time it is read."""
+
+    def __init__(self, body: dict, router: Router, tables: list[Path]) -> None:
+        super().__init__(body)
+        self.router, self.tables, self.n_changes = router, tables, 0
+
+    def get(self, *arguments):
+        self.n_changes += 1
+        self.router.update_prices(self.tables[self.n_changes % len(self.tables)])
+        return super().get(*arguments)
+
+
+def test_a_price_reload_while_a_request_is_routed_cannot_mix_tables(bundle, tmp_path):
+    """Each table names its offers after itself; the decision and all fallbacks must be of one of them."""
+    from router.gateway import BrokerHook
+
+    tables = []
+    for name in ("one", "two", "three"):
+        tables.append(tmp_path / f"{name}.toml")
+        tables[-1].write_text(re.sub(r'model = "', f'model = "{name}/', PRICES))
+    router = Router.load(bundle)
+    router.update_prices(tables[0])
+    found = set()
+    for start in range(3):
+        body = Meddled({"model": "broker/worth=0", "messages": CHAT, "metadata": {}}, router, tables[start:] + tables)
+        asyncio.run(BrokerHook(router).async_pre_call_hook(None, None, body, "acompletion"))
+        decision = body["metadata"]["broker_decision"]
+        sources = {model.partition("/")[0] for model in (body["model"], *body["fallbacks"])}
+        found |= sources
+        [source] = sources
+        assert body.n_changes > 3 and decision.offer.model == body["model"]
+        assert decision.price_table_id == PriceTable.parse((tmp_path / f"{source}.toml").read_text()).id
+    assert len(found) > 1
 
 
 def wait_for(condition, limit_s: float = 10) -> None:

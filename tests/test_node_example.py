@@ -23,7 +23,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
 from router import PriceError, Router
-from router.bundle.bundle import read_manifest
+from router.bundle.manifest import read_manifest
 from router.prompt import valid_unicode
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

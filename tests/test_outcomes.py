@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import count
@@ -17,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.decision import Decision
-from router.outcomes import Compaction, OutcomeLog
-from router.outcomes import log as module
+from router.files import UNFINISHED
+from router.outcomes import Compaction, OutcomeLog, compaction, storage
 from router.portfolio.tiers import parse_tiers
 from training.log.ingest import ingest
 
@@ -147,7 +148,7 @@ def test_of_two_outcomes_the_later_holds_field_by_field(tmp_path):
 
 def test_later_means_later_when_the_clock_goes_backwards(tmp_path, monkeypatch):
     clock = count(10**18, -(10**12))
-    monkeypatch.setattr(module.time, "time_ns", lambda: next(clock))
+    monkeypatch.setattr(time, "time_ns", lambda: next(clock))
     log, decision = OutcomeLog(tmp_path), decide()
     log.decided(decision, "p")
     log.outcome(decision.decision_id, correct=True)
@@ -160,8 +161,8 @@ def test_outcomes_without_a_decision_are_kept_a_week_and_then_dropped(tmp_path, 
     log.outcome("unheard-of", correct=True)
     assert [log.compact().orphans, log.compact().orphans] == [1, 1]
     assert partitions(tmp_path) == []
-    now = module.time.time_ns()
-    monkeypatch.setattr(module.time, "time_ns", lambda: now + 8 * 24 * 3600 * 10**9)
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 8 * 24 * 3600 * 10**9)
     log.outcome("another", correct=True)
     assert log.compact().orphans == 1
 
@@ -361,8 +362,8 @@ def test_a_journal_goes_when_its_writer_has_and_not_before(tmp_path):
 
 @pytest.mark.parametrize("journal_bytes", [25_000, 1_000_000])
 def test_long_journals_are_read_in_batches(tmp_path, monkeypatch, journal_bytes):
-    monkeypatch.setattr(module, "_BATCH_BYTES", 10_000)
-    monkeypatch.setattr(module, "_JOURNAL_BYTES", journal_bytes)
+    monkeypatch.setattr(compaction, "_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(storage, "MAX_JOURNAL_BYTES", journal_bytes)
     log, decisions = OutcomeLog(tmp_path, keep_prompts=True), [decide() for _ in range(50)]
     for decision in decisions:
         log.outcome(decision.decision_id, correct=True)
@@ -440,15 +441,15 @@ def test_a_compaction_killed_after_any_step_is_done_again(tmp_path, monkeypatch,
         return step
 
     for name in ("write", "delete"):
-        monkeypatch.setattr(module._Folder, name, dying(getattr(module._Folder, name)))
+        monkeypatch.setattr(storage.Folder, name, dying(getattr(storage.Folder, name)))
     with pytest.raises(Killed):
         while True:
             OutcomeLog(tmp_path).compact()
             OutcomeLog(tmp_path).outcome("keeps compaction going", correct=True)
     monkeypatch.undo()
-    monkeypatch.setattr(module, "_BATCH_BYTES", 1)  # the repetition may take other lines than the compaction killed
+    monkeypatch.setattr(compaction, "_BATCH_BYTES", 1)  # the repetition may take other lines than the compaction killed
 
-    another, unfinished = decide(), tmp_path / "day=2026-01-01" / ".attempts-x.parquet.unfinished"
+    another, unfinished = decide(), tmp_path / "day=2026-01-01" / f"{UNFINISHED}x-attempts-x.parquet"
     unfinished.parent.mkdir(exist_ok=True)
     unfinished.touch()
     with OutcomeLog(tmp_path) as log:
@@ -512,7 +513,7 @@ def test_an_object_store_that_fails_gets_the_lines_later(store, monkeypatch):
 
 
 def test_memory_is_bounded_where_nobody_flushes(store, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_JOURNAL_BYTES", 5_000)
+    monkeypatch.setattr(storage, "MAX_JOURNAL_BYTES", 5_000)
     log = OutcomeLog("memory://bucket/log")
     for _ in range(20):
         log.decided(decide(), "p")

@@ -17,7 +17,8 @@ import pytest
 import training.retrain.log_check as examining
 import training.retrain.run as line
 from router import Router
-from router.bundle.bundle import Bundle, read_manifest
+from router.bundle import Bundle
+from router.bundle.manifest import read_manifest
 from router.golden import check_golden
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import read_tiers

@@ -210,6 +210,40 @@ def test_regions_limit_the_offers(router):
     assert router.route("Hello!", capabilities={"vision"}).fallback
 
 
+@shared_router
+@given(
+    prompt=st.sampled_from(PROMPTS),
+    worth=st.sampled_from([None, 0.0, 0.01]),
+    critical=st.booleans(),
+    regions=st.sampled_from([None, ("eu",), ("cn", "local"), ("mars",)]),
+    context_tokens=st.sampled_from([None, 60_000, 100_000, 10**9]),
+)
+def test_the_offers_to_try_begin_with_the_decisions_own_and_only_get_better(
+    router, prompt, worth, critical, regions, context_tokens
+):
+    call = router.snapshot.call(worth_usd=worth, critical=critical, regions=regions)
+    decision = call.route(prompt, context_tokens=context_tokens)
+    offers = call.offers_to_try(decision)
+    tiers = {offer: tier for tier in router.prices.tiers for offer in tier.offers}
+    names = [tiers[offer].name for offer in offers]
+    assert len(set(offers)) == len(offers) and all(regions is None or offer.region in regions for offer in offers)
+    assert [decision.success[name] for name in names] == sorted(decision.success[name] for name in names)
+    if not decision.fallback:
+        assert offers[0] == decision.offer and set(names) <= set(decision.eligible)
+        assert all(offer.context_window >= decision.context_tokens for offer in offers)
+        assert not critical or all(tiers[offer].critical for offer in offers)
+    for name in set(names):
+        costs = [decision.context_tokens * offer.usd_per_mtok_input for offer in offers if tiers[offer].name == name]
+        assert costs == sorted(costs)
+
+
+def test_a_fallback_tries_the_offers_that_seem_too_small_too(router):
+    call = router.snapshot.call(regions=["us"])
+    decision = call.route("Hello!", context_tokens=10**9)
+    assert decision.fallback and decision.offer is None
+    assert [offer.model for offer in call.offers_to_try(decision)] == ["sim/frontier-1"]
+
+
 def test_a_chat_is_read_newest_message_first(router):
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
     decision = router.route(messages=chat)
@@ -286,6 +320,21 @@ def test_a_broken_bundle_never_replaces_a_good_one(bundle, tmp_path, router):
     assert router.bundle is before
 
 
+def test_a_price_reload_between_the_steps_of_a_request_cannot_mix_tables(bundle, tmp_path, router):
+    """What the gateway does: one snapshot, then a decision, then the offers to try."""
+    snapshot, before = router.snapshot, {tier.name: tier.offers for tier in router.prices.tiers}
+    router.update_prices(_scaled_prices(bundle, tmp_path, 7.0))
+    call = snapshot.call(worth_usd=0.0)
+    decision = call.route(PROMPTS[0])
+    router.update_prices(_scaled_prices(bundle, tmp_path, 3.0))
+    offers = call.offers_to_try(decision)
+    assert decision.price_table_id == snapshot.prices.id != router.prices.id
+    assert offers[0] == decision.offer and set(offers) <= {offer for tier in before.values() for offer in tier}
+    assert router.route(PROMPTS[0]).price_table_id == router.prices.id
+    with pytest.raises(AttributeError):
+        snapshot.prices = router.prices
+
+
 def test_threads_decide_as_one(bundle, tmp_path, router):
     expected = [router.route(prompt) for prompt in PROMPTS]
     with ThreadPoolExecutor(8) as pool:
@@ -307,11 +356,34 @@ def test_a_decision_is_one_line_of_json_without_the_prompt(router):
 # ---- the runtime is light --------------------------------------------------------------------------
 
 
-def test_the_router_imports_nothing_heavy():
-    heavy = {"training", "lightgbm", "sklearn", "scipy", "pandas", "pyarrow", "duckdb", "mlflow", "torch", "onnx"}
-    code = "import router, router.cli, sys; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not heavy & set(loaded)
+IMPORT_THE_CORE = """
+import importlib, pkgutil, sys
+import numpy, onnxruntime, tokenizers
+
+def packages():
+    return {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+
+def import_all(package):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if module.name not in ("router.outcomes", "router.gateway"):
+            print(module.name)
+            found = importlib.import_module(module.name)
+            if module.ispkg:
+                import_all(found)
+
+before = packages()
+import router
+import_all(router)
+print("others:", *packages() - before - {"router"})
+"""
+
+
+def test_the_core_imports_only_numpy_onnxruntime_and_tokenizers():
+    """Every module of router/ but those of subpackages behind an extra."""
+    run = subprocess.run([sys.executable, "-c", IMPORT_THE_CORE], capture_output=True, text=True, check=True)
+    *core, others = run.stdout.splitlines()
+    assert {"router.routing", "router.request", "router.bundle.manifest", "router.portfolio.quote"} <= set(core)
+    assert others == "others:"
 
 
 @pytest.mark.parametrize("served", [1e-200, 1e-160])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router import DialError, Policy, Router
-from router.rule import explored
+from router.rule import admissible, best, explored
 
 IDS = [f"request-{number}" for number in range(4000)]
 PROMPT = "Hello!"
@@ -34,6 +34,28 @@ def test_tiers_are_asked_as_often_as_their_propensity_says(share):
 
 def test_without_another_admissible_tier_nothing_is_drawn():
     assert {explored(2, [2], 0.5, request_id) for request_id in IDS} == {(2, 1.0)}
+
+
+SUCCESSES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
+
+
+@given(successes=SUCCESSES, slack=st.floats(0, 1))
+def test_admissible_tiers_are_within_the_slack_of_the_highest_eligible_success(successes, slack):
+    success = dict(enumerate(successes))
+    eligible = list(success)[1:] or [0]
+    tiers = admissible(eligible, success, slack)
+    highest = max(success[tier] for tier in eligible)
+    assert tiers == [tier for tier in eligible if success[tier] >= highest - slack]
+    assert highest in [success[tier] for tier in tiers]
+
+
+@given(successes=SUCCESSES, worth=st.floats(0, 10))
+def test_the_best_tier_has_the_largest_net_value_and_among_equals_the_highest_success(successes, worth):
+    success = dict(enumerate(successes))
+    free, dear = dict.fromkeys(success, 0.0), {tier: float(tier) for tier in success}
+    assert success[best(list(success), success, free, worth)] == max(successes) or worth < 1e-6
+    assert best(list(success), success, dear, 0.0) == 0
+    assert best(list(success), success, free, 0.0) == successes.index(max(successes))
 
 
 def test_a_router_explores_inside_the_slack_only_and_says_so(bundle):

@@ -13,11 +13,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from router.bundle.engine import padded
 from training.encoders import transformer
 from training.encoders.encoder import N_SURFACE, with_token_kinds
 from training.encoders.transformer import check_parity, export_transformer, load_transformer
 from training.errors import ConfigError, EncoderError
-from training.graph.session import padded
 
 if TYPE_CHECKING:
     from onnx import ModelProto

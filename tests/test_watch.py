@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from router import BundleError, PriceError, Router, RouterError, Watcher
-from router.bundle.bundle import Manifest
+from router.bundle import Manifest
 
 PROMPTS = ["What is 17 * 23?", "Prove that sqrt(2) is irrational.", "Bonjour", "", "def f(x): return x"]
 

@@ -1,4 +1,4 @@
-"""Clusters of the training prompts: what an explanation says of logged prompts like the one that was asked."""
+"""Clusters of the training prompts, by which an explanation shows logged prompts like the one that was asked."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from router.errors import BundleError
 class Cluster:
     """Logged prompts that are alike, and how often each tier answered them correctly.
 
-    number: its place in clusters.json, as the graph answers it.
-    success: share of correct answers per tier, in 0..1; without the tiers that were asked none of them. Of partial
-        feedback a doubly robust estimate. n_outcomes: answers of each of these tiers.
-    segments: share of the prompts in each segment of the log, the largest first; none where the log has no segments.
-    examples: some of the prompts, cut short; none unless the training run was told to keep them.
+    number: its place in clusters.json, which is the graph's output `cluster`.
+    success: share of correct answers per tier, in 0..1; where the log has partial feedback, a doubly robust estimate.
+        It omits tiers that answered none of these prompts.
+    n_outcomes: number of answers of each of these tiers.
+    segments: share of the prompts in each segment of the log, the largest first; empty where the log has no segments.
+    examples: some of the prompts, cut short; empty unless the training run was told to keep them.
     """
 
     number: int
@@ -29,14 +30,14 @@ class Cluster:
 
 
 def clusters_text(clusters: tuple[Cluster, ...]) -> str:
-    """The text of clusters.json, a cluster a line."""
+    """The text of clusters.json, one cluster per line."""
     names = [name for name in Cluster.__dataclass_fields__ if name != "number"]
     rows = [json.dumps({name: getattr(c, name) for name in names}, ensure_ascii=False) for c in clusters]
     return "[\n" + ",\n".join(rows) + "\n]\n"
 
 
 def parse_clusters(text: bytes, source: str) -> tuple[Cluster, ...]:
-    """From the content of clusters.json; raises BundleError where it is of another form."""
+    """Clusters from the content of clusters.json; raises BundleError where it has another form."""
     try:
         rows = json.loads(text)
         if not isinstance(rows, list) or not rows:

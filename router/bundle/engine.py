@@ -1,27 +1,29 @@
-"""Running the decision graph, from any thread, with as little around it as ONNX Runtime allows."""
+"""Running the decision graph from any thread, with as little overhead as ONNX Runtime allows."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnxruntime
 
 OUTPUTS = ("success", "output_tokens", "cost_usd", "tier", "familiarity", "cluster")
+BATCH_SIZE = 64
 
 
 class Engine:
     """The graph of a bundle in an ONNX Runtime session of its own; safe to share between threads.
 
-    What a thread fed last stays bound for it, so that prices and dials, the same objects from request to
-    request, are handed over once.
+    Each thread keeps the inputs of its last run bound. Prices and dials are the same objects from request to request,
+    so ONNX Runtime receives them only once.
     """
 
     def __init__(self, graph: bytes, n_threads: int) -> None:
-        """n_threads: of one call. Raises what onnxruntime raises where the graph cannot be loaded.
+        """Load the graph.
 
-        Raises ValueError where the graph lacks an output.
+        n_threads: threads of one run.
+        Raises ValueError where the graph lacks an output, and onnxruntime's own errors where it cannot be loaded.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads
@@ -34,24 +36,49 @@ class Engine:
         self._of_thread = threading.local()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The OUTPUTS: the first three float32 (n, n_tiers), then tier int64, familiarity float32, cluster int64, (n).
+        """Run the graph on n prompts and return its OUTPUTS in their order.
 
-        feeds: every input of the graph, C-contiguous, in its own type. An array must not be changed as long
-        as it is fed again as the same object.
+        feeds: every input of the graph, C-contiguous, in its own type. Do not change an array that will be fed again:
+        the engine recognises it by identity and would not see the change.
+        Returns three float32 (n, n_tiers), then tier int64, familiarity float32 and cluster int64, each (n,).
         """
         n = len(feeds["input_ids"])
         try:
             binding, bound, bound_n = self._of_thread.binding
         except AttributeError:
             binding, bound, bound_n = self._session.io_binding(), {}, -1
-        if n != bound_n:  # ONNX Runtime writes into the arrays of the run before: right for as many prompts only
+        if n != bound_n:  # ONNX Runtime writes into the arrays of the last run, which fit the same n only.
             for name in OUTPUTS:
                 binding.bind_output(name)
             self._of_thread.binding = binding, bound, n
         for name, array in feeds.items():
             if bound.get(name) is not array:
                 binding.bind_cpu_input(name, array)
-                bound[name] = array  # also keeps its memory alive, which the binding only points to
+                bound[name] = array  # The binding only points to the memory; this keeps it alive.
         self._session.run_with_iobinding(binding)
         answers: list[np.ndarray] = binding.copy_outputs_to_cpu()
         return answers
+
+
+def batches(ids: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
+    """The rows of prompts of similar length, shortest first: int arrays (n_rows,), at most BATCH_SIZE rows each.
+
+    ids: the tokens of each prompt. A batch is padded to its longest prompt, so similar lengths waste least.
+    """
+    order = np.argsort([len(row) for row in ids], kind="stable")
+    for start in range(0, len(order), BATCH_SIZE):
+        yield order[start : start + BATCH_SIZE]
+
+
+def padded(ids: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Token ids as `input_ids` and `attention_mask`, both int64 (n, longest); the mask is 0 where a row was filled up.
+
+    ids: of at least one prompt; a row may be empty.
+    """
+    longest = max(len(row) for row in ids)
+    input_ids = np.zeros((len(ids), longest), dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    for row, tokens in enumerate(ids):
+        input_ids[row, : len(tokens)] = tokens
+        attention_mask[row, : len(tokens)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -1,4 +1,4 @@
-"""The price table: what each tier's cheapest eligible offer costs now."""
+"""The price table: the offers and prices of every tier now."""
 
 from __future__ import annotations
 
@@ -8,47 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from router.errors import PriceError, TierError
+from router.portfolio.quote import Quote, usable_offers
 from router.portfolio.tiers import Offer, Tier, parse_tiers
-
-
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """The cheapest eligible offer of each tier, and its prices as the graph takes them.
-
-    offers: None where a tier has no eligible offer.
-    usd_per_mtok_input, usd_per_mtok_output: float32 (1, n_tiers), 0 where there is no offer.
-    open, open_critical: which tiers have an offer, and which of them may answer critical requests.
-    eligible, eligible_critical: the same as bool (1, n_tiers).
-    """
-
-    offers: tuple[Offer | None, ...]
-    usd_per_mtok_input: np.ndarray
-    usd_per_mtok_output: np.ndarray
-    open: tuple[bool, ...]
-    open_critical: tuple[bool, ...]
-    eligible: np.ndarray
-    eligible_critical: np.ndarray
-
-    @classmethod
-    def of(cls, tiers: Sequence[Tier], offers: tuple[Offer | None, ...]) -> Quote:
-        """The quote for one offer, or none, of each tier."""
-        has_offer = tuple(offer is not None for offer in offers)
-        any_reserved = any(tier.critical for tier in tiers)
-        may_answer = tuple(
-            is_open and (tier.critical or not any_reserved) for tier, is_open in zip(tiers, has_offer, strict=True)
-        )
-        return cls(
-            offers,
-            np.array([[offer.usd_per_mtok_input if offer else 0.0 for offer in offers]], np.float32),
-            np.array([[offer.usd_per_mtok_output if offer else 0.0 for offer in offers]], np.float32),
-            has_offer,
-            may_answer,
-            np.array([has_offer]),
-            np.array([may_answer]),
-        )
 
 
 @dataclass(frozen=True)
@@ -66,13 +28,13 @@ class PriceTable:
     @classmethod
     def parse(cls, text: str, source: str = "tiers.toml") -> PriceTable:
         """From the text of a tiers.toml; raises TierError."""
-        return cls(parse_tiers(text, source), hashlib.sha256(text.encode()).hexdigest()[:16], text)
+        return cls(tiers=parse_tiers(text, source), id=_digest(text), text=text)
 
     @classmethod
     def read(cls, path: str | Path, tier_names: Sequence[str]) -> PriceTable:
-        """From a file in the format of tiers.toml, its tiers in any order, but exactly `tier_names`.
+        """From a file in the format of tiers.toml that has exactly the tiers `tier_names`, in any order.
 
-        Raises PriceError, so that a broken table never replaces a good one.
+        Raises PriceError where the file cannot be read, is not valid, or has other tiers.
         """
         try:
             table = cls.parse(Path(path).read_bytes().decode("utf-8"), str(path))
@@ -84,7 +46,7 @@ class PriceTable:
                 f"price table refused: {path} has the tiers {', '.join(sorted(found))}; "
                 f"expected exactly those of the bundle: {', '.join(sorted(tier_names))}"
             )
-        return cls(tuple(found[name] for name in tier_names), table.id, table.text)
+        return replace(table, tiers=tuple(found[name] for name in tier_names))
 
     def scaled(self, factors: Mapping[str, float]) -> PriceTable:
         """The same offers with all prices of some providers multiplied: {"alibaba": 0.1} is a cut by 90 %.
@@ -109,33 +71,38 @@ class PriceTable:
         tiers = tuple(replace(tier, offers=tuple(scale(offer) for offer in tier.offers)) for tier in self.tiers)
         change = "".join(f"\n# {provider} x {factor!r}" for provider, factor in sorted(factors.items()))
         text = self.text + change
-        return PriceTable(tiers, hashlib.sha256(text.encode()).hexdigest()[:16], text)
+        return PriceTable(tiers=tiers, id=_digest(text), text=text)
 
     def quote(
-        self, context_tokens: float, output_tokens: Sequence[float], accepts: Callable[[Offer], bool] | None = None
+        self,
+        context_tokens: float,
+        output_tokens: Sequence[float],
+        accepts: Callable[[Offer], bool] | None = None,
+        *,
+        critical: bool = False,
     ) -> Quote:
-        """The cheapest eligible offer of each tier for one request.
+        """The cheapest usable offer of each tier for one request, and the tiers that may answer it.
 
         context_tokens: tokens that the provider bills as input.
-        output_tokens: typical answer of each tier, in tokens; it must fit into the context window
-        too, and weighs an offer's two prices against each other.
-        accepts: further conditions on an offer (region, capability).
+        output_tokens: the typical answer of each tier, in tokens (n_tiers,).
+        accepts: further conditions on an offer (region, capability); None accepts all.
+        critical: only the tiers reserved for critical requests may answer, if any are.
         """
-        chosen = []
-        for tier, n_output in zip(self.tiers, output_tokens, strict=True):
-            best, best_usd = -1, math.inf
-            for index, offer in enumerate(tier.offers):
-                if context_tokens + n_output > offer.context_window or (accepts is not None and not accepts(offer)):
-                    continue
-                usd = context_tokens * offer.usd_per_mtok_input + n_output * offer.usd_per_mtok_output
-                if usd < best_usd:
-                    best, best_usd = index, usd
-            chosen.append(best)
-        key = tuple(chosen)
+        usable = usable_offers(self.tiers, context_tokens, output_tokens, accepts)
+        key = (critical, *[offers[0][1] if offers else -1 for offers in usable])
         quote = self._quotes.get(key)
         if quote is None:
-            offers = tuple(
-                None if index < 0 else tier.offers[index] for tier, index in zip(self.tiers, key, strict=True)
-            )
-            quote = self._quotes[key] = Quote.of(self.tiers, offers)
+            cheapest = {
+                tier.name: tier.offers[offers[0][1]] for tier, offers in zip(self.tiers, usable, strict=True) if offers
+            }
+            quote = self._quotes[key] = Quote.of(self.tiers, cheapest, self.may_answer(critical=critical))
         return quote
+
+    def may_answer(self, *, critical: bool) -> tuple[str, ...]:
+        """Names of the tiers that a request may ask: all; for a critical one those reserved for such, if any are."""
+        reserved = tuple(tier.name for tier in self.tiers if tier.critical)
+        return reserved if critical and reserved else tuple(tier.name for tier in self.tiers)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

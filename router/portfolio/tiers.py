@@ -14,7 +14,14 @@ from router.errors import TierError
 
 @dataclass(frozen=True)
 class Offer:
-    """A model at a provider at a price."""
+    """A model at a provider at a price.
+
+    context_window: tokens of input and answer together.
+    usd_per_mtok_input, usd_per_mtok_output: USD per million tokens.
+    aliases: other names under which a log may know the model.
+    capabilities: what it can do beyond text, such as "tools".
+    max_share: largest share of the requests of any rolling window, in (0, 1].
+    """
 
     model: str
     provider: str
@@ -41,7 +48,11 @@ class Tier:
 
 @dataclass(frozen=True)
 class SelfHosted:
-    """What an hour of one's own hardware costs, and how much it serves."""
+    """What an hour of one's own hardware costs, and how much it serves.
+
+    utilization: share of the time in which it serves, in (0, 1]. mtok_per_hour: million tokens that it serves in an
+        hour at full use.
+    """
 
     electricity_usd_per_hour: float
     bandwidth_usd_per_hour: float
@@ -51,7 +62,7 @@ class SelfHosted:
 
     @property
     def usd_per_mtok(self) -> float:
-        """(electricity + bandwidth + hardware) / (utilization x tokens served per hour)."""
+        """(electricity + bandwidth + hardware) / (utilization x million tokens per hour)."""
         usd_per_hour = self.electricity_usd_per_hour + self.bandwidth_usd_per_hour + self.hardware_usd_per_hour
         return usd_per_hour / (self.utilization * self.mtok_per_hour)
 
@@ -112,7 +123,9 @@ def _tier(entry: Any, place: str) -> Tier:
     if not isinstance(critical, bool):
         raise TierError(f"{place} ({name}): critical is {critical!r}; expected true or false")
     return Tier(
-        name, tuple(_offer(offer, f"{place} ({name}), offer {n}") for n, offer in enumerate(offers, 1)), critical
+        name=name,
+        offers=tuple(_offer(offer, f"{place} ({name}), offer {n}") for n, offer in enumerate(offers, 1)),
+        critical=critical,
     )
 
 
@@ -165,7 +178,7 @@ def _table(entry: Any, place: str) -> Mapping[str, Any]:
 def _number(
     entry: Mapping[str, Any], key: str, place: str, *, above: float | None = None, most: float = math.inf
 ) -> float:
-    """A finite number, at least 0 or else strictly above `above`, and no larger than `most`."""
+    """A finite number of at most `most`, and above `above` or, where that is None, of at least 0; raises TierError."""
     value: Any = entry.get(key)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not (value >= 0 if above is None else value > above) or value > most:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from router.bundle.bundle import DialPoint
+from router.bundle.manifest import DialPoint
 
 DIAL_QUALITIES = (0.80, 0.85, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.00)
 SLACKS = np.concatenate([np.arange(0, 0.1, 0.005), np.arange(0.1, 0.3, 0.01), np.arange(0.3, 1.0001, 0.05)])

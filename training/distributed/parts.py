@@ -17,12 +17,12 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from router.files import replacing
 from router.portfolio.tiers import Tier
 from training.encoders.cache import read_encoder
 from training.encoders.embed import embed
@@ -272,6 +272,5 @@ def _rectangle(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # a worker given up may still write
-    pq.write_table(table, unfinished, compression="zstd")
-    unfinished.replace(path)
+    with replacing(path) as unfinished:  # A worker that was given up may still write the same file.
+        pq.write_table(table, unfinished, compression="zstd")

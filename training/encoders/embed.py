@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from router.bundle.engine import batches, padded
 from router.files import replacing
 from training.encoders.encoder import Encoder
-from training.graph.session import cpu_session, padded
+from training.graph.session import cpu_session
 
-_BATCH_SIZE = 64
 _SHARD_ROWS = 50_000
 
 
@@ -81,10 +81,8 @@ def _run(encoder: Encoder, texts: Sequence[str], bar: tqdm) -> tuple[np.ndarray,
     session = cpu_session(encoder.graph)
     ids = encoder.token_ids(texts)
     n_tokens = np.array([len(row) for row in ids], dtype=np.int64)
-    order = np.argsort(n_tokens, kind="stable")
     vectors: np.ndarray | None = None
-    for start in range(0, len(order), _BATCH_SIZE):
-        rows = order[start : start + _BATCH_SIZE]
+    for rows in batches(ids):
         feeds = padded([ids[row] for row in rows])
         (batch,) = session.run(["embedding"], feeds)
         if vectors is None:

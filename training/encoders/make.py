@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from router.bundle.bundle import EncoderInfo
+from router.bundle import EncoderInfo
 from training.config import TrainingConfig
 from training.encoders.cache import EncoderCache
 from training.encoders.encoder import Encoder, with_token_kinds

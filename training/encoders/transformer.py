@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from router.bundle.engine import padded
 from training.errors import ConfigError, EncoderError
 from training.graph.builder import OPSET
-from training.graph.session import cpu_session, padded
+from training.graph.session import cpu_session
 
 if TYPE_CHECKING:
     import torch

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from router.files import replacing
 from training.errors import LogError
 from training.log.split import Split
 
@@ -70,13 +71,12 @@ class TrainingData:
         ends = np.concatenate([[0], np.cumsum(width)]).astype(np.int32)
         vectors = np.ascontiguousarray(self.embedding, dtype=np.float32)
         columns["embedding"] = pa.ListArray.from_arrays(pa.array(ends), pa.array(vectors.ravel()))
-        unfinished = path.with_name(f".{path.name}.tmp")
         facts = {_BUNDLE_ID: bundle_id}
         if self.others is not None:
             facts[_OTHERS] = json.dumps(asdict(self.others))
         table = pa.table(columns).replace_schema_metadata(facts)
-        pq.write_table(table, unfinished, compression="zstd")
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            pq.write_table(table, unfinished, compression="zstd")
 
     @classmethod
     def load(cls, path: Path, bundle_id: str) -> TrainingData:

@@ -12,7 +12,8 @@ from uuid import uuid4
 
 import onnx
 
-from router.bundle.bundle import (
+from router.bundle.clusters import Cluster, clusters_text
+from router.bundle.manifest import (
     CLUSTERS_FILE,
     GOLDEN_FILE,
     GRAPH_FILE,
@@ -22,7 +23,6 @@ from router.bundle.bundle import (
     TOKENIZER_FILE,
     Manifest,
 )
-from router.bundle.clusters import Cluster, clusters_text
 from router.router import Router
 from training.encoders.encoder import Encoder
 from training.errors import ConfigError

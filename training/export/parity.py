@@ -9,12 +9,12 @@ import lightgbm
 import numpy as np
 import onnx
 
-from router.bundle.engine import OUTPUTS
+from router.bundle.engine import OUTPUTS, padded
 from training.encoders.encoder import Encoder
 from training.errors import ParityError
 from training.fit.model import TierModel
 from training.graph.decision import decide
-from training.graph.session import cpu_session, padded
+from training.graph.session import cpu_session
 from training.graph.trees import float32_threshold
 
 TOLERANCE_SUCCESS = 1e-4

@@ -73,8 +73,7 @@ def costs_at_prices(table: OutcomeTable, prices: PriceTable) -> AttemptCosts:
     found = attempt_costs(unpriced, prices.tiers)
     quote = prices.quote(float(found.input_tokens.mean()), found.mean_output_tokens.tolist())
     cheapest = [
-        replace(tier, offers=(offer,)) if offer else tier
-        for tier, offer in zip(prices.tiers, quote.offers, strict=True)
+        replace(tier, offers=(quote.offers[tier.name],)) if tier.name in quote.offers else tier for tier in prices.tiers
     ]
     return attempt_costs(unpriced, cheapest)
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from router.bundle.bundle import Manifest
+from router.bundle.manifest import Manifest
 from training.evaluation.metrics import Interval
 from training.evaluation.result import Evaluation, OffPolicyResult, dials_text, off_policy_figures
 from training.log.table import OutcomeTable

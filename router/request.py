@@ -1,0 +1,108 @@
+"""What a request for the model `broker` says, and what its answer tells the client; free of any gateway.
+
+Dials stand in the model's name, `broker/quality=0.98,worth=0.002` or `broker/critical`, or in the request's metadata,
+`{"broker": {"quality": 0.98, "worth_usd": 0.002, "critical": true}}`, which wins over the name.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from router.decision import Decision
+from router.errors import DialError
+from router.portfolio.prices import PriceTable
+
+MODEL = "broker"
+
+_DIALS_IN_NAME = f"{MODEL}/quality=Q, {MODEL}/worth=USD, {MODEL}/critical or several with commas between"
+_NUMBERS_IN_NAME = {"quality": "quality", "worth": "worth_usd"}
+_TOOLS = "tools"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDials:
+    """The dials of one request, as Router.route takes them."""
+
+    quality: float | None = None
+    worth_usd: float | None = None
+    critical: bool = False
+
+
+def read_dials(model: str, metadata: object = None) -> RequestDials:
+    """The dials of a request.
+
+    model: `broker`, or `broker/` and dials, as in `broker/quality=0.98,worth=0.002` or `broker/critical`.
+    metadata: what the request's metadata holds under `broker`: a mapping with any of `quality`, `worth_usd` and
+        `critical`, each of which wins over the name; None where there is nothing.
+    Raises DialError for a dial of another name or type. Router.route checks whether numbers are in range.
+    """
+    named = _dials_in_name(model)
+    if metadata is None:
+        return RequestDials(**named)
+    if not isinstance(metadata, Mapping) or not {"quality", "worth_usd", "critical"}.issuperset(metadata):
+        raise DialError(
+            f"metadata.{MODEL} is {reprlib.repr(metadata)}; "
+            "expected an object with any of quality, worth_usd and critical"
+        )
+    for name, value in metadata.items():
+        if name == "critical":
+            if not isinstance(value, bool):
+                raise DialError(f"metadata.{MODEL}.critical is {reprlib.repr(value)}; expected true or false")
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise DialError(f"metadata.{MODEL}.{name} is {reprlib.repr(value)}; expected a number")
+    return RequestDials(**{**named, **metadata})
+
+
+def _dials_in_name(model: str) -> dict[str, Any]:
+    _, slash, text = model.partition("/")
+    dials: dict[str, Any] = {}
+    for word in text.split(",") if slash else []:
+        name, _, number = word.partition("=")
+        try:
+            dial, value = ("critical", True) if word == "critical" else (_NUMBERS_IN_NAME[name], float(number))
+        except (KeyError, ValueError):
+            raise DialError(f"model {model!r}: {word!r} is no dial; expected {_DIALS_IN_NAME}") from None
+        if dial in dials:
+            raise DialError(f"model {model!r}: {name} stands there more than once; expected {_DIALS_IN_NAME}")
+        dials[dial] = value
+    return dials
+
+
+def needed_capabilities(data: Mapping[str, Any], prices: PriceTable) -> frozenset[str]:
+    """What the offers for a request must be capable of: `tools` where it brings tools.
+
+    data: the request's body. Where no offer of the price table states `tools`, the table does not say which offers
+    know tools, so none is needed.
+    """
+    if not (data.get("tools") or data.get("functions")):
+        return frozenset()
+    stated = any(_TOOLS in offer.capabilities for tier in prices.tiers for offer in tier.offers)
+    return frozenset({_TOOLS}) if stated else frozenset()
+
+
+def request_prompt(data: Mapping[str, Any]) -> Any:
+    """The prompt of a text completion, several texts joined by a blank line; None for a chat. data: the body."""
+    prompt = data.get("prompt")
+    if isinstance(prompt, list) and all(isinstance(text, str) for text in prompt):
+        return "\n\n".join(prompt)
+    return prompt
+
+
+def response_headers(decision: Decision) -> dict[str, str]:
+    """The headers that tell a client of its decision: printable ASCII, everything else is escaped.
+
+    A fallback has no header for the expected cost, since its costs may be unknown.
+    """
+    headers = {
+        "x-broker-tier": decision.tier,
+        "x-broker-decision-id": decision.decision_id,
+        "x-broker-reason": decision.reason,
+    }
+    if decision.offer is not None:
+        headers["x-broker-model"] = decision.offer.model
+    if not decision.fallback:
+        headers["x-broker-expected-cost-usd"] = f"{decision.cost_usd[decision.tier]:.9f}"
+    return {name: value.encode("unicode_escape").decode("ascii").strip() for name, value in headers.items()}

@@ -1,0 +1,224 @@
+"""One call of the router, for one or many prompts: tokens, offers and graph in, decisions out."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from router.bundle.bundle import Bundle
+from router.bundle.engine import batches, padded
+from router.decision import Decision
+from router.errors import DialError, PromptError
+from router.policy import Dials, Policy
+from router.portfolio.prices import PriceTable
+from router.portfolio.quote import Quote, graph_inputs, usable_offers
+from router.portfolio.tiers import Offer
+from router.prompt import Messages, prompt_text
+from router.rule import admissible, explored
+
+_MOST_TOKENS = 1e12
+
+
+class _Answer(NamedTuple):
+    """What the graph says of one prompt: the engine's OUTPUTS in their order; tier -1 where none is eligible."""
+
+    success: list[float]
+    output_tokens: list[float]
+    cost_usd: list[float]
+    tier: int
+    familiarity: float | None
+    cluster: int | None
+
+
+_NO_ANSWER = _Answer([], [], [], -1, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """All that is the same for every prompt of one call; what it returns is of one bundle and one price table.
+
+    accepts: which offers the request accepts; None accepts all.
+    """
+
+    bundle: Bundle
+    prices: PriceTable
+    policy: Policy
+    dials: Dials
+    accepts: Callable[[Offer], bool] | None
+
+    def route(
+        self,
+        prompt: str | None,
+        messages: Messages | None = None,
+        context_tokens: float | None = None,
+        request_id: str | None = None,
+    ) -> Decision:
+        """The decision for one prompt or chat; the arguments are those of Router.route.
+
+        Raises DialError where context_tokens is out of range.
+        """
+        if context_tokens is not None and not _in_range(context_tokens):
+            raise DialError(f"context_tokens is {context_tokens!r}; expected a number from 0 to {_MOST_TOKENS:g}")
+        try:
+            text = prompt_text(prompt, messages)
+        except PromptError as error:
+            return self._unread(error, request_id)
+        [ids] = self.bundle.token_ids([text])
+        if context_tokens is None:
+            context_tokens = self.bundle.manifest.encoder.context_tokens(len(text), len(ids))
+        quote = self._quote(context_tokens)
+        answers = self.bundle.engine.run(
+            {
+                "input_ids": np.array([ids], np.int64),
+                "attention_mask": np.ones((1, len(ids)), np.int64),
+                "context_tokens": np.array([context_tokens], np.float32),
+                "usd_per_mtok_input": quote.usd_per_mtok_input,
+                "usd_per_mtok_output": quote.usd_per_mtok_output,
+                "eligible": quote.eligible,
+                "worth_usd": self.dials.worth_input,
+                "slack": self.dials.slack_input,
+            }
+        )
+        return self._decision(_Answer(*[values.tolist()[0] for values in answers]), quote, context_tokens, request_id)
+
+    def route_batch(self, prompts: Sequence[str]) -> list[Decision]:
+        """The decisions for many prompts; prompts of similar length go through the graph together."""
+        decisions: dict[int, Decision] = {}
+        texts: dict[int, str] = {}
+        for row, prompt in enumerate(prompts):
+            try:
+                texts[row] = prompt_text(prompt, None)
+            except PromptError as error:
+                decisions[row] = self._unread(error, None)
+        decisions.update(zip(texts, self._decisions(list(texts.values())), strict=True))
+        return [decisions[row] for row in range(len(prompts))]
+
+    def offers_to_try(self, decision: Decision) -> list[Offer]:
+        """The offers for a request, in the order to try them, of a decision that this call has made.
+
+        First those of the chosen tier, then those of each tier with a higher success on this prompt, the least of them
+        first. Within a tier they are the offers that the request could use, cheapest first, so the decision's own offer
+        is the first of all. In a fallback, offers whose context window is too small follow at the end of their tier:
+        the estimate of the tokens may be wrong, and the provider has the last word.
+        """
+        success, tiers = decision.success, self.prices.tiers
+        request = (tiers, decision.context_tokens, self.bundle.manifest.output_tokens, self.accepts)
+        usable = usable_offers(*request)
+        if decision.fallback:
+            every = usable_offers(*request, any_window=True)
+            usable = [list(dict.fromkeys(fit + offers)) for fit, offers in zip(usable, every, strict=True)]
+        offers = {
+            tier.name: [tier.offers[number] for _, number in found] for tier, found in zip(tiers, usable, strict=True)
+        }
+        bar = success.get(decision.tier, math.inf)
+        may_answer = self.prices.may_answer(critical=self.dials.critical)
+        better = [name for name in may_answer if success.get(name, 0.0) > bar]
+        order = [decision.tier, *sorted(better, key=success.__getitem__)]
+        return [offer for name in order for offer in offers[name]]
+
+    def _decisions(self, texts: list[str]) -> list[Decision]:
+        ids = self.bundle.token_ids(texts)
+        encoder, dials = self.bundle.manifest.encoder, self.dials
+        context = [encoder.context_tokens(len(text), len(row)) for text, row in zip(texts, ids, strict=True)]
+        quotes = [self._quote(tokens) for tokens in context]
+        decisions: dict[int, Decision] = {}
+        for rows in batches(ids):
+            answers = self.bundle.engine.run(
+                {
+                    **padded([ids[row] for row in rows]),
+                    **graph_inputs([quotes[row] for row in rows]),
+                    "context_tokens": np.array([context[row] for row in rows], np.float32),
+                    "worth_usd": np.repeat(dials.worth_input, len(rows)),
+                    "slack": np.repeat(dials.slack_input, len(rows)),
+                }
+            )
+            for row, *answer in zip(rows.tolist(), *[values.tolist() for values in answers], strict=True):
+                decisions[row] = self._decision(_Answer(*answer), quotes[row], context[row], None)
+        return [decisions[row] for row in range(len(texts))]
+
+    def _unread(self, error: PromptError, request_id: str | None) -> Decision:
+        """The decision where the prompt is no text and the messages are no chat."""
+        trouble = f"the prompt cannot be read: {error}"
+        return self._decision(_NO_ANSWER, self._quote(0.0), 0.0, request_id, trouble)
+
+    def _quote(self, context_tokens: float) -> Quote:
+        output_tokens = self.bundle.manifest.output_tokens
+        return self.prices.quote(context_tokens, output_tokens, self.accepts, critical=self.dials.critical)
+
+    def _decision(
+        self, answer: _Answer, quote: Quote, context_tokens: float, request_id: str | None, trouble: str = ""
+    ) -> Decision:
+        """The decision that the graph's answer comes to, or the fallback and its trouble."""
+        manifest, dials = self.bundle.manifest, self.dials
+        names, decision_id = manifest.tiers, os.urandom(16).hex()
+        success = dict(zip(names, answer.success, strict=False))  # All three are empty where the prompt was not read.
+        is_fallback = answer.tier < 0
+        is_unfamiliar = answer.familiarity is not None and answer.familiarity < 1
+        if is_fallback:
+            tier, propensity = self.policy.fallback_tier or manifest.best_tier, 1.0
+            trouble = trouble or f"no tier is eligible for {context_tokens:.0f} input tokens"
+            reason = f"fallback to {tier}: {trouble}"
+        else:
+            best, share = names[answer.tier], self.policy.exploration
+            tiers = admissible(quote.open, success, dials.slack)
+            tier, propensity = explored(best, tiers, share, request_id or decision_id) if share else (best, 1.0)
+            reason = self._reason(best, len(tiers), quote)
+            if tier != best:
+                reason = f"{tier}: explored, as {share:g} of requests are; else {reason}"
+            if is_unfamiliar:
+                reason += (
+                    f"; unlike the training log (familiarity {answer.familiarity:.2f}): "
+                    "estimates drawn towards the means"
+                )
+        return Decision(
+            tier=tier,
+            offer=quote.offers.get(tier),
+            success=success,
+            output_tokens=dict(zip(names, answer.output_tokens, strict=False)),
+            cost_usd=dict(zip(names, answer.cost_usd, strict=False)),
+            reason=reason,
+            context_tokens=context_tokens,
+            quality=dials.quality,
+            worth_usd=dials.worth_usd,
+            slack=dials.slack,
+            promised=dials.promised and not is_fallback and not is_unfamiliar,
+            fallback=is_fallback,
+            bundle_id=manifest.bundle_id,
+            price_table_id=self.prices.id,
+            decision_id=decision_id,
+            request_id=request_id,
+            propensity=propensity,
+            familiarity=answer.familiarity,
+            eligible=() if is_fallback else quote.open,
+            cluster=None if answer.cluster is None else self.bundle.clusters[answer.cluster],
+        )
+
+    def _reason(self, tier: str, n_admissible: int, quote: Quote) -> str:
+        """Why the graph chose this tier, in a sentence."""
+        dials, names = self.dials, self.bundle.manifest.tiers
+        if dials.critical:
+            why = "critical request: highest success among the tiers that may answer it"
+        elif dials.slack == 0:
+            why = "highest success"
+        elif n_admissible == 1:
+            why = f"no other tier within {dials.slack:.3f} of the highest success"
+        elif dials.worth_usd > 0:
+            why = f"largest worth x success - cost of {n_admissible} admissible tiers"
+        else:
+            why = f"cheapest of {n_admissible} tiers within {dials.slack:.3f} of the highest success"
+        if dials.quality is not None and not dials.promised:
+            why += f"; the training log carries no promise of quality {dials.quality:g}"
+            if dials.n_needed:
+                why += f", which takes about {dials.n_needed:,} prompts like its own"
+        if len(quote.open) < len(names):
+            why += f"; not eligible: {', '.join(name for name in names if name not in quote.open)}"
+        return f"{tier}: {why}"
+
+
+def _in_range(context_tokens: object) -> bool:
+    return isinstance(context_tokens, int | float | np.number) and bool(0 <= context_tokens <= _MOST_TOKENS)
