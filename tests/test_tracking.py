@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from training import TrainingConfig, train
-from training.errors import ConfigError
+from training.errors import ConfigError, TrackingError
 from training.tracking import NoTracker, default_tracking_uri, tracked_run
 
 # MLflow's own way with its database.
@@ -71,8 +71,13 @@ def test_plots_and_the_whole_bundle_are_artifacts(run):
 
 
 def test_an_address_that_is_none_is_one_readable_error(tmp_path):
-    with pytest.raises(ConfigError, match="tracking at nonsense://x failed"), tracked_run("nonsense://x", "a"):
+    with (
+        pytest.raises(TrackingError, match="tracking at nonsense://x failed") as refusal,
+        tracked_run("nonsense://x", "a"),
+    ):
         pass
+    assert refusal.value.uri == "nonsense://x" and isinstance(refusal.value, ConfigError)
+    assert refusal.value.cause is refusal.value.__cause__ and "\n" not in refusal.value.summary
 
 
 def test_without_tracking_nothing_is_imported_or_written(tmp_path, monkeypatch):

@@ -22,8 +22,8 @@ MEMORY_LIMIT = "4GB"
 
 @contextmanager
 def database(memory_limit: str = MEMORY_LIMIT) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database on disk with an empty table `raw`; it is removed at the end."""
-    with checked_logs(memory_limit=memory_limit) as rows:
+    """A database on disk with an empty table `raw`; it is removed at the end. Raises duckdb.Error."""
+    with _temporary(None, memory_limit) as rows:
         yield rows.connection
 
 
@@ -32,19 +32,26 @@ def checked_logs(folder: Path | None = None, memory_limit: str = MEMORY_LIMIT) -
     """An empty CheckedLogs, whose database is removed at the end.
 
     folder: where the database stands; None takes the system's folder for temporary files.
-    Of what is done with it, errors of DuckDB become LogError where `memory_limit` is too small, and OSError where it
-    cannot write, for example because the disk is full.
+    While it is in use, DuckDB's errors become LogError where `memory_limit` is too small, and OSError where it cannot
+    write, for example because the disk is full.
     """
+    try:
+        with _temporary(folder, memory_limit) as rows:
+            yield rows
+    except duckdb.OutOfMemoryException as error:
+        raise LogError(f"memory_limit {memory_limit} is too small ({first_line(error)}); give a larger one") from error
+    except duckdb.IOException as error:
+        raise OSError(first_line(error)) from error
+
+
+@contextmanager
+def _temporary(folder: Path | None, memory_limit: str) -> Iterator[CheckedLogs]:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".token-broker-", dir=folder) as temporary:
         rows = CheckedLogs(Path(temporary) / "log.duckdb", memory_limit)
         try:
             yield rows
-        except duckdb.OutOfMemoryException as error:
-            raise LogError(f"memory_limit {memory_limit} is too small ({first_line(error)}); give more") from error
-        except duckdb.IOException as error:
-            raise OSError(first_line(error)) from error
         finally:
             rows.release()
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from router.portfolio.tiers import Tier, log_names
 from training.errors import LogError
-from training.log.checked import MEMORY_LIMIT, CheckedLogs, database
+from training.log.checked import MEMORY_LIMIT, CheckedLogs, checked_logs
 from training.log.rows import append_log, fetch, quoted
 from training.log.sources import LogSource, log_sources
 from training.log.table import CELL_MEASURES, IngestSummary, OutcomeTable, is_partial
@@ -94,10 +94,10 @@ def _rows(
             yield db
         return
     sources = list(logs) if isinstance(logs, Iterable) and not isinstance(logs, str | pd.DataFrame) else [logs]
-    with database(memory_limit) as db:
+    with checked_logs(memory_limit=memory_limit) as rows:
         for number, source in enumerate(log_sources(sources, quarantine)):
-            append_log(db, source, number)
-        yield db
+            append_log(rows.connection, source, number)
+        yield rows.connection
 
 
 def write_quarantine(db: duckdb.DuckDBPyConnection, quarantine: Path | None) -> None:
