@@ -48,10 +48,10 @@ def ingest(
 
 
 def count_attempts(logs: LogSource | Sequence[LogSource], tiers: Sequence[Tier]) -> tuple[np.ndarray, np.ndarray]:
-    """How often each prompt was asked and answered correctly per tier, where `ingest` gives the mean.
+    """How often each tier was asked each prompt and answered it correctly; `ingest` has only the mean.
 
-    Returns (n_attempts, n_correct), float64 (n_prompts, n_tiers), in the rows and columns of `ingest` of the same log.
-    An outcome that is a fraction counts as correct from 0.5 on; models of one tier count as one.
+    Returns (n_attempts, n_correct), float64 (n_prompts, n_tiers), with rows and columns as `ingest` of the same log.
+    A fractional outcome counts as correct from 0.5 on. The models of a tier are counted together.
     Raises LogError as `ingest` does.
     """
     with _cells(logs, tiers, quarantine=None, drop_unparsed=False, memory_limit=MEMORY_LIMIT) as db:
@@ -101,7 +101,7 @@ def _rows(
 
 
 def write_quarantine(db: duckdb.DuckDBPyConnection, quarantine: Path | None) -> None:
-    """Write broken rows, if there are any."""
+    """Write broken rows to a Parquet file, if there are any and `quarantine` is not None."""
     [(n_broken,)] = fetch(db, "SELECT count(reason) FROM raw")
     if quarantine is not None and n_broken:
         quarantine.parent.mkdir(parents=True, exist_ok=True)
@@ -121,11 +121,11 @@ def refuse_unusable_log(db: duckdb.DuckDBPyConnection) -> None:
 
 
 def to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparsed: bool) -> None:
-    """From rows to `prompts` and `cells` (prompt, tier): repeats averaged first, then models of a tier.
+    """Make `prompts` and `cells` (prompt, tier) from the rows: first repeats are averaged, then the models of a tier.
 
-    An alias is its model. A mean does not depend on the order of the rows: sums are exact. The propensity of a cell
-    is that of its attempts, or, where a prompt was asked more than once, the probability that one of these requests
-    or more chose the tier, had all of them had the propensity that the cell's attempts have on average.
+    An alias counts as its model. Sums are exact, so that no mean depends on the order of the rows. The propensity of a
+    cell is that of its attempts. Where a prompt was asked more than once, it is the probability that at least one of
+    these requests chose the tier, if all of them had the mean propensity of the cell's attempts.
     """
     db.execute(
         "CREATE TABLE offers "
@@ -187,7 +187,7 @@ def to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparsed
 
 
 def pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTable:
-    """The table of a database's cells, prompts by rising prompt_id."""
+    """The table of a database's cells, ordered by prompt_id."""
     [(n_prompts,)] = fetch(db, "SELECT count(*) FROM prompts")
     measures: dict[str, Any] = {name: np.full((n_prompts, len(tiers)), np.nan) for name in CELL_MEASURES}
     for batch in db.sql("SELECT * FROM cells").to_arrow_reader():
@@ -250,7 +250,7 @@ def _summary(
 
 
 def broken_rows(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """How many rows are broken, by reason, the most frequent first."""
+    """How many rows are broken, by reason, the most frequent reason first."""
     query = "SELECT reason, count(*) FROM raw WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
     return dict(fetch(db, query))
 

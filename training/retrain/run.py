@@ -52,14 +52,14 @@ def retrain(
 ) -> Receipt:
     """Train a challenger where the logs have anything new, and promote it where it is better.
 
-    logs: files, folders or globs, best one file a day: a file is examined, and set aside, as a whole. They should name
-        all that is to be trained on; what of it is new, the store knows.
-    tracking_uri: of MLflow; None takes the store's own database, "none" tracks nothing. A server that is away holds
-        nothing up: the receipt says so, and the next run makes up for it.
+    logs: files, folders or globs that name all that is to be trained on; the store knows what of it is new. Best is one
+        file a day: a file is checked, and set aside, as a whole.
+    tracking_uri: of MLflow; None takes the store's own database, "none" tracks nothing. Where MLflow cannot be used,
+        the run goes on, the receipt says so, and the next run tells MLflow.
     on_step: told the name of each step that is done, those of training among them.
 
-    Killed at any moment, the store has its last champion, and the next run recovers by itself.
-    Raises StoreBusyError where another run holds the store, StoreError, and the errors of `train`; nothing is
+    A run that is killed at any moment leaves the last champion in its place, and the next run recovers by itself.
+    Raises StoreBusyError where another run holds the store, StoreError, OSError, and the errors of `train`; nothing is
     promoted then.
     """
     config, place = config or RetrainConfig(), Store(store)
@@ -98,10 +98,10 @@ def retrain(
 
 
 def rollback(store: str | Path, *, tracking_uri: str | None = None, model_name: str = "token-broker") -> Receipt:
-    """Put the champion before the present one back in its place; a bundle trained on the same data stays out.
+    """Make the former champion champion again; no bundle that is trained on the present one's data is promoted then.
 
-    tracking_uri: of MLflow; None takes the store's own database where there is one. What is not told now, the next run
-        of `retrain` makes up for.
+    tracking_uri: of MLflow; None takes the store's own database where there is one. Where MLflow is not told now, the
+        next run of `retrain` tells it.
     Raises StoreBusyError, and StoreError where there is no earlier champion, or it is damaged.
     """
     place = Store(store)
@@ -130,7 +130,7 @@ def rollback(store: str | Path, *, tracking_uri: str | None = None, model_name: 
 
 
 def _settings(config: RetrainConfig, tiers_text: str) -> dict[str, Any]:
-    """All that makes a run decide otherwise on the same logs, as state.json gives it back."""
+    """All settings that can change a decision on the same logs, as state.json holds them."""
     document = {**asdict(config), "tiers": hashlib.sha256(tiers_text.encode()).hexdigest()}
     del document["accept_change"], document["model_name"]
     return dict(json.loads(json.dumps(document, default=str)))

@@ -41,13 +41,14 @@ class Champion:
     def of(cls, state: State, store: Store, tiers: Sequence[Tier]) -> Champion:
         """The champion of a state; tiers: today's."""
         if not state.champion:
-            return cls(None, "first bundle of this store, nothing to compare it with")
+            return cls(bundle=None, uncompared="first bundle of this store, nothing to compare it with")
         try:
             bundle = Bundle.load(store.bundle(state.champion))
         except BundleError as error:
-            return cls(None, f"the champion cannot be loaded ({error})")
+            return cls(bundle=None, uncompared=f"the champion cannot be loaded ({error})")
         gone = set(bundle.manifest.tiers) - {tier.name for tier in tiers}
-        return cls(bundle, f"the champion asks {', '.join(sorted(gone))}, no longer in tiers.toml" if gone else "")
+        uncompared = f"the champion asks {', '.join(sorted(gone))}, no longer in tiers.toml" if gone else ""
+        return cls(bundle=bundle, uncompared=uncompared)
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def judge(
         drift = _drift(champion.bundle, log, np.isin(log.prompt_ids, rows.prompt_ids(files.taken_new)))
     if drift is not None and drift["level"] in ("notice", "alarm"):
         reason = f"{reason}; {drift['summary']}"
-    return Verdict(promoted, reason, comparison, drift)
+    return Verdict(promoted=promoted, reason=reason, comparison=comparison, drift=drift)
 
 
 def _decide(
