@@ -107,9 +107,11 @@ class CheckedLogs:
         """The connection, for tables that are made from `raw`. They are dropped at the end, and memory is released."""
         db = self.connection
         db.execute("DROP SCHEMA IF EXISTS derived CASCADE; CREATE SCHEMA derived; SET search_path = 'derived,main'")
-        yield db
-        db.execute("SET search_path = 'main'; DROP SCHEMA derived CASCADE")
-        self.release()
+        try:
+            yield db
+            db.execute("SET search_path = 'main'; DROP SCHEMA derived CASCADE")
+        finally:
+            self.release()
 
     def read(self, path: Path) -> FileFacts:
         """Add the rows of a log file that was not read before. Raises ValueError where it was."""
