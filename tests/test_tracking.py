@@ -46,7 +46,7 @@ def test_settings_data_digest_and_time_span_are_parameters(run):
     assert found["first_timestamp"] == result.manifest.training["first_timestamp"]
     assert found["last_timestamp"] == result.manifest.training["last_timestamp"]
     assert found["bundle_id"] == result.manifest.bundle_id
-    assert (found["target"], found["encoder"], found["seed"]) == ("success", "static", "0")
+    assert (found["encoder"], found["seed"]) == ("static", "0")
 
 
 def test_figures_and_label_distribution_are_metrics(run):
