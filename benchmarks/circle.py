@@ -37,7 +37,7 @@ from router import Policy, Router  # noqa: E402
 from router.outcomes import OutcomeLog  # noqa: E402
 from router.portfolio.prices import PriceTable  # noqa: E402
 from training.config import RetrainConfig, TrainingConfig  # noqa: E402
-from training.retrain.run import Receipt, retrain  # noqa: E402
+from training.retrain import Receipt, retrain  # noqa: E402
 
 N_WEEKS = 10
 WEEK_OF_CUT = 5

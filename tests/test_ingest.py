@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from router.errors import TierError
 from router.portfolio.tiers import parse_tiers
 from training.errors import LogError
+from training.log.checked import checked_logs
 from training.log.ingest import ingest
 
 TIERS_TOML = """
@@ -522,6 +523,54 @@ def test_an_unreadable_file_is_reported_and_the_others_used(tmp_path, name, cont
     [(reason, count)] = summary.quarantined.items()
     assert reason.startswith("cannot be read") and count == 1
     assert broken(tmp_path / "out" / "q.parquet")[0]["source"] == str(tmp_path / name)
+
+
+# Rows that were read before
+
+
+def test_rows_that_were_read_before_make_the_same_table_as_their_files(tmp_path):
+    first = write(tmp_path / "a.jsonl", jsonl(PAIR[0], "no json\n", {**PAIR[0], "prompt": "only in a"}))
+    second = write(tmp_path / "b.parquet", frame(timestamp=[NOON, None]))
+    third = write(tmp_path / "c.jsonl", jsonl({**PAIR[0], "correct": 0}))
+    expected = ingest([first, second], TIERS, quarantine=tmp_path / "of files.parquet")
+    with checked_logs(tmp_path / "cache") as rows:
+        for path in (third, first, second):
+            rows.read(path)
+        rows.remove(third)
+        for name in ("once", "twice"):
+            table = ingest(rows, TIERS, quarantine=tmp_path / f"{name}.parquet")
+            assert table.digest == expected.digest and table.summary == expected.summary
+            assert broken(tmp_path / f"{name}.parquet") == broken(tmp_path / "of files.parquet")
+        assert rows.prompt_ids([first, second]).tolist() == expected.prompt_ids.tolist()
+        assert len(rows.prompt_ids([second])) == 1 and len(rows.prompt_ids([])) == 0
+    assert not any((tmp_path / "cache").iterdir())
+
+
+def test_what_was_found_in_a_file_is_said_of_each_file(tmp_path):
+    good = write(tmp_path / "a.jsonl", jsonl(*PAIR, {**PAIR[0], "model": ""}, {"x": 1}, "no json\n", "no json\n"))
+    timed = write(tmp_path / "b.parquet", frame(timestamp=[NOON, None]))
+    cut = write(tmp_path / "c.parquet", b"PAR1 and no more")
+    with checked_logs(tmp_path / "cache") as rows:
+        found = rows.read(good)
+        assert (found.n_rows, found.n_broken, found.n_prompts, found.last_timestamp) == (6, 4, 1, None)
+        assert not found.is_unreadable and found.reason == "no model"  # as often as the other, and before it
+        assert rows.outcomes(good, 10) == [("p", "l1", 0.0), ("p", "s1", 1.0)]
+        assert rows.read(timed).last_timestamp == NOON
+        unread = rows.read(cut)
+        assert unread.is_unreadable and (unread.n_rows, unread.n_broken) == (1, 1)
+        with pytest.raises(ValueError, match="was read already"):
+            rows.read(good)
+
+
+def test_a_log_whose_rows_are_all_removed_is_refused_and_more_can_be_read(tmp_path):
+    first = write(tmp_path / "a.jsonl", jsonl(*PAIR))
+    with checked_logs(tmp_path / "cache") as rows:
+        rows.read(first)
+        rows.remove(first)
+        with pytest.raises(LogError, match="no row at all"):
+            ingest(rows, TIERS)
+        rows.read(write(tmp_path / "b.jsonl", jsonl(*PAIR)))
+        assert ingest(rows, TIERS).digest == pair_digest()
 
 
 # What is refused

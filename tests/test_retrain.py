@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import training.retrain.log_check as examining
+import training.log.checked as checked
+import training.log.ingest as reading
 import training.retrain.run as line
+import training.retrain.verdict as judging
 from router import Router
 from router.bundle import Bundle
 from router.bundle.manifest import read_manifest
@@ -32,6 +35,7 @@ from training.export.golden import golden_entries
 from training.log.ingest import ingest
 from training.retrain import retrain, rollback
 from training.retrain.compare import Comparison, Measure, compare, cost_of_a_correct_answer, worse_segments_of
+from training.retrain.drift import DriftReport, Finding
 from training.retrain.store import Store
 from training.tracking import tracked_run
 
@@ -108,7 +112,12 @@ def turn(first_turn, sample, tmp_path, monkeypatch):
     def run(config=CHEAPER_IS_BETTER, *, tiers=sample[1], tracking_uri="none", **options):
         return retrain(tmp_path / "logs", tiers, tmp_path / "store", config, tracking_uri=tracking_uri, **options)
 
-    run.logs, run.folder, run.store = tmp_path / "logs", tmp_path / "store", Store(tmp_path / "store")
+    run.logs, run.folder, run.store, run.tiers = (
+        tmp_path / "logs",
+        tmp_path / "store",
+        Store(tmp_path / "store"),
+        sample[1],
+    )
     return run
 
 
@@ -224,7 +233,7 @@ def test_too_few_prompts_to_judge_on_keep_the_champion(turn, day, quick):
 def test_a_challenger_that_fails_its_golden_prompts_does_not_take_over(turn, day, quick, monkeypatch):
     day(1).to_parquet(turn.logs / "day1.parquet")
     monkeypatch.setattr(
-        line, "check_golden", lambda path: SimpleNamespace(passed=False, other_tier=("a",), n_prompts=20)
+        judging, "check_golden", lambda path: SimpleNamespace(passed=False, other_tier=("a",), n_prompts=20)
     )
     receipt = turn()
     assert not receipt.promoted and "golden prompts failed: 1 of 20" in receipt.reason
@@ -357,6 +366,103 @@ def test_both_are_judged_at_the_prices_of_today(turn, challenger, sample):
     assert after.cost_usd.champion > 2 * before.cost_usd.champion
 
 
+# ---- drift -----------------------------------------------------------------------------------------
+
+
+def test_a_drift_alarm_is_in_the_receipt_and_its_reason_and_stops_no_promotion(
+    turn, day, quick, challenger, monkeypatch
+):
+    """Retraining is the answer to most drift, and the challenger is judged on the prompts that drifted."""
+    dearer = Finding("cost", "edge", None, 1000, 1000, statistic=9.0, p_value=1e-9, effect=2.0)
+    report = DriftReport(1000, 1000, (dearer,))
+    assert report.level == "alarm"
+    monkeypatch.setattr(judging, "drift_report", lambda *windows: report)
+    day(1).to_parquet(turn.logs / "day1.parquet")
+    receipt = turn()
+    assert receipt.promoted and receipt.champion == bundle_id(challenger)
+    assert receipt.drift == {"level": "alarm", "summary": report.summary}
+    assert "net value is better" in receipt.reason and "; drift: alarm; cost of edge: x 2.00" in receipt.reason
+
+
+def test_where_nothing_drifted_the_reason_does_not_speak_of_it(turn, day, quick):
+    day(1).to_parquet(turn.logs / "day1.parquet")
+    receipt = turn()
+    assert receipt.drift["level"] in ("none", "too few") and "drift" not in receipt.reason
+
+
+# ---- each log file is read once --------------------------------------------------------------------
+
+
+@pytest.fixture
+def n_read(monkeypatch):
+    """How often each log file was read, by its name."""
+    counted, read = Counter(), checked.append_log
+
+    def counting(db, source, number):
+        counted[Path(source).name] += 1
+        read(db, source, number)
+
+    for module in (checked, reading):
+        monkeypatch.setattr(module, "append_log", counting)
+    return counted
+
+
+def test_each_log_file_is_read_once(turn, day, quick, n_read):
+    """For the check, for training, for judging and for the drift report."""
+    day(1).to_parquet(turn.logs / "day1.parquet")
+    day(2).to_json(turn.logs / "day2.jsonl", orient="records", lines=True, date_format="iso")
+    flipped(pd.concat([day(3), day(4), day(5)]), "edge").to_parquet(turn.logs / "day3.parquet")
+    receipt = turn()
+    assert receipt.promoted and receipt.drift and receipt.n_judged and receipt.set_aside
+    assert n_read == {"day0.parquet": 1, "day1.parquet": 1, "day2.jsonl": 1, "day3.parquet": 1}
+
+
+def test_where_no_new_row_can_be_used_nothing_else_is_read(turn, n_read):
+    (turn.logs / "day1.jsonl").write_text('{"modle": "x"}\n' * 50)
+    assert "no new row that can be used" in turn().reason
+    assert n_read == {"day1.jsonl": 1}
+
+
+def test_rows_that_were_set_aside_are_in_no_table(turn, day, quick, sample, monkeypatch):
+    tables = []
+    train = line.train
+
+    def keeping(*arguments, **options):
+        result = train(*arguments, **options)
+        tables.append(result.log)
+        return result
+
+    monkeypatch.setattr(line, "train", keeping)
+    flipped(pd.concat([day(1), day(2), day(3)]), "edge").to_parquet(turn.logs / "day1.parquet")
+    day(4).to_parquet(turn.logs / "day4.parquet")
+    assert list(turn().set_aside) == [str(turn.logs / "day1.parquet")]
+    expected = ingest([turn.logs / "day0.parquet", turn.logs / "day4.parquet"], read_tiers(sample[1]))
+    assert tables[0].digest == expected.digest and tables[0].summary == expected.summary
+
+
+def test_nothing_of_the_rows_stays_in_the_store(turn, day, quick):
+    day(1).to_parquet(turn.logs / "day1.parquet")
+    turn()
+    assert not list(turn.store.cache.rglob("*.duckdb*"))
+
+
+def test_a_known_file_that_cannot_be_read_any_more_stops_the_run(turn, day, quick, first_turn, monkeypatch):
+    def no_room(db, path, number):
+        if Path(path).name != "day0.parquet":
+            return read(db, path, number)
+        return db.execute(
+            f"INSERT INTO raw BY NAME SELECT {number} AS file, 'no space left' AS reason, true AS is_unreadable"
+        )
+
+    read = checked.append_log
+    monkeypatch.setattr(checked, "append_log", no_room)
+    day(1).to_parquet(turn.logs / "day1.parquet")
+    with pytest.raises(OSError, match=r"day0.parquet could be read by an earlier run, but not now \(no space left\)"):
+        turn()
+    assert bundle_id(turn.store.champion) == first_turn[1].champion
+    assert_sound(turn.store)
+
+
 # ---- bad logs --------------------------------------------------------------------------------------
 
 
@@ -407,11 +513,11 @@ def test_a_half_written_file_is_taken_when_it_is_whole(turn, day, quick):
 
 def test_a_file_that_a_full_disk_kept_from_being_read_is_not_lost(turn, day, quick, challenger, monkeypatch):
     def no_room(db, path, number):
-        db.execute("INSERT INTO raw BY NAME SELECT 'x' AS source, 'cannot be read: no space left' AS reason")
+        db.execute(f"INSERT INTO raw BY NAME SELECT {number} AS file, 'no space left' AS reason, true AS is_unreadable")
 
     day(1).to_parquet(turn.logs / "day1.parquet")
     with monkeypatch.context() as patch:
-        patch.setattr(examining, "append_log", no_room)
+        patch.setattr(checked, "append_log", no_room)
         assert not turn().promoted
     assert turn().champion == bundle_id(challenger)
 
@@ -492,7 +598,8 @@ def test_a_full_disk_at_any_step_costs_nothing(turn, day, quick, challenger, ste
 
 
 def test_a_clock_that_goes_backwards_changes_no_decision(turn, day, quick, challenger, monkeypatch):
-    monkeypatch.setattr("training.retrain.run.utc_now", lambda: "1970-01-01T00:00:00+00:00")
+    for module in ("run", "receipt"):
+        monkeypatch.setattr(f"training.retrain.{module}.utc_now", lambda: "1970-01-01T00:00:00+00:00")
     old = day(1)
     old["timestamp"] -= pd.Timedelta(days=20_000)
     old.to_parquet(turn.logs / "day1.parquet")

@@ -122,7 +122,7 @@ def test_a_commit_that_fails_leaves_the_state_before(store, two_bundles, monkeyp
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.retrain.store._sync", no_space)
+        patch.setattr("router.files.sync", no_space)
         with pytest.raises(OSError, match="No space left"):
             store.commit(two_bundles.with_champion("000002"))
     assert store.recover() == two_bundles

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from training import TrainingConfig, train
-from training.errors import ConfigError
+from training.errors import ConfigError, TrackingError
 from training.tracking import NoTracker, default_tracking_uri, tracked_run
 
 # MLflow's own way with its database.
@@ -46,7 +46,7 @@ def test_settings_data_digest_and_time_span_are_parameters(run):
     assert found["first_timestamp"] == result.manifest.training["first_timestamp"]
     assert found["last_timestamp"] == result.manifest.training["last_timestamp"]
     assert found["bundle_id"] == result.manifest.bundle_id
-    assert (found["target"], found["encoder"], found["seed"]) == ("success", "static", "0")
+    assert (found["encoder"], found["seed"]) == ("static", "0")
 
 
 def test_figures_and_label_distribution_are_metrics(run):
@@ -71,8 +71,13 @@ def test_plots_and_the_whole_bundle_are_artifacts(run):
 
 
 def test_an_address_that_is_none_is_one_readable_error(tmp_path):
-    with pytest.raises(ConfigError, match="tracking at nonsense://x failed"), tracked_run("nonsense://x", "a"):
+    with (
+        pytest.raises(TrackingError, match="tracking at nonsense://x failed") as refusal,
+        tracked_run("nonsense://x", "a"),
+    ):
         pass
+    assert refusal.value.uri == "nonsense://x" and isinstance(refusal.value, ConfigError)
+    assert refusal.value.cause is refusal.value.__cause__ and "\n" not in refusal.value.summary
 
 
 def test_without_tracking_nothing_is_imported_or_written(tmp_path, monkeypatch):

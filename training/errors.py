@@ -5,6 +5,7 @@ RouterError
 ├── EncoderError    an encoder cannot be made or exported
 ├── ParityError     the exported graph does not decide as the models it was made from
 ├── ConfigError     a training setting is out of range
+│   └── TrackingError   MLflow cannot be reached, or refuses
 ├── ClusterError    the workers of a cluster could not finish
 └── StoreError      the store of `broker retrain` cannot be used as it is
     └── StoreBusyError  another run holds it
@@ -29,6 +30,23 @@ class ParityError(RouterError):
 
 class ConfigError(RouterError, ValueError):
     """A training setting is out of range."""
+
+
+class TrackingError(ConfigError):
+    """MLflow cannot be reached, or refuses what it is told.
+
+    uri: the tracking URI. cause: what MLflow raised.
+    """
+
+    def __init__(self, uri: str, cause: Exception) -> None:
+        self.uri, self.cause = uri, cause
+        super().__init__(f"tracking at {uri} failed: {cause}; see --tracking-uri")
+
+    @property
+    def summary(self) -> str:
+        """One line of at most about 400 characters, for a receipt."""
+        first = next(iter(str(self.cause).splitlines()), type(self.cause).__name__)
+        return f"tracking at {self.uri} failed: {first[:300]}"
 
 
 class ClusterError(RouterError):

@@ -1,4 +1,4 @@
-"""Where a run is written down: MLflow, or nowhere."""
+"""Records a run in MLflow, or nowhere."""
 
 from __future__ import annotations
 
@@ -11,78 +11,79 @@ from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
-from training.errors import ConfigError
+from training.errors import TrackingError
 
 NO_TRACKING = "none"
-_FORBIDDEN = re.compile(r"[^\w.\- ]")  # in the name of a metric; tiers may have any name
 EXPERIMENT = "token-broker"
+_FORBIDDEN = re.compile(r"[^\w.\- ]")
+"""Characters that MLflow refuses in the name of a metric; a tier may have any name."""
 
 
 class Tracker(Protocol):
-    """What a training run tells about itself."""
+    """Takes what a training run records of itself."""
 
     @property
     def run_id(self) -> str | None:
-        """The run's identity, None where nothing is tracked."""
+        """MLflow's id of the run; None where nothing is tracked."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Settings and facts of the run."""
+        """Record settings and facts of the run."""
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Figures."""
+        """Record figures."""
 
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
-        """Plots, by name."""
+        """Record plots, by name."""
 
     def log_bundle(self, folder: Path) -> None:
-        """The bundle's folder."""
+        """Record all files of a bundle."""
 
 
 class NoTracker:
-    """Tells nobody."""
+    """Discards everything; used when tracking is off."""
 
     run_id = None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Discard."""
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Discard."""
 
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
-        """Nothing."""
+        """Discard."""
 
     def log_bundle(self, folder: Path) -> None:
-        """Nothing."""
+        """Discard."""
 
 
 class MlflowTracker:
-    """Tells MLflow, in the run that is active."""
+    """Records everything in the active run of MLflow."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Settings and facts of the run."""
+        """Record settings and facts, each cut to 500 characters."""
         import mlflow
 
         mlflow.log_params({name: str(value)[:500] for name, value in params.items()})
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Figures."""
+        """Record figures; characters that MLflow refuses in a name become `_`."""
         import mlflow
 
         mlflow.log_metrics({_FORBIDDEN.sub("_", name): float(value) for name, value in metrics.items()})
 
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
-        """Plots as `plots/<name>.png`."""
+        """Record plots as `plots/<name>.png`."""
         import mlflow
 
         for name, figure in figures.items():
             mlflow.log_figure(figure, f"plots/{name}.png")
 
     def log_bundle(self, folder: Path) -> None:
-        """The bundle as artifact folder `bundle`."""
+        """Record the bundle as the artifact folder `bundle`."""
         import mlflow
 
         mlflow.log_artifacts(str(folder), "bundle")
@@ -92,7 +93,7 @@ class MlflowTracker:
 def tracked_run(tracking_uri: str, name: str) -> Iterator[Tracker]:
     """A run at an MLflow tracking URI (sqlite or server); "none" tracks nothing.
 
-    Raises ConfigError where MLflow cannot be reached or refuses.
+    Raises TrackingError where MLflow cannot be reached, or refuses what it is told.
     """
     if tracking_uri == NO_TRACKING:
         yield NoTracker()
@@ -108,18 +109,18 @@ def tracked_run(tracking_uri: str, name: str) -> Iterator[Tracker]:
         with redirect_stdout(sys.stderr), mlflow.start_run(run_name=name) as run:  # it prints where the run can be seen
             yield MlflowTracker(run.info.run_id)
     except mlflow.exceptions.MlflowException as error:
-        raise ConfigError(f"tracking at {tracking_uri} failed: {error}; see --tracking-uri") from error
+        raise TrackingError(tracking_uri, error) from error
     finally:
         mlflow.set_tracking_uri(before)
 
 
 def default_tracking_uri(out: Path) -> str:
-    """A sqlite database beside the bundles."""
+    """The URI of a sqlite database beside the bundle `out`."""
     return f"sqlite:///{out.parent.resolve() / 'mlflow.db'}"
 
 
 def _artifact_location(tracking_uri: str) -> str | None:
-    """Artifacts of a local database stand beside it; a server decides for itself."""
+    """Where artifacts go: beside a local database; None for a server, which decides for itself."""
     if not tracking_uri.startswith("sqlite:///"):
         return None
     return str(Path(tracking_uri.removeprefix("sqlite:///")).parent / "mlartifacts")

@@ -42,6 +42,7 @@ from training.encoders.cache import write_encoder
 from training.encoders.encoder import Encoder
 from training.errors import ConfigError
 from training.fit.classifier import LABEL_ROUNDS, FitForest, Forest, lightgbm_settings
+from training.log.checked import CheckedLogs
 from training.log.ingest import refuse_single_tier_log
 from training.log.sources import LogSource, log_sources
 from training.log.split import Split
@@ -227,7 +228,7 @@ def _item(values: Sequence[Any], place: int) -> Any:
 
 def _files(logs: LogSource | Sequence[LogSource], quarantine: Path) -> list[Path]:
     """Log files by their full names; raises ConfigError for a DataFrame."""
-    sources = [logs] if isinstance(logs, str | Path | pd.DataFrame) else list(logs)
+    sources = [logs] if isinstance(logs, str | Path | pd.DataFrame | CheckedLogs) else list(logs)
     found = list(log_sources(sources, quarantine))
     if not all(isinstance(path, Path) for path in found):
         raise ConfigError("found a DataFrame for a log; with a cluster give files, which its workers can read")

@@ -28,10 +28,11 @@ from training.encoders.cache import read_encoder
 from training.encoders.embed import embed
 from training.encoders.encoder import Encoder
 from training.fit.cross_fit import N_FOLDS
+from training.log.checked import database
 from training.log.costs import attempt_costs
-from training.log.ingest import broken_rows, database, pivot, refuse_unusable_log, to_cells, write_quarantine
+from training.log.ingest import broken_rows, pivot, refuse_unusable_log, to_cells, write_quarantine
 from training.log.labels import UNKNOWN, label_cheapest_correct
-from training.log.sources import append_log, fetch, quoted
+from training.log.rows import append_log, fetch, quoted
 from training.log.split import Split, fold_numbers, group_positions
 from training.log.table import CELL_MEASURES, IngestSummary, OutcomeTable, is_partial_count
 
@@ -59,8 +60,8 @@ def read_rows(paths: Sequence[Path], rows: Path, broken: Path, n_parts: int) -> 
         [(n_good,)] = fetch(db, "SELECT count(*) FILTER (reason IS NULL) FROM raw")
         row_group = int(np.clip(n_good // n_parts, _MIN_ROW_GROUP, _MAX_ROW_GROUP))
         db.execute(
-            f"COPY (SELECT * EXCLUDE (source, reason, content), prompt_key % {n_parts} AS part FROM raw "
-            f"WHERE reason IS NULL ORDER BY part) TO {quoted(str(rows))} "
+            f"COPY (SELECT * EXCLUDE (file, source, reason, content, is_unreadable), prompt_key % {n_parts} AS part "
+            f"FROM raw WHERE reason IS NULL ORDER BY part) TO {quoted(str(rows))} "
             f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group})"
         )
         write_quarantine(db, broken)

@@ -1,1 +1,1 @@
-"""From outcome logs to a table: prompts down, tiers across."""
+"""From outcome logs to a table with one row for each prompt and one column for each tier."""

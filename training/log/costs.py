@@ -1,4 +1,4 @@
-"""What each attempt cost, also where the log does not say."""
+"""What each attempt cost, also where the log does not say so."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from router.portfolio.tiers import Tier
 from training.log.table import OutcomeTable
 
 UNLOGGED_OUTPUT_TOKENS = 256.0
-"""Length of an answer of a tier whose output tokens the log never has."""
+"""Output tokens of an answer, for a tier whose output tokens are never logged."""
 
 CHARS_PER_TOKEN = 4.0
-"""Used for a prompt whose input tokens the log never has."""
+"""For a prompt whose input tokens are never logged."""
 
 
 @dataclass(frozen=True)
 class AttemptCosts:
-    """Costs and token counts of all attempts, made and not made.
+    """Costs and token counts of all tiers on all prompts, also of attempts that were not made.
 
-    cost_usd, input_tokens, output_tokens: float64 (n_prompts, n_tiers), complete.
-    mean_output_tokens: (n_tiers,), logged mean, else UNLOGGED_OUTPUT_TOKENS.
-    estimated_share: share of observed attempts whose cost is estimated from such means.
+    cost_usd, input_tokens, output_tokens: float64 (n_prompts, n_tiers), without NaN.
+    mean_output_tokens: (n_tiers,), the logged mean, else UNLOGGED_OUTPUT_TOKENS.
+    estimated_share: share of observed attempts whose cost was not logged.
     """
 
     cost_usd: np.ndarray
@@ -37,11 +37,11 @@ class AttemptCosts:
 def attempt_costs(
     table: OutcomeTable, tiers: Sequence[Tier], mean_output_tokens: np.ndarray | None = None
 ) -> AttemptCosts:
-    """The logged cost, else tokens x list price of the tier's first offer.
+    """The logged cost of each attempt, else tokens x list price of the tier's first offer.
 
     Missing input tokens: the median of the other tiers on that prompt, else characters /
     CHARS_PER_TOKEN. Missing output tokens: the tier's logged mean, else UNLOGGED_OUTPUT_TOKENS.
-    mean_output_tokens: (n_tiers,), what stands for both where the table is a part of a log.
+    mean_output_tokens: (n_tiers,), used instead of the table's own means, where the table is a part of a log.
     """
     usd_input = np.array([tier.offers[0].usd_per_mtok_input for tier in tiers])
     usd_output = np.array([tier.offers[0].usd_per_mtok_output for tier in tiers])
@@ -64,9 +64,9 @@ def attempt_costs(
 
 
 def costs_at_prices(table: OutcomeTable, prices: PriceTable) -> AttemptCosts:
-    """What all attempts would have cost at other prices: tokens x price of the tier's cheapest offer.
+    """What all attempts would have cost at these prices: tokens x price of the tier's cheapest offer.
 
-    An attempt whose tokens were not logged, but its cost was, keeps that cost.
+    An attempt keeps its logged cost where its tokens were not logged.
     """
     has_tokens = np.isfinite(table.input_tokens) & np.isfinite(table.output_tokens)
     unpriced = replace(table, cost_usd=np.where(has_tokens, np.nan, table.cost_usd))
@@ -88,6 +88,6 @@ def _median_of_others(table: OutcomeTable) -> np.ndarray:
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of what is there; NaN where nothing is, without a warning."""
+    """Mean of the values that are not NaN; NaN, without a warning, where there are none."""
     count = np.isfinite(values).sum(axis=axis)
     return np.where(count > 0, np.nansum(values, axis=axis) / np.maximum(count, 1), np.nan)

@@ -1,12 +1,10 @@
 """From outcome logs to one table.
 
-DuckDB reads, checks and pivots, in a database on disk, so that a log need not fit into memory;
-only the pivoted table does.
+DuckDB reads, checks and pivots the rows in a database on disk, so that only the pivoted table must fit into memory.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +16,10 @@ import pandas as pd
 
 from router.portfolio.tiers import Tier, log_names
 from training.errors import LogError
-from training.log.sources import LogSource, append_log, create_raw, fetch, first_line, log_sources, quoted
+from training.log.checked import MEMORY_LIMIT, CheckedLogs, checked_logs
+from training.log.rows import append_log, fetch, quoted
+from training.log.sources import LogSource, log_sources
 from training.log.table import CELL_MEASURES, IngestSummary, OutcomeTable, is_partial
-
-_MEMORY_LIMIT = "4GB"
 
 
 def ingest(
@@ -30,16 +28,18 @@ def ingest(
     *,
     quarantine: Path | None = None,
     drop_unparsed: bool = False,
-    memory_limit: str = _MEMORY_LIMIT,
+    memory_limit: str = MEMORY_LIMIT,
 ) -> OutcomeTable:
-    """Read logs (files, folders, globs, DataFrames; Parquet, JSONL, CSV) into one table.
+    """Read logs into one table.
 
-    quarantine: a Parquet file to write broken rows to, each with its source and reason; not written
-        where no row is broken, and never read as a log.
+    logs: files, folders, globs (Parquet, JSONL, CSV), DataFrames; or one CheckedLogs, of which no file is read again.
+    quarantine: a Parquet file to write broken rows to, each with its source and reason. It is not written where no
+        row is broken, and never read as a log.
     drop_unparsed: treat the outcome of a truncated generation (`parsed` = false) as unobserved.
-    memory_limit: of DuckDB; what goes beyond it is spilled to disk.
+    memory_limit: of DuckDB; what goes beyond it is spilled to disk. CheckedLogs have a limit of their own.
 
-    Raises LogError where nothing can be read, or where fewer than two tiers have outcomes.
+    Raises LogError where no row can be used, where fewer than two tiers have outcomes, or where memory_limit is too
+    small; OSError where the disk is full.
     """
     with _cells(logs, tiers, quarantine, drop_unparsed, memory_limit) as db:
         table = pivot(db, tuple(tier.name for tier in tiers))
@@ -48,13 +48,13 @@ def ingest(
 
 
 def count_attempts(logs: LogSource | Sequence[LogSource], tiers: Sequence[Tier]) -> tuple[np.ndarray, np.ndarray]:
-    """How often each prompt was asked and answered correctly per tier, where `ingest` gives the mean.
+    """How often each tier was asked each prompt and answered it correctly; `ingest` has only the mean.
 
-    Returns (n_attempts, n_correct), float64 (n_prompts, n_tiers), in the rows and columns of `ingest` of the same log.
-    An outcome that is a fraction counts as correct from 0.5 on; models of one tier count as one.
+    Returns (n_attempts, n_correct), float64 (n_prompts, n_tiers), with rows and columns as `ingest` of the same log.
+    A fractional outcome counts as correct from 0.5 on. The models of a tier are counted together.
     Raises LogError as `ingest` does.
     """
-    with _cells(logs, tiers, quarantine=None, drop_unparsed=False, memory_limit=_MEMORY_LIMIT) as db:
+    with _cells(logs, tiers, quarantine=None, drop_unparsed=False, memory_limit=MEMORY_LIMIT) as db:
         [(n_prompts,)] = fetch(db, "SELECT count(*) FROM prompts")
         counts = np.zeros((2, n_prompts, len(tiers)))
         for row, tier, n_attempts, n_correct in fetch(db, _ATTEMPT_COUNTS):
@@ -76,37 +76,32 @@ def _cells(
     drop_unparsed: bool,
     memory_limit: str,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database with the logs' rows, prompts and cells."""
-    sources = list(logs) if isinstance(logs, Iterable) and not isinstance(logs, str | pd.DataFrame) else [logs]
-    try:
-        with database(memory_limit) as db:
-            for number, source in enumerate(log_sources(sources, quarantine)):
-                append_log(db, source, number)
-            write_quarantine(db, quarantine)
-            refuse_unusable_log(db)
-            to_cells(db, tiers, drop_unparsed)
-            yield db
-    except duckdb.OutOfMemoryException as error:
-        raise LogError(f"memory_limit {memory_limit} is too small ({first_line(error)}); give a larger one") from error
+    """A database with the logs' rows, prompts and cells; the broken rows are in `quarantine`."""
+    with _rows(logs, quarantine, memory_limit) as db:
+        write_quarantine(db, quarantine)
+        refuse_unusable_log(db)
+        to_cells(db, tiers, drop_unparsed)
+        yield db
 
 
 @contextmanager
-def database(memory_limit: str = _MEMORY_LIMIT) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty table `raw` in a database on disk, which is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="token-broker-") as folder:
-        db = duckdb.connect(str(Path(folder) / "log.duckdb"))
-        try:
-            db.execute(f"SET memory_limit = {quoted(memory_limit)}")
-            db.execute("SET preserve_insertion_order = false")
-            db.execute("SET TimeZone = 'UTC'")
-            create_raw(db)
+def _rows(
+    logs: LogSource | Sequence[LogSource], quarantine: Path | None, memory_limit: str
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database with the logs' rows as table `raw`, for tables that are made from it."""
+    if isinstance(logs, CheckedLogs):
+        with logs.derived() as db:
             yield db
-        finally:
-            db.close()
+        return
+    sources = list(logs) if isinstance(logs, Iterable) and not isinstance(logs, str | pd.DataFrame) else [logs]
+    with checked_logs(memory_limit=memory_limit) as rows:
+        for number, source in enumerate(log_sources(sources, quarantine)):
+            append_log(rows.connection, source, number)
+        yield rows.connection
 
 
 def write_quarantine(db: duckdb.DuckDBPyConnection, quarantine: Path | None) -> None:
-    """Write broken rows, if there are any."""
+    """Write broken rows to a Parquet file, if there are any and `quarantine` is not None."""
     [(n_broken,)] = fetch(db, "SELECT count(reason) FROM raw")
     if quarantine is not None and n_broken:
         quarantine.parent.mkdir(parents=True, exist_ok=True)
@@ -126,11 +121,11 @@ def refuse_unusable_log(db: duckdb.DuckDBPyConnection) -> None:
 
 
 def to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparsed: bool) -> None:
-    """From rows to `prompts` and `cells` (prompt, tier): repeats averaged first, then models of a tier.
+    """Make `prompts` and `cells` (prompt, tier) from the rows: first repeats are averaged, then the models of a tier.
 
-    An alias is its model. A mean does not depend on the order of the rows: sums are exact. The propensity of a cell
-    is that of its attempts, or, where a prompt was asked more than once, the probability that one of these requests
-    or more chose the tier, had all of them had the propensity that the cell's attempts have on average.
+    An alias counts as its model. Sums are exact, so that no mean depends on the order of the rows. The propensity of a
+    cell is that of its attempts. Where a prompt was asked more than once, it is the probability that at least one of
+    these requests chose the tier, if all of them had the mean propensity of the cell's attempts.
     """
     db.execute(
         "CREATE TABLE offers "
@@ -192,7 +187,7 @@ def to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparsed
 
 
 def pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTable:
-    """The table of a database's cells, prompts by rising prompt_id."""
+    """The table of a database's cells, ordered by prompt_id."""
     [(n_prompts,)] = fetch(db, "SELECT count(*) FROM prompts")
     measures: dict[str, Any] = {name: np.full((n_prompts, len(tiers)), np.nan) for name in CELL_MEASURES}
     for batch in db.sql("SELECT * FROM cells").to_arrow_reader():
@@ -255,7 +250,7 @@ def _summary(
 
 
 def broken_rows(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """How many rows are broken, by reason, the most frequent first."""
+    """How many rows are broken, by reason, the most frequent reason first."""
     query = "SELECT reason, count(*) FROM raw WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
     return dict(fetch(db, query))
 

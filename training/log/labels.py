@@ -1,4 +1,4 @@
-"""The cheapest-correct label: which tier would have been the cheapest right choice."""
+"""The cheapest-correct label: the cheapest tier that answers a prompt correctly."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ UNKNOWN = -2
 def label_cheapest_correct(correct: np.ndarray, cost_usd: np.ndarray) -> np.ndarray:
     """Index of the cheapest tier that answered each prompt correctly.
 
-    correct: 0..1, shape (n_prompts, n_tiers), right from 0.5 on; NaN where the tier was not observed.
-    cost_usd: cost of that attempt, same shape; of an unobserved attempt what it would have cost, as far
-        as known; NaN where it is not.
-    Returns int, shape (n_prompts,): a tier; NONE where every tier was wrong; UNKNOWN where an unobserved
-    tier could be correct and cheaper (or where no observed tier was correct but not all were observed).
-    Tiers of equal cost: the first of them.
+    correct: 0..1, shape (n_prompts, n_tiers), 0.5 and more counts as correct; NaN where the tier was not observed.
+    cost_usd: cost of that attempt, same shape; for an unobserved attempt what it would have cost; NaN where unknown.
+    Returns int, shape (n_prompts,): a tier (of equally cheap ones the first); NONE where every tier was wrong; UNKNOWN
+    where an unobserved tier could be correct and cheaper, or could be the only correct one.
     """
     observed = np.isfinite(correct)
     right = observed & (np.nan_to_num(correct) >= 0.5)
     known_cost = np.where(np.isfinite(cost_usd), cost_usd, np.inf)
     cheapest = np.where(right, known_cost, np.inf).argmin(axis=1)
-    # A right attempt of unknown cost counts as the dearest, and is still found where it is the only one.
+    # A correct attempt of unknown cost counts as the dearest. It is still chosen where it is the only one.
     none_priced = ~(right & np.isfinite(known_cost)).any(axis=1)
     cheapest = np.where(none_priced, right.argmax(axis=1), cheapest)
     label = np.where(right.any(axis=1), cheapest, NONE)
@@ -34,9 +32,9 @@ def label_cheapest_correct(correct: np.ndarray, cost_usd: np.ndarray) -> np.ndar
 
 
 def label_distribution(label: np.ndarray, tiers: tuple[str, ...], segments: np.ndarray) -> dict[str, dict[str, float]]:
-    """Share of each label, over all prompts (segment "all") and per segment.
+    """Share of each label, over all prompts (under "all") and per segment.
 
-    label: as label_cheapest_correct gives it; segments: text, same length; "" is no segment.
+    label: as label_cheapest_correct returns it. segments: text, same length; "" is no segment.
     """
     names = {NONE: "none", UNKNOWN: "unknown", **dict(enumerate(tiers))}
     parts = {"all": np.ones(len(label), dtype=bool)}

@@ -1,4 +1,4 @@
-"""Splits by group, so that no question stands on two sides."""
+"""Splits by group, so that no question is on two sides of a split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Split:
-    """Which groups are held out from training, known without the log."""
+    """Which groups are held out from training; it can be told for any group, without the log."""
 
     test_share: float
     seed: int
@@ -21,7 +21,7 @@ class Split:
 
 
 def group_positions(groups: np.ndarray, seed: int) -> np.ndarray:
-    """A number in [0, 1) per row, the same for all rows of a group.
+    """A number in [0, 1) for each row, the same for all rows of a group.
 
     It depends on the group's name and the seed alone: a prompt keeps its side as the log grows.
     """

@@ -1,4 +1,4 @@
-"""What a log comes to: prompts down, tiers across, unobserved cells left open."""
+"""The table of a log: one row for each prompt, one column for each tier, NaN where a tier was not asked."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from datetime import datetime
 import numpy as np
 
 MIN_TIERS_PER_PROMPT = 1.5
-"""Observed tiers per prompt, on average; with fewer, hardly any two tiers can be compared on one prompt."""
+"""With fewer observed tiers per prompt, on average, two tiers can hardly be compared on the same prompts."""
 
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """How many rows of what.
+    """How many rows of a log were used, and what the others were.
 
-    quarantined: rows per reason. in_no_tier: rows per model that no tier names.
+    quarantined: broken rows by reason. in_no_tier: rows by model, of models that no tier names.
     unjudged: rows without `correct`, which count for tokens and cost only.
-    unparsed: rows whose outcome was set aside because the generation was truncated.
-    repeated: rows beyond the first of their (prompt, model), averaged.
-    without_propensity: of partial feedback, the outcomes whose propensity is not known; else 0.
+    unparsed: rows whose outcome counts as unobserved because the generation was truncated.
+    repeated: rows beyond the first of the same prompt and model; they are averaged.
+    without_propensity: outcomes of partial feedback whose propensity is not known; 0 where feedback is not partial.
     """
 
     n_rows: int
@@ -53,11 +53,11 @@ class IngestSummary:
 
 
 CELL_MEASURES = ("correct", "input_tokens", "output_tokens", "cost_usd", "propensity")
-"""What a table has of every prompt and tier."""
+"""The measures that a table has for each prompt and tier."""
 
 
 def is_partial(correct: np.ndarray) -> bool:
-    """Whether this is partial feedback: the outcome of little more than the chosen tier of each judged prompt.
+    """Whether feedback is partial: there are few outcomes beside that of the tier chosen for each prompt.
 
     correct: (n_prompts, n_tiers), NaN where not observed.
     """
@@ -66,7 +66,7 @@ def is_partial(correct: np.ndarray) -> bool:
 
 
 def is_partial_count(n_observed: int, n_judged: int) -> bool:
-    """The same from counts: of outcomes, and of prompts that have any."""
+    """The same from two counts: of outcomes, and of prompts that have any."""
     return n_observed < MIN_TIERS_PER_PROMPT * n_judged
 
 
@@ -75,13 +75,13 @@ class OutcomeTable:
     """One row per prompt, one column per tier.
 
     prompt_ids: first 16 hexadecimal digits of the SHA-256 of each prompt, ascending.
-    groups: prompts of one group stay on one side of a split. segments: `dataset` of the log, or "".
-    asked_at: when the prompt was asked last, datetime64[us] in UTC; NaT where the log does not say.
+    groups: of prompts that stay on the same side of a split. segments: `dataset` of the log, or "".
+    asked_at: when the prompt was last asked, datetime64[us] in UTC; NaT where the log does not say.
     correct, input_tokens, output_tokens, cost_usd: float64, shape (n_prompts, n_tiers);
         NaN where not observed. cost_usd is the attempt's own cost, else its tokens x price.
     propensity: same shape; probability with which the tier's outcome came to be observed, NaN where the log
         does not say.
-    drawn_from: of a sample, the digest of the whole log; summary and timestamps are then the whole log's, too.
+    drawn_from: for a sample, the digest of the whole log; summary and timestamps are then of the whole log, too.
     """
 
     tiers: tuple[str, ...]
@@ -115,7 +115,7 @@ class OutcomeTable:
         return content.hexdigest()
 
     def rows(self, index: np.ndarray) -> OutcomeTable:
-        """The same table with only these prompts (integers or a mask)."""
+        """The table with only these prompts. index: integers or a mask, (n,)."""
         index = np.flatnonzero(index) if index.dtype == np.bool_ else index
         columns = ("prompt_ids", "groups", "segments", "asked_at", *CELL_MEASURES)
         picked = {name: getattr(self, name)[index] for name in columns}

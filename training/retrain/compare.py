@@ -21,15 +21,15 @@ from training.log.costs import costs_at_prices
 from training.log.table import OutcomeTable, is_partial
 
 MIN_COVERAGE = 0.8
-"""Of the prompts on which champion and challenger differ, this share must have the outcomes of both choices."""
+"""Of the prompts on which champion and challenger choose differently, at least this share must have both outcomes."""
 
 SEGMENT_ERROR_RATE = 0.05
-"""Chance that any segment of a challenger that is as good everywhere counts as worse (Bonferroni)."""
+"""Chance that a challenger which is as good in every segment counts as worse in any of them (Bonferroni)."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure of both, and the difference challenger - champion with its paired 95 % interval.
+    """One measure of champion and challenger, and the difference challenger - champion with its paired 95 % interval.
 
     champion, challenger: None where only the difference is known (off-policy).
     """
@@ -39,7 +39,7 @@ class Measure:
     difference: Interval
 
     def to_json(self) -> dict[str, Any]:
-        """As the receipt has it."""
+        """The measure as a receipt has it."""
         return {**asdict(self), "difference": self.difference.to_json()}
 
 
@@ -47,10 +47,12 @@ class Measure:
 class Comparison:
     """Champion and challenger on the same prompts, without dials, at the prices of tiers.toml.
 
-    quality: share of correct answers. cost_usd, net_value: USD per request. worse_segments: what is significantly worse
-    there, by segment. refused: why they cannot be compared; the measures are None then.
-    champion_kept: accuracy of the champion relative to the best tier's, on recent prompts of which every tier was
-    asked and that it was not trained on; None where these are too few, or nothing was promised. promised: the share.
+    quality: share of correct answers. cost_usd, net_value: USD per request. worth_usd: of a correct answer.
+    worse_segments: how much lower the quality is, by segment, where that is significant.
+    refused: why they cannot be compared; the measures are None then.
+    promised: the share of the best tier's accuracy that the champion promises to keep. champion_kept: the share that
+        it kept on recent prompts which every tier was asked and which it was not trained on. Both are None where
+        these prompts are too few, or nothing was promised.
     """
 
     n_prompts: int
@@ -85,7 +87,7 @@ class Comparison:
 
     @property
     def broken_promise(self) -> str:
-        """That the champion surely no longer keeps the quality it promises, as requests drift; "" where it may."""
+        """A sentence where the champion surely no longer keeps the quality it promises; "" where it may keep it."""
         kept = self.champion_kept
         if kept is None or self.promised is None or kept.high >= self.promised:
             return ""
@@ -103,12 +105,12 @@ def compare(
     recent: np.ndarray,
     config: RetrainConfig,
 ) -> Comparison:
-    """Both bundles on recent prompts that the champion was not trained on, as they answer a request without dials.
+    """Compare both bundles, without dials, on recent prompts that the champion was not trained on.
 
-    Where the challenger was trained on a prompt, models that did not see it stand in for it: its out-of-fold estimates.
-    So a few hundred new prompts are enough to judge on.
+    For a prompt that the challenger was trained on, its out-of-fold estimates are used: those of models that did not
+    see the prompt. So a few hundred new prompts are enough to judge on.
 
-    log: with the columns of `prices`, today's, among which are all tiers of both. recent: prompt_ids.
+    log: with one column for each tier of `prices`. prices: today's, with all tiers of both bundles. recent: prompt_ids.
     """
     ours, theirs = (_Judged.at(bundle, prices) for bundle in (champion, challenger))
     log = log.rows(np.isin(log.prompt_ids, recent) & ~ours.part.saw(log.groups))
@@ -118,7 +120,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Judged:
-    """A bundle at today's prices, and what it was trained on. columns: of its tiers in the table of prices."""
+    """A bundle at today's prices, and what it was trained on. columns: of its tiers in the price table."""
 
     bundle: Bundle
     part: TrainingData
@@ -126,15 +128,15 @@ class _Judged:
 
     @classmethod
     def at(cls, bundle: Bundle, prices: PriceTable) -> _Judged:
-        """`prices` may have more tiers."""
+        """The bundle at these prices, which may have more tiers than the bundle."""
         part = TrainingData.load(TrainingData.path_of(bundle.path), bundle.manifest.bundle_id)
         column = {tier.name: number for number, tier in enumerate(prices.tiers)}
         columns = np.array([column[name] for name in bundle.manifest.tiers])
         priced = replace(bundle, prices=replace(prices, tiers=tuple(prices.tiers[number] for number in columns)))
-        return cls(priced, part, columns)
+        return cls(bundle=priced, part=part, columns=columns)
 
     def estimates(self, table: OutcomeTable) -> dict[str, np.ndarray]:
-        """As `BundleGraph.estimates`; success of a prompt that was trained on by models that did not see it."""
+        """As `BundleGraph.estimates`, but out of fold where the bundle was trained on a prompt."""
         found = BundleGraph(self.bundle).estimates(table.prompts)
         order = np.argsort(self.part.prompt_ids)
         at = np.searchsorted(self.part.prompt_ids, table.prompt_ids, sorter=order).clip(max=len(order) - 1)
@@ -142,7 +144,7 @@ class _Judged:
         return {**found, "success": np.where(seen[:, None], self.part.out_of_fold[order[at]], found["success"])}
 
     def choices(self, estimates: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The tier without dials, as a column of the table of prices, int (n_prompts,)."""
+        """The tier chosen without dials, as a column of the price table, int (n_prompts,)."""
         manifest = self.bundle.manifest
         slack = manifest.dial_point(manifest.default_quality).slack
         return np.asarray(self.columns[BundleGraph(self.bundle).choices(estimates, 0.0, slack)])
@@ -151,7 +153,7 @@ class _Judged:
 def _promise_kept(
     champion: _Judged, table: OutcomeTable, config: RetrainConfig
 ) -> tuple[float | None, Interval | None]:
-    """The quality that the champion promises without dials, and what it kept on prompts not trained on."""
+    """The quality that the champion promises without dials, and what it kept on these prompts; see Comparison."""
     manifest = champion.bundle.manifest
     point = manifest.dial_point(manifest.default_quality)
     table = table.rows(np.isfinite(table.correct).all(axis=1))
@@ -167,13 +169,13 @@ def _promise_kept(
 def _compare(
     champion: _Judged, challenger: _Judged, table: OutcomeTable, prices: PriceTable, config: RetrainConfig
 ) -> Comparison:
-    """Both on the same prompts, which the champion was not trained on."""
+    """Compare both on the prompts of a table, which the champion was not trained on."""
     table = table.rows(np.isfinite(table.correct).any(axis=1))
     if table.n_prompts < config.min_judged:
-        return Comparison(table.n_prompts, refused=_too_few(table.n_prompts, config))
+        return Comparison(n_prompts=table.n_prompts, refused=_too_few(table.n_prompts, config))
     complete = np.isfinite(table.correct).all(axis=1)
     if complete.mean() < MIN_COVERAGE and complete.sum() >= max(config.min_judged, MIN_COMPLETE_PROMPTS):
-        table = table.rows(complete)  # a panel: prompts of which every tier was asked say more than all the others
+        table = table.rows(complete)  # a panel, which says more than all the other prompts
     cost_usd = costs_at_prices(table, prices).cost_usd
     predicted = challenger.estimates(table)
     ours, theirs = champion.choices(champion.estimates(table)), challenger.choices(predicted)
@@ -191,19 +193,19 @@ def _compare_paired(
     worth_usd: float,
     config: RetrainConfig,
 ) -> Comparison:
-    """Where most tiers answered most prompts: what each choice really came to. ours, theirs: (n_prompts,)."""
+    """Compare logged outcomes, where most tiers answered most prompts. ours, theirs: columns chosen, (n_prompts,)."""
     rows = np.arange(table.n_prompts)
     judged = np.isfinite(table.correct[rows, ours]) & np.isfinite(table.correct[rows, theirs])
     differ = ours != theirs
     n_differ, n_known = int(differ.sum()), int((differ & judged).sum())
     if judged.sum() < config.min_judged:
-        return Comparison(int(judged.sum()), refused=_too_few(int(judged.sum()), config))
+        return Comparison(n_prompts=int(judged.sum()), refused=_too_few(int(judged.sum()), config))
     if n_known < MIN_COVERAGE * n_differ:
         lacking = np.unique(
             np.concatenate([side[differ & np.isnan(table.correct[rows, side])] for side in (ours, theirs)])
         )
         return Comparison(
-            int(judged.sum()),
+            n_prompts=int(judged.sum()),
             refused=f"champion and challenger differ on {n_differ:,} prompts, of which only {n_known:,} have the "
             f"outcomes of both; ask {', '.join(table.tiers[k] for k in lacking)} more of the prompts",
         )
@@ -231,34 +233,50 @@ def _compare_off_policy(
     worth_usd: float,
     config: RetrainConfig,
 ) -> Comparison:
-    """Where each prompt has the outcome of the tier that was chosen: doubly robust, from the logged propensities.
+    """Compare doubly robust estimates, where each prompt has the outcome of the chosen tier and its propensity.
 
-    The interval of the net value adds those of quality and cost, which is wider than it need be.
+    The interval of the net value is the sum of those of quality and cost, which is wider than necessary.
     """
     known = np.isfinite(table.correct) & (table.propensity > 0) & (table.propensity <= 1)
     rows = np.flatnonzero(known.sum(axis=1) == 1)
     if len(rows) < config.min_judged:
-        return Comparison(len(rows), refused=_too_few(len(rows), config) + " (with one outcome and its propensity)")
+        refused = _too_few(len(rows), config) + " (with one outcome and its propensity)"
+        return Comparison(n_prompts=len(rows), refused=refused)
     action = known[rows].argmax(axis=1)
-    log = LoggedChoices(action, table.propensity[rows, action], table.correct[rows, action], cost_usd[rows, action])
+    log = LoggedChoices(
+        action=action,
+        propensity=table.propensity[rows, action],
+        correct=table.correct[rows, action],
+        cost_usd=cost_usd[rows, action],
+    )
     one_hot = np.eye(len(table.tiers))
     found = compare_policies(
         log, one_hot[ours[rows]], one_hot[theirs[rows]],
         predicted["success"][rows].astype(float), predicted["cost_usd"][rows].astype(float),
     )  # fmt: skip
     if found.quality is None or found.cost_usd is None:
-        return Comparison(len(rows), refused=f"the log does not carry a comparison: {found.refused}")
-    quality = Interval(found.quality.value, found.quality.low, found.quality.high)
-    cost = Interval(found.cost_usd.value, found.cost_usd.low, found.cost_usd.high)
+        return Comparison(n_prompts=len(rows), refused=f"the log does not carry a comparison: {found.refused}")
+    quality = Interval(value=found.quality.value, low=found.quality.low, high=found.quality.high)
+    cost = Interval(value=found.cost_usd.value, low=found.cost_usd.low, high=found.cost_usd.high)
     net_value = Interval(
-        worth_usd * quality.value - cost.value, worth_usd * quality.low - cost.high, worth_usd * quality.high - cost.low
+        value=worth_usd * quality.value - cost.value,
+        low=worth_usd * quality.low - cost.high,
+        high=worth_usd * quality.high - cost.low,
     )
-    q, c, v = (Measure(None, None, difference) for difference in (quality, cost, net_value))
-    return Comparison(len(rows), worth_usd, quality=q, cost_usd=c, net_value=v)
+    return Comparison(
+        n_prompts=len(rows),
+        worth_usd=worth_usd,
+        quality=Measure(champion=None, challenger=None, difference=quality),
+        cost_usd=Measure(champion=None, challenger=None, difference=cost),
+        net_value=Measure(champion=None, challenger=None, difference=net_value),
+    )
 
 
 def cost_of_a_correct_answer(correct: np.ndarray, cost_usd: np.ndarray) -> float:
-    """USD per correct answer of the tier with the highest accuracy; 1 where it is free. Both (n_prompts, n_tiers)."""
+    """USD per correct answer of the tier with the highest accuracy; 1 where no tier was ever correct.
+
+    correct, cost_usd: (n_prompts, n_tiers); correct is NaN where not observed.
+    """
     known = np.isfinite(correct)
     accuracy = np.where(known, correct, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     best = int(accuracy.argmax())
@@ -267,11 +285,19 @@ def cost_of_a_correct_answer(correct: np.ndarray, cost_usd: np.ndarray) -> float
 
 def _measure(both: np.ndarray, weights: np.ndarray) -> Measure:
     """both: champion's and challenger's values, (2, n_prompts). weights: (n_resamples, n_prompts)."""
-    return Measure(float(both[0].mean()), float(both[1].mean()), interval(weights @ (both[1] - both[0])))
+    champion, challenger = both
+    return Measure(
+        champion=float(champion.mean()),
+        challenger=float(challenger.mean()),
+        difference=interval(weights @ (challenger - champion)),
+    )
 
 
 def worse_segments_of(difference: np.ndarray, segments: np.ndarray) -> dict[str, str]:
-    """Segments where the quality is significantly lower; both (n_prompts,). "" is no segment: the verdict judges it."""
+    """By how much the quality is lower, for each segment where that is significant.
+
+    difference, segments: (n_prompts,). Prompts of no segment ("") are judged with all others, by the verdict.
+    """
     names, sizes = np.unique(segments, return_counts=True)
     large = names[(sizes >= MIN_SEGMENT_PROMPTS) & (names != "")]
     worse: dict[str, str] = {}

@@ -1,20 +1,25 @@
 """What moved between two windows of a log: the prompts, and each tier's outcomes, lengths and costs given the prompts.
 
 - `prompts`: classifier two-sample test (Lopez-Paz and Oquab 2017). A logistic regression on the embeddings of half of
-  the rows tells recent from reference prompts; its AUC on the other half is tested by ranks, which is exact because
-  that half was not fitted on (pooled cross-validation is not: its folds depend on each other).
+  the rows tells recent from reference prompts. Its AUC on the other half is tested by ranks, which is exact because
+  that half was not fitted on. (Pooled cross-validation is not exact: its folds depend on each other.)
 - `share`: a segment's share of the prompts, Fisher's exact test.
 - `outcomes`, `length`, `cost` of a tier: correctness, and logarithms of output tokens and of USD, by analysis of
   covariance: the difference between the windows at equal expectations of the champion for the prompt (calibrated
   success, tokens, USD of every tier) and in equal segments. A harder mix of prompts moves the expectations as well;
-  what is left is the provider's doing. Where all tiers move together, suspect prompts whose hardness the champion
-  cannot see, or the judge, before every provider at once.
+  what is left comes from the provider. Where all tiers move together, first suspect prompts whose hardness the
+  champion cannot see, or whoever judges the answers.
 
-p-values are adjusted by Bonferroni in three families, the whole windows, the shares of segments and what happens inside
-them: the chance of any wrong finding is at most about ALPHA in each, whatever else moved, and however the tests depend
-on each other. (A false discovery rate admits more wrong findings the more right ones there are.) A level needs both
-significance and a minimum effect (THRESHOLDS): with millions of rows everything is significant, with thirty almost
-nothing is.
+p-values are adjusted by Bonferroni in three families: the whole windows, the shares of segments, and what happens
+inside the segments. So the chance of any wrong finding is at most about ALPHA in each family, whatever else moved, and
+however the tests depend on each other. (A false discovery rate admits more wrong findings the more right ones there
+are.) A level needs both significance and a minimum effect (THRESHOLDS): with millions of rows everything is
+significant, with thirty almost nothing is.
+
+A report informs people; no level stops a promotion. An alarm says that something really moved, not that the challenger
+is worse: a new mix of prompts or a new price raises one, and retraining is the answer to both. The challenger is judged
+on the recent prompts themselves, and log files that contradict the champion were set aside before (`log_check`).
+benchmarks/drift.md has the rate of false alarms.
 """
 
 from __future__ import annotations
@@ -25,28 +30,23 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy.stats import fisher_exact, mannwhitneyu, t
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from scipy.stats import fisher_exact, mannwhitneyu
 
 from training.errors import LogError
 from training.log.table import OutcomeTable
+from training.retrain.two_samples import MIN_OBSERVED, Difference, adjusted_difference, dummies, recency
 
 What = Literal["prompts", "share", "outcomes", "length", "cost"]
 Unit = Literal["auc", "points", "ratio"]
 Level = Literal["too few", "none", "notice", "alarm"]
 LEVELS: tuple[Level, ...] = get_args(Level)
-"""By rising urgency. notice: have a look. alarm: somebody must look before a new champion takes over."""
+"""By rising urgency. "too few": too few observations to tell. notice: a change, worth a look. alarm: a large change,
+find out why. No level stops a promotion."""
 
 ALPHA = 0.01
 """Highest adjusted p-value of a notice or an alarm."""
-MIN_OBSERVED = 30
-"""Fewest observations on either side that are tested."""
-MAX_CLASSIFIED = 20_000
-"""Most prompts of either window that the classifier of `prompts` sees, drawn at random."""
 _LOWEST_TOKENS = 1.0
-_LOWEST_USD = 1e-9  # a free tier has a logarithm, too
+_LOWEST_USD = 1e-9  # so that the cost of a free tier has a logarithm
 _OBSERVATIONS: Mapping[What, str] = {"outcomes": "correct", "length": "output_tokens", "cost": "cost_usd"}
 _ESTIMATES: Mapping[What, str] = {"outcomes": "success", "length": "output_tokens", "cost": "cost_usd"}
 _EXPECTATIONS: Mapping[What, str] = {what: f"expected_{name}" for what, name in _ESTIMATES.items()}
@@ -67,27 +67,27 @@ class Threshold:
 
 
 THRESHOLDS: Mapping[What, Threshold] = {
-    "prompts": Threshold("auc", 0.55, 0.65),
-    "share": Threshold("points", 3.0, 10.0),
-    "outcomes": Threshold("points", 2.0, 5.0),
-    "length": Threshold("ratio", 1.1, 1.25),
-    "cost": Threshold("ratio", 1.1, 1.25),
+    "prompts": Threshold(unit="auc", notice=0.55, alarm=0.65),
+    "share": Threshold(unit="points", notice=3.0, alarm=10.0),
+    "outcomes": Threshold(unit="points", notice=2.0, alarm=5.0),
+    "length": Threshold(unit="ratio", notice=1.1, alarm=1.25),
+    "cost": Threshold(unit="ratio", notice=1.1, alarm=1.25),
 }
-"""An AUC of (1 + s) / 2 is what a share s of wholly new prompts gives: 10 % for a notice, 30 % for an alarm.
-Points are percentage points, up or down; a ratio counts like its inverse."""
+"""A share s of wholly new prompts gives an AUC of (1 + s) / 2: a notice stands for 10 %, an alarm for 30 %.
+Points are percentage points, up or down; a ratio counts as much as its inverse."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of the log, as arrays; rows should be independent, and none of the champion's training prompts.
+    """A part of the log, as arrays. Its rows should be independent, and none a training prompt of the champion.
 
-    The expectations of a champion for prompts that it was trained on are too good, and what comes after would look
-    like drift: as reference take the prompts held out from its training.
+    A champion expects too much of prompts that it was trained on, so that later prompts would look like drift. For the
+    reference take prompts held out from its training.
 
     embedding: (n_prompts, n_dims), by the same encoder in both windows. segments: text (n_prompts,).
     correct, output_tokens, cost_usd: (n_prompts, n_tiers), NaN where not observed.
     expected_success, expected_output_tokens, expected_cost_usd: the same champion's estimates in both windows,
-        (n_prompts, n_tiers). Without them only the segments tell harder prompts from worse tiers.
+        (n_prompts, n_tiers); None where not given: only the segments then tell harder prompts from worse tiers.
     """
 
     tiers: tuple[str, ...]
@@ -140,7 +140,7 @@ class Window:
         return _SCALES[what](getattr(self, _OBSERVATIONS[what]))
 
     def expected(self, what: What) -> np.ndarray:
-        """What the champion expects of it, (n_prompts, n_tiers), or (n_prompts, 0) where it was not asked."""
+        """What the champion expects of it, (n_prompts, n_tiers); (n_prompts, 0) where no expectation is given."""
         expectation = getattr(self, _EXPECTATIONS[what])
         return np.empty((len(self.segments), 0)) if expectation is None else _SCALES[what](expectation)
 
@@ -167,12 +167,12 @@ class Finding:
 
     @property
     def unit(self) -> Unit:
-        """What the effect is measured in."""
+        """The unit of the effect."""
         return THRESHOLDS[self.what].unit
 
     @property
     def level(self) -> Level:
-        """By both significance and size."""
+        """The level, by both significance and size."""
         if self.p_value is None:
             return "too few"
         if self.p_value > ALPHA or self.size < THRESHOLDS[self.what].notice:
@@ -181,7 +181,7 @@ class Finding:
 
     @property
     def size(self) -> float:
-        """The effect regardless of its direction, as THRESHOLDS has it; NaN at "too few"."""
+        """The effect regardless of its direction, comparable to THRESHOLDS; NaN at "too few"."""
         if self.effect is None:
             return np.nan
         if self.unit == "ratio":
@@ -214,7 +214,7 @@ class DriftReport:
 
     @property
     def level(self) -> Level:
-        """The most urgent level of any finding; "too few" where nothing could be."""
+        """The most urgent level of any finding; "too few" where nothing could be compared."""
         return max((finding.level for finding in self.findings), key=LEVELS.index)
 
     @property
@@ -225,7 +225,7 @@ class DriftReport:
 
     @property
     def summary(self) -> str:
-        """One line: the level, what moved most (each tier's cost, say, once), and how much was compared."""
+        """One line: the level, the three strongest changes (each of a tier once), and how much was compared."""
         once: dict[tuple[str | None, ...], Finding] = {}
         for finding in self.moved:
             once.setdefault((finding.what, finding.tier, finding.segment if finding.what == "share" else None), finding)
@@ -252,7 +252,7 @@ def drift_report(reference: Window, recent: Window, *, seed: int = 0) -> DriftRe
     """
     _check_comparable(reference, recent)
     sides = (reference, recent)
-    recency = _recency(reference.embedding, recent.embedding, seed)
+    scores = recency(reference.embedding, recent.embedding, seed)
     is_recent = np.repeat([False, True], [len(reference.segments), len(recent.segments)])
     names, codes = np.unique(np.concatenate([window.segments for window in sides]), return_inverse=True)
     measured = {what: np.concatenate([window.measured(what) for window in sides]) for what in _OBSERVATIONS}
@@ -260,15 +260,15 @@ def drift_report(reference: Window, recent: Window, *, seed: int = 0) -> DriftRe
 
     def within(code: int | None) -> Iterator[Finding]:
         segment, rows = (None, np.full(len(codes), True)) if code is None else (str(names[code]), codes == code)
-        yield _prompts(segment, recency[rows & ~is_recent], recency[rows & is_recent])
+        yield _prompts(segment, scores[rows & ~is_recent], scores[rows & is_recent])
         if segment is not None:
             yield _share(segment, rows[~is_recent], rows[is_recent])
         for what, k in product(_OBSERVATIONS, range(len(reference.tiers))):
             seen = rows & ~np.isnan(measured[what][:, k])
             covariates = expected[what][seen]
             if segment is None:
-                covariates = np.hstack([covariates, _dummies(codes[seen])])
-            difference = _difference(measured[what][seen, k], is_recent[seen], covariates)
+                covariates = np.hstack([covariates, dummies(codes[seen])])
+            difference = adjusted_difference(measured[what][seen, k], is_recent[seen], covariates)
             yield _tier(what, reference.tiers[k], segment, is_recent[seen], difference)
 
     whole = list(within(None))
@@ -276,11 +276,11 @@ def drift_report(reference: Window, recent: Window, *, seed: int = 0) -> DriftRe
     shares = [finding for finding in parts if finding.what == "share"]
     inside = [finding for finding in parts if finding.what != "share"]
     findings = [finding for family in (whole, shares, inside) for finding in _adjusted(family)]
-    return DriftReport(len(reference.segments), len(recent.segments), tuple(findings))
+    return DriftReport(n_reference=len(reference.segments), n_recent=len(recent.segments), findings=tuple(findings))
 
 
 def _check_comparable(reference: Window, recent: Window) -> None:
-    """Raises LogError."""
+    """Raises LogError where the windows cannot be compared."""
     for name, expected, found in (
         ("tiers", reference.tiers, recent.tiers),
         ("dimensions of the embedding", reference.embedding.shape[1], recent.embedding.shape[1]),
@@ -294,35 +294,16 @@ def _check_comparable(reference: Window, recent: Window) -> None:
 
 
 def _large(codes: np.ndarray, is_recent: np.ndarray) -> list[int]:
-    """Segments with enough prompts in a window to be compared; none where all prompts are of one segment."""
+    """Codes of segments with MIN_OBSERVED prompts in a window; none where all prompts are of one segment."""
     counts = [np.bincount(codes[rows], minlength=int(codes.max(initial=-1)) + 1) for rows in (is_recent, ~is_recent)]
     large = np.flatnonzero(np.maximum(*counts) >= MIN_OBSERVED)
     return [] if len(counts[0]) < 2 else large.tolist()
 
 
-def _recency(reference: np.ndarray, recent: np.ndarray, seed: int) -> np.ndarray:
-    """How recent each prompt looks to a classifier that was not fitted on it; NaN where it was not asked.
-
-    (n_reference + n_recent,), the reference first.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = [rng.permutation(len(window))[:MAX_CLASSIFIED] for window in (reference, recent)]
-    embedding, is_recent = np.concatenate([reference, recent]), np.repeat([0, 1], [len(reference), len(recent)])
-    scores = np.full(len(embedding), np.nan)
-    if min(len(reference), len(recent)) < 2 * MIN_OBSERVED:
-        return scores
-    fitted, asked = (np.concatenate([drawn[0][half::2], len(reference) + drawn[1][half::2]]) for half in (0, 1))
-    # Strong regularisation: some hundred prompts tell the shift of some hundred dimensions.
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced"))
-    classifier.fit(embedding[fitted], is_recent[fitted])
-    scores[asked] = classifier.decision_function(embedding[asked])
-    return scores
-
-
 def _prompts(segment: str | None, reference: np.ndarray, recent: np.ndarray) -> Finding:
     """Do recent prompts look more recent than reference prompts do? (n_prompts,) each, NaN where not asked."""
     reference, recent = reference[~np.isnan(reference)], recent[~np.isnan(recent)]
-    finding = Finding("prompts", None, segment, len(reference), len(recent))
+    finding = Finding(what="prompts", tier=None, segment=segment, n_reference=len(reference), n_recent=len(recent))
     if not _enough(finding):
         return finding
     test = mannwhitneyu(recent, reference, alternative="greater")
@@ -332,7 +313,7 @@ def _prompts(segment: str | None, reference: np.ndarray, recent: np.ndarray) -> 
 
 def _share(segment: str, reference: np.ndarray, recent: np.ndarray) -> Finding:
     """Is the segment a larger or a smaller part of the prompts? Masks of its prompts, (n_prompts,) each."""
-    finding = Finding("share", None, segment, len(reference), len(recent))
+    finding = Finding(what="share", tier=None, segment=segment, n_reference=len(reference), n_recent=len(recent))
     if not _enough(finding):
         return finding
     test = fisher_exact([[recent.sum(), (~recent).sum()], [reference.sum(), (~reference).sum()]])
@@ -341,57 +322,19 @@ def _share(segment: str, reference: np.ndarray, recent: np.ndarray) -> Finding:
     return replace(finding, statistic=odds_ratio, p_value=float(test.pvalue), effect=points)
 
 
-@dataclass(frozen=True)
-class _Difference:
-    """Recent less reference at equal covariates, its t statistic and p-value."""
-
-    value: float
-    t: float
-    p_value: float
-
-
-def _tier(what: What, tier: str, segment: str | None, is_recent: np.ndarray, difference: _Difference | None) -> Finding:
+def _tier(what: What, tier: str, segment: str | None, is_recent: np.ndarray, difference: Difference | None) -> Finding:
     """The finding about a tier; is_recent: (n_observed,); None where windows have too little in common."""
-    finding = Finding(what, tier, segment, int((~is_recent).sum()), int(is_recent.sum()))
+    finding = Finding(
+        what=what,
+        tier=tier,
+        segment=segment,
+        n_reference=int((~is_recent).sum()),
+        n_recent=int(is_recent.sum()),
+    )
     if difference is None:
         return finding
     effect = 100 * difference.value if what == "outcomes" else float(np.exp(difference.value))
     return replace(finding, statistic=difference.t, p_value=difference.p_value, effect=effect)
-
-
-def _difference(values: np.ndarray, is_recent: np.ndarray, covariates: np.ndarray) -> _Difference | None:
-    """Analysis of covariance: the coefficient of `is_recent` beside the covariates, in ordinary least squares.
-
-    By partial regression (Frisch and Waugh 1933), with a standard error that holds under unequal variances (HC1,
-    MacKinnon and White 1985) and is never below that of about one failure in each window.
-    values, is_recent: (n_observed,). covariates: (n_observed, n_covariates).
-    None where a window has fewer than MIN_OBSERVED, or where covariates tell the windows apart so well that what
-    is left to compare is less than two windows of MIN_OBSERVED.
-    """
-    n_recent = int(is_recent.sum())
-    n_reference = len(values) - n_recent
-    if min(n_reference, n_recent) < MIN_OBSERVED:
-        return None
-    design = np.column_stack([np.ones(len(values)), covariates])
-    both = np.column_stack([values, is_recent]).astype(float)
-    coefficients, _, rank, _ = np.linalg.lstsq(design, both, rcond=None)
-    values_left, recent_left = (both - design @ coefficients).T
-    in_common = float(recent_left @ recent_left)
-    if in_common < MIN_OBSERVED / 2 - 1e-9:
-        return None
-    shift = float(recent_left @ values_left) / in_common
-    residual = values_left - shift * recent_left
-    freedom = len(values) - int(rank) - 1
-    error = np.sqrt(float(recent_left**2 @ residual**2) * len(values) / freedom) / in_common
-    error = max(error, np.hypot(1 / n_reference, 1 / n_recent))
-    statistic = float(shift / error)
-    return _Difference(shift, statistic, float(2 * t.sf(abs(statistic), freedom)))
-
-
-def _dummies(codes: np.ndarray) -> np.ndarray:
-    """One column for each segment with enough rows, but one; the others count as one segment. (n_rows, n_columns)."""
-    large = np.flatnonzero(np.bincount(codes) >= MIN_OBSERVED)
-    return np.asarray(codes[:, None] == large[1:], dtype=float)
 
 
 def _enough(finding: Finding) -> bool:
@@ -399,6 +342,6 @@ def _enough(finding: Finding) -> bool:
 
 
 def _adjusted(family: list[Finding]) -> list[Finding]:
-    """The same findings with p-values adjusted for their number."""
+    """The findings with their p-values multiplied by the number of tests (Bonferroni)."""
     n_tested = sum(finding.p_value is not None for finding in family)
     return [f if f.p_value is None else replace(f, p_value=min(1.0, f.p_value * n_tested)) for f in family]

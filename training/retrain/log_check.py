@@ -2,97 +2,101 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import duckdb
 import numpy as np
 
 from router.bundle.bundle import Bundle
 from router.portfolio.tiers import Tier, log_names
-from training.config import RetrainConfig
 from training.evaluation.bundle_graph import BundleGraph
-from training.log.sources import append_log, create_raw, fetch, first_line
+from training.log.checked import CheckedLogs, FileFacts
+from training.retrain.log_files import LogFiles, NewFile
 from training.retrain.store import LogFile
 
 MIN_EXAMINED = 20
-"""Fewer outcomes of a tier in a log file show nothing."""
+"""With fewer outcomes of a tier in a file, the tier is not examined."""
 
 LEAST_SHIFT = 0.25
-"""A tier's accuracy in a file may be so far from the champion's expectation."""
+"""A file is set aside where a tier's accuracy is at least so far from the champion's expectation."""
 
 LEAST_EXCESS_BRIER = 0.03
-"""The Brier score of a tier in a file may be so far above the one that a calibrated champion expects."""
+"""A file is set aside where a tier's Brier score is at least so far above that of a calibrated champion, and ..."""
 
 LEAST_SHARE_FLIPPED = 0.7
-"""And by so much of what labels that are all flipped would add to it."""
+"""... at least this share of what flipping all of the tier's labels would add to it."""
 
 N_STANDARD_ERRORS = 4.0
-"""By so many standard errors a contradiction must exceed zero: chance alone does so once in 30,000."""
+"""A contradiction must exceed zero by so many standard errors: chance alone does so once in 30,000."""
 
 MAX_EXAMINED_PROMPTS = 5000
-UNREADABLE = "cannot be read:"
-"""How the reason begins where a file cannot be read."""
+"""Most prompts of a file that the champion is asked about."""
 
 
-@contextmanager
-def _raw_rows(paths: Sequence[Path], scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The checked rows of log files as table `raw`, in a database on disk that is removed at the end."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".rows-", dir=scratch) as folder:
-        with disk_errors(), duckdb.connect(str(Path(folder) / "rows.duckdb")) as db:
-            create_raw(db)
-            for number, path in enumerate(paths):
-                append_log(db, path, number)
-            yield db
+def read_new_files(
+    rows: CheckedLogs,
+    found: Mapping[str, Path],
+    new: Mapping[str, Path],
+    known: Mapping[str, LogFile],
+    tiers: Sequence[Tier],
+    champion: Bundle | None,
+    *,
+    accept_change: bool,
+) -> LogFiles:
+    """Read the new files into `rows`, and check them; the rows of files that are set aside are removed again.
 
-
-@contextmanager
-def disk_errors() -> Iterator[None]:
-    """DuckDB's way to say that the disk is full is no OSError."""
-    try:
-        yield
-    except duckdb.IOException as error:
-        raise OSError(first_line(error)) from error
-
-
-def examine(
-    path: Path, tiers: Sequence[Tier], champion: Bundle | None, config: RetrainConfig, scratch: Path
-) -> LogFile:
-    """Count a file's rows, and hold its outcomes against what the champion expects."""
-    with _raw_rows([path], scratch) as db:
-        [(n_rows, n_broken, n_prompts, last)] = fetch(
-            db,
-            "SELECT count(*), count(reason), count(DISTINCT prompt_key) FILTER (reason IS NULL), "
-            "max(timestamp) FILTER (reason IS NULL) FROM raw",
+    found, new: the files of the run, and those of them to read, by digest. known: what the store knows of files.
+    accept_change: take files whose outcomes contradict the champion, or most of whose rows are broken.
+    """
+    checked: dict[str, NewFile] = {}
+    for digest, path in new.items():
+        facts = rows.read(path)
+        set_aside = facts.reason if facts.is_unreadable else ""
+        if not facts.is_unreadable and not accept_change:
+            set_aside = _suspicion(rows, path, facts, tiers, champion)
+        if set_aside:
+            rows.remove(path)
+        last = facts.last_timestamp.isoformat() if facts.last_timestamp else ""
+        file = LogFile(
+            path=str(path),
+            n_rows=facts.n_rows,
+            n_quarantined=facts.n_broken,
+            n_prompts=facts.n_prompts,
+            last_timestamp=last,
+            set_aside=set_aside,
         )
-        reasons = fetch(
-            db, "SELECT reason FROM raw WHERE reason IS NOT NULL GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1"
-        )
-        suspicion = reasons[0][0] if reasons else ""
-        if not suspicion.startswith(UNREADABLE):
-            if config.accept_change:
-                suspicion = ""
-            elif 2 * n_broken > n_rows:
-                suspicion = f"{n_broken:,} of {n_rows:,} rows are broken ({suspicion})"
-            else:
-                suspicion = "" if champion is None else _contradiction(db, champion, tiers)
-    return LogFile(str(path), n_rows, n_broken, n_prompts, last.isoformat() if last else "", suspicion)
+        checked[digest] = NewFile(file=file, is_unreadable=facts.is_unreadable)
+    return LogFiles(found=found, new=checked, former=known)
 
 
-def _contradiction(db: duckdb.DuckDBPyConnection, champion: Bundle, tiers: Sequence[Tier]) -> str:
-    """Which tier's outcomes cannot be what the champion expects of these prompts, and why; "" where none."""
-    rows = fetch(
-        db,
-        "SELECT prompt, model, avg(correct) FROM raw WHERE reason IS NULL AND correct IS NOT NULL AND prompt_key IN "
-        f"(SELECT DISTINCT prompt_key FROM raw ORDER BY 1 LIMIT {MAX_EXAMINED_PROMPTS}) GROUP BY 1, 2 ORDER BY 1, 2",
-    )
+def read_known_files(rows: CheckedLogs, paths: Sequence[Path]) -> None:
+    """Read files that were taken by an earlier run into `rows`. Raises OSError where one cannot be read."""
+    for path in paths:
+        facts = rows.read(path)
+        if facts.is_unreadable:
+            raise OSError(f"{path} could be read by an earlier run, but not now ({facts.reason}); is the disk full?")
+
+
+def _suspicion(rows: CheckedLogs, path: Path, facts: FileFacts, tiers: Sequence[Tier], champion: Bundle | None) -> str:
+    """Why a file cannot be believed; "" where it can, or where nothing tells."""
+    if 2 * facts.n_broken > facts.n_rows:
+        return f"{facts.n_broken:,} of {facts.n_rows:,} rows are broken ({facts.reason})"
+    if champion is None:
+        return ""
+    return _contradiction(rows.outcomes(path, MAX_EXAMINED_PROMPTS), champion, tiers)
+
+
+def _contradiction(outcomes: Sequence[tuple[str, str, float]], champion: Bundle, tiers: Sequence[Tier]) -> str:
+    """Which tier's outcomes contradict what the champion expects of these prompts, and how; "" where none does.
+
+    outcomes: prompt, model, mean correctness.
+    """
     tier_of = {name: tier.name for tier in tiers for offer in tier.offers for name in log_names(offer)}
     known = champion.manifest.tiers
     cells = [
-        (prompt, known.index(tier_of[model]), correct) for prompt, model, correct in rows if tier_of.get(model) in known
+        (prompt, known.index(tier_of[model]), correct)
+        for prompt, model, correct in outcomes
+        if tier_of.get(model) in known
     ]
     if not cells:
         return ""
@@ -117,13 +121,6 @@ def _contradiction(db: duckdb.DuckDBPyConnection, champion: Bundle, tiers: Seque
 
 
 def _exceeds(values: np.ndarray, least: float) -> bool:
-    """Whether the mean is at least so large, and surely above 0."""
+    """Whether the mean is at least `least`, and N_STANDARD_ERRORS above 0."""
     error = float(values.std(ddof=1)) / len(values) ** 0.5
     return bool(values.mean() >= max(least, N_STANDARD_ERRORS * error))
-
-
-def prompt_ids_of(paths: Sequence[Path], scratch: Path) -> np.ndarray:
-    """The prompt_ids, as an OutcomeTable has them, of the usable rows of log files."""
-    with _raw_rows(paths, scratch) as db:
-        rows = fetch(db, "SELECT DISTINCT sha256(prompt)[:16] FROM raw WHERE reason IS NULL ORDER BY 1")
-    return np.array([prompt_id for (prompt_id,) in rows], dtype=np.str_)

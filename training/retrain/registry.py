@@ -1,4 +1,4 @@
-"""MLflow's model registry, which follows the store: versions, lineage, aliases."""
+"""Keeps MLflow's model registry in line with the store: versions, lineage, aliases."""
 
 from __future__ import annotations
 
@@ -9,30 +9,35 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from training.config import RetrainConfig
-from training.errors import ConfigError
+from training.errors import TrackingError
+from training.retrain.context import RetrainContext
 from training.retrain.store import State, Store, StoredBundle
 from training.tracking import NO_TRACKING, MlflowTracker, tracked_run
 
 
-def register(state: State, place: Store, uri: str, config: RetrainConfig) -> tuple[State, str]:
-    """Have the registry follow the state, unless it does already; the state, and "ok", "none" or what failed."""
-    if uri == NO_TRACKING:
+def register(state: State, context: RetrainContext) -> tuple[State, str]:
+    """Bring the registry in line with the state, and commit that it is.
+
+    Returns the state, and "ok", "none" (tracking is off) or what failed.
+    """
+    if context.uri == NO_TRACKING:
         return state, NO_TRACKING
     if state.is_registry_current:
         return state, "ok"
     from mlflow.exceptions import MlflowException
 
     try:
-        _register_bundles(state, place, uri, config.model_name)
-    except (MlflowException, ConfigError, OSError) as error:
-        return state, f"tracking at {uri} failed: {str(error).splitlines()[0][:300]}"
+        _register_bundles(state, context.store, context.uri, context.config.model_name)
+    except TrackingError as error:
+        return state, error.summary
+    except (MlflowException, OSError) as error:
+        return state, TrackingError(context.uri, error).summary
     state = replace(state, unregistered=(), is_registry_current=True)
-    place.commit(state)
+    context.store.commit(state)
     return state, "ok"
 
 
-def _register_bundles(state: State, place: Store, uri: str, model: str) -> None:
+def _register_bundles(state: State, store: Store, uri: str, model: str) -> None:
     """Register bundles that are not registered yet, by bundle_id, and point the aliases."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -47,14 +52,17 @@ def _register_bundles(state: State, place: Store, uri: str, model: str) -> None:
     found = {version.tags.get("bundle_id"): version.version for version in versions_found}
     for name in dict.fromkeys([*state.unregistered, state.champion, state.challenger]):
         if name and (stored := state.bundles[name]).bundle_id not in found:
-            found[stored.bundle_id] = _new_version(client, uri, place.bundle(name), stored, model)
+            found[stored.bundle_id] = _new_version(client, uri, store.bundle(name), stored, model)
     for alias, name in (("challenger", state.challenger), ("champion", state.champion)):
         if name:
             client.set_registered_model_alias(model, alias, found[state.bundles[name].bundle_id])
 
 
 def _new_version(client: Any, uri: str, folder: Path, stored: StoredBundle, model: str) -> str:
-    """Register one bundle with its lineage; where its run was not tracked, as a run of its own."""
+    """Register one bundle with its lineage; returns the version.
+
+    Where its training was not tracked, a run is made for it.
+    """
     lineage = {name: value for name, value in asdict(stored).items() if value}
     run_id = stored.mlflow_run_id
     if not run_id:
@@ -69,7 +77,7 @@ def _new_version(client: Any, uri: str, folder: Path, stored: StoredBundle, mode
 
 @contextmanager
 def impatient_tracking() -> Iterator[None]:
-    """Keep MLflow from trying for minutes to reach a server that is away; what the environment says goes first."""
+    """Let MLflow give up soon on a server that does not answer; settings in the environment take precedence."""
     impatience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
     added = {name: value for name, value in impatience.items() if name not in os.environ}
     os.environ.update(added)

@@ -1,15 +1,16 @@
-"""The store of `broker retrain`: what lasts from one run to the next, and who may write to it.
+"""The store of `broker retrain`: what lasts from one run to the next.
 
     champion -> bundles/000007   what routers and their watchers follow
     bundles/000007/              every bundle, numbered by the run that made it, with its training data beside it
     state.json                   what the runs decided
-    receipts.jsonl               a line per decision
+    receipts.jsonl               one line for each decision
     cache/                       embeddings and encoders; safe to delete
     mlflow.db, mlartifacts/      unless an MLflow server is named
-    lock                         held, by the kernel, as long as a run lives
+    lock                         locked by the kernel as long as a run lives
 
-Replacing `state.json` is the one act that commits a run. All else follows from it: `Store.recover` points the link,
-completes the receipts and removes what a killed run left behind. Runs are numbered, so no decision depends on a clock.
+A run is committed when `state.json` is replaced, and not before. All else follows from that file: `Store.recover`
+points the link, completes the receipts and removes what a killed run left behind. Runs are numbered, so that no
+decision depends on a clock.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from router.files import UNFINISHED, replacing, sync
 from training.errors import StoreBusyError, StoreError
 
 STATE_FORMAT = 1
@@ -33,9 +35,10 @@ STATE_FORMAT = 1
 
 @dataclass(frozen=True)
 class LogFile:
-    """One log file as it was read; another content is another file.
+    """What was found in one log file; a file with another content is another file.
 
-    last_timestamp: of its rows, ISO 8601, or "". set_aside: why it is kept out of training and judging, or "".
+    n_prompts, last_timestamp: of the rows that can be used; the timestamp in ISO 8601, "" where none has one.
+    set_aside: why the file is kept out of training and judging; "" where it is not.
     """
 
     path: str
@@ -48,7 +51,7 @@ class LogFile:
 
 @dataclass(frozen=True)
 class StoredBundle:
-    """Where a bundle comes from. parent: bundle_id of the champion that it challenged, or ""."""
+    """Where a bundle comes from. parent: bundle_id of the champion that it challenged; "" where there was none."""
 
     bundle_id: str
     parent: str
@@ -60,12 +63,12 @@ class StoredBundle:
 
 @dataclass(frozen=True)
 class State:
-    """What the runs decided; bundles are named by the number of the run that made them.
+    """What the runs decided. Bundles are named by the number of the run that made them.
 
-    files: the watermark, by SHA-256 of the content, in the order in which the files were first read.
+    files: what was read so far, by SHA-256 of the content, in the order in which the files were first read.
     settings: those of the last run. former: earlier champions, the latest last.
     rolled_back: data digests of champions that were taken back. unregistered: bundles that MLflow does not know yet.
-    receipt: of the last decision.
+    is_registry_current: whether MLflow's aliases are those of this state. receipt: of the last decision.
     """
 
     n_runs: int = 0
@@ -81,11 +84,16 @@ class State:
     receipt: Mapping[str, Any] | None = None
 
     def bundle_id(self, name: str) -> str | None:
-        """The bundle_id of a stored bundle; None for no name."""
+        """The bundle_id of a stored bundle; None where `name` is ""."""
         return self.bundles[name].bundle_id if name else None
 
+    @property
+    def run_name(self) -> str:
+        """The name of the bundle that the last run made, if it made one."""
+        return f"{self.n_runs:06d}"
+
     def with_champion(self, name: str) -> State:
-        """The bundle `name` takes the champion's place."""
+        """The state with the bundle `name` as champion."""
         former = (*self.former, self.champion) if self.champion else self.former
         return replace(self, champion=name, former=former)
 
@@ -95,7 +103,7 @@ class State:
 
     @classmethod
     def from_json(cls, text: str, source: str) -> State:
-        """Raises StoreError where the text is not a state of this format."""
+        """The state of a text. Raises StoreError where it is not one of this format; source: the file's name."""
         try:
             document = json.loads(text)
             found = document.pop("format")
@@ -112,7 +120,7 @@ class State:
 
 
 class Store:
-    """The folder of a store; it is made where there is none. Change it only inside `hold`."""
+    """The folder of a store, which `hold` makes where there is none. Change it only inside `hold`."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).resolve()
@@ -139,7 +147,7 @@ class Store:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep every other run out; the kernel lets go when the process ends, however it ends.
+        """Keep every other run out. The kernel ends this when the process ends, however it ends.
 
         Raises StoreBusyError at once where another run holds the store.
         """
@@ -159,7 +167,7 @@ class Store:
             yield
 
     def recover(self) -> State:
-        """Make everything follow from what was committed last, whatever happened since; returns that state.
+        """Return the state that was committed last, and bring link, receipts and bundles in line with it.
 
         Raises StoreError where state.json cannot be read, or is gone while bundles are there.
         """
@@ -182,7 +190,7 @@ class Store:
         """Remove bundles of runs that did not commit, and unfinished files."""
         kept = {f"{name}{suffix}" for name in state.bundles for suffix in ("", *_BESIDE_A_BUNDLE)}
         leftovers = [path for path in _items(self._bundles) if path.name not in kept]
-        leftovers += [path for path in _items(self.folder) if path.name.startswith(_UNFINISHED)]
+        leftovers += [path for path in _items(self.folder) if path.name.startswith(UNFINISHED)]
         leftovers += [path for path in self.cache.rglob(".*")]
         for path in leftovers:
             if path.is_dir() and not path.is_symlink():
@@ -191,34 +199,31 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def commit(self, state: State) -> None:
-        """The state from now on, also after a loss of power; bundles that it names are on disk before it is."""
+        """Make this the state, also after a loss of power; the bundles that it names are forced to the disk first."""
         for name in state.bundles.keys() - self._read().bundles.keys():
             folder = self.bundle(name)
             for path in (*folder.iterdir(), folder, *self._bundles.glob(f"{name}-*"), self._bundles):
-                _sync(path)
-        unfinished = self.folder / f"{_UNFINISHED}state"
-        unfinished.write_text(state.to_json(), encoding="utf-8")
-        _sync(unfinished)
-        unfinished.replace(self._state)
-        _sync(self.folder)
+                sync(path)
+        with replacing(self._state) as unfinished:
+            unfinished.write_text(state.to_json(), encoding="utf-8")
 
     def follow(self, state: State) -> None:
-        """Point the link at the champion and add the last receipt, unless that is so already."""
+        """Point the link at the champion and add the last receipt; what is so already stays.
+
+        Raises StoreError where something else stands in the place of the link.
+        """
         target = str(Path("bundles") / state.champion)
         is_link = self.champion.is_symlink()
         if self.champion.exists() and not is_link:
             raise StoreError(f"{self.champion} is no link; expected a link to a bundle: move it away and run again")
         if state.champion and not (is_link and os.readlink(self.champion) == target):
-            unfinished = self.folder / f"{_UNFINISHED}champion"
-            unfinished.unlink(missing_ok=True)
-            unfinished.symlink_to(target)
-            unfinished.replace(self.champion)
-            _sync(self.folder)
+            with replacing(self.champion) as unfinished:
+                unfinished.symlink_to(target)
         if state.receipt is not None:
             self._add_receipt(state.receipt)
 
     def _add_receipt(self, receipt: Mapping[str, Any]) -> None:
-        """Append a line, unless it is the last one already; a line that was cut off is removed first."""
+        """Append a line, unless it is the last one already. A last line that was cut off is removed first."""
         with self._receipts.open("a+b") as file:
             file.seek(0)
             lines = file.read().splitlines(keepends=True)
@@ -228,26 +233,16 @@ class Store:
             if lines and json.loads(lines[-1])["run"] == receipt["run"]:
                 return
             file.write(json.dumps(receipt, ensure_ascii=False).encode() + b"\n")
-        _sync(self._receipts)
+        sync(self._receipts)
 
 
-_UNFINISHED = ".unfinished-"
 _BESIDE_A_BUNDLE = ("-training.parquet", "-quarantine.parquet")
 
 
 def utc_now() -> str:
-    """For people to read; nothing is decided by it."""
+    """The time, ISO 8601, for people to read; no decision depends on it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _items(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _sync(path: Path) -> None:
-    """Have the kernel write a file, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,164 @@
+"""The checked rows of log files in a database on disk: each file is read once, and none must fit into memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+import numpy as np
+
+from training.errors import LogError
+from training.log.readers import first_line
+from training.log.rows import append_log, create_raw, fetch, quoted
+
+MEMORY_LIMIT = "4GB"
+"""Of DuckDB; what goes beyond it is spilled to disk."""
+
+
+@contextmanager
+def database(memory_limit: str = MEMORY_LIMIT) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database on disk with an empty table `raw`; it is removed at the end. Raises duckdb.Error."""
+    with _temporary(None, memory_limit) as rows:
+        yield rows.connection
+
+
+@contextmanager
+def checked_logs(folder: Path | None = None, memory_limit: str = MEMORY_LIMIT) -> Iterator[CheckedLogs]:
+    """An empty CheckedLogs, whose database is removed at the end.
+
+    folder: where the database stands; None takes the system's folder for temporary files.
+    While it is in use, DuckDB's errors become LogError where `memory_limit` is too small, and OSError where it cannot
+    write, for example because the disk is full.
+    """
+    try:
+        with _temporary(folder, memory_limit) as rows:
+            yield rows
+    except duckdb.OutOfMemoryException as error:
+        raise LogError(f"memory_limit {memory_limit} is too small ({first_line(error)}); give a larger one") from error
+    except duckdb.IOException as error:
+        raise OSError(first_line(error)) from error
+
+
+@contextmanager
+def _temporary(folder: Path | None, memory_limit: str) -> Iterator[CheckedLogs]:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".token-broker-", dir=folder) as temporary:
+        rows = CheckedLogs(Path(temporary) / "log.duckdb", memory_limit)
+        try:
+            yield rows
+        finally:
+            rows.release()
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What was found in one log file.
+
+    n_prompts: distinct prompts of its usable rows. last_timestamp: of its usable rows, UTC; None where none has one.
+    is_unreadable: the file, or `prompts.parquet` beside it, cannot be read.
+    reason: why; else why most of its broken rows are broken; "" where none is.
+    """
+
+    n_rows: int
+    n_broken: int
+    n_prompts: int
+    last_timestamp: datetime | None
+    is_unreadable: bool
+    reason: str
+
+
+class CheckedLogs:
+    """The checked rows of some log files. `ingest` takes it in place of the files.
+
+    Make one with `checked_logs`. It connects to its database when it is used, and `release` gives the memory back.
+    """
+
+    def __init__(self, path: Path, memory_limit: str) -> None:
+        self.memory_limit = memory_limit
+        self._path = path
+        self._numbers: dict[Path, int] = {}
+        self._db: duckdb.DuckDBPyConnection | None = None
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """A connection to the database with the table `raw`."""
+        if self._db is None:
+            self._db = duckdb.connect(str(self._path))
+            self._db.execute(f"SET memory_limit = {quoted(self.memory_limit)}")
+            self._db.execute("SET preserve_insertion_order = false")
+            self._db.execute("SET TimeZone = 'UTC'")
+            create_raw(self._db)
+        return self._db
+
+    def release(self) -> None:
+        """Close the connection, so that DuckDB keeps nothing in memory; the rows stay on disk."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    @contextmanager
+    def derived(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The connection, for tables that are made from `raw`. They are dropped at the end, and memory is released."""
+        db = self.connection
+        db.execute("DROP SCHEMA IF EXISTS derived CASCADE; CREATE SCHEMA derived; SET search_path = 'derived,main'")
+        try:
+            yield db
+            db.execute("SET search_path = 'main'; DROP SCHEMA derived CASCADE")
+        finally:
+            self.release()
+
+    def read(self, path: Path) -> FileFacts:
+        """Add the rows of a log file that was not read before. Raises ValueError where it was."""
+        if path in self._numbers:
+            raise ValueError(f"{path} was read already")
+        number = self._numbers[path] = len(self._numbers)
+        append_log(self.connection, path, number)
+        [(n_rows, n_broken, n_prompts, last, is_unreadable)] = fetch(
+            self.connection,
+            "SELECT count(*), count(reason), count(DISTINCT prompt_key) FILTER (reason IS NULL), "
+            "max(timestamp) FILTER (reason IS NULL), coalesce(bool_or(is_unreadable), false) "
+            f"FROM raw WHERE file = {number}",
+        )
+        reasons = fetch(
+            self.connection,
+            f"SELECT reason FROM raw WHERE file = {number} AND reason IS NOT NULL "
+            "GROUP BY reason ORDER BY bool_or(is_unreadable) NULLS LAST, count(*) DESC, reason LIMIT 1",
+        )
+        return FileFacts(
+            n_rows=n_rows,
+            n_broken=n_broken,
+            n_prompts=n_prompts,
+            last_timestamp=last,
+            is_unreadable=is_unreadable,
+            reason=reasons[0][0] if reasons else "",
+        )
+
+    def remove(self, path: Path) -> None:
+        """Forget the rows of a file, so that they are in no table made from these logs."""
+        self.connection.execute(f"DELETE FROM raw WHERE file = {self._numbers[path]}")
+
+    def outcomes(self, path: Path, max_prompts: int) -> list[tuple[str, str, float]]:
+        """Prompt, model and mean correctness (0..1) of the judged rows of a file, of at most so many prompts."""
+        number = self._numbers[path]
+        return fetch(
+            self.connection,
+            f"SELECT prompt, model, avg(correct) FROM raw WHERE file = {number} AND reason IS NULL "
+            "AND correct IS NOT NULL AND prompt_key IN (SELECT DISTINCT prompt_key FROM raw "
+            f"WHERE file = {number} ORDER BY 1 LIMIT {max_prompts}) GROUP BY 1, 2 ORDER BY 1, 2",
+        )
+
+    def prompt_ids(self, paths: Sequence[Path]) -> np.ndarray:
+        """The prompt_ids, as an OutcomeTable has them, of the usable rows of some files; ascending, distinct."""
+        numbers = [self._numbers[path] for path in paths]
+        rows = fetch(
+            self.connection,
+            "SELECT DISTINCT sha256(prompt)[:16] FROM raw WHERE reason IS NULL "
+            f"AND list_contains({numbers}::INTEGER[], file) ORDER BY 1",
+        )
+        return np.array([prompt_id for (prompt_id,) in rows], dtype=np.str_)

@@ -1,0 +1,132 @@
+"""What stands in a log file or a DataFrame, as text and Arrow tables, before anything is checked."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from router.prompt import valid_unicode
+
+COLUMNS = (
+    "prompt", "messages", "prompt_id", "model", "correct", "request_id", "provider", "dataset", "input_tokens",
+    "output_tokens", "cost_usd", "latency_ms", "timestamp", "propensity", "question_key", "parsed",
+)  # fmt: skip
+"""The columns of the log format that are read; see data/README.md."""
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""Of a longer line only the beginning is read."""
+
+_BATCH_BYTES = 8 * 1024 * 1024
+LINES = pa.schema([("line", pa.string()), ("broken", pa.string())])
+"""The lines of a JSONL file. broken: why the line cannot be used, or NULL."""
+
+
+def csv_header(path: Path) -> tuple[list[str], str]:
+    """Column names and delimiter of a CSV file; no names where the file is empty."""
+    with pa.input_stream(str(path), compression="detect") as stream:
+        line = io.BufferedReader(stream).readline(MAX_LINE_BYTES).decode("utf-8-sig", "replace")
+    delimiter = max(",;\t", key=line.count)
+    return next(csv.reader([line], delimiter=delimiter), []), delimiter
+
+
+def json_lines(path: Path) -> Iterator[pa.RecordBatch]:
+    """The lines of a JSONL file in batches, with the columns of LINES; a file cut short ends with a broken line."""
+    lines: list[bytes] = []
+    size = 0
+    failure = None
+    try:
+        for line in _byte_lines(path):
+            lines.append(line)
+            size += len(line)
+            if size > _BATCH_BYTES:
+                yield _line_batch(lines)
+                lines, size = [], 0
+    except (OSError, pa.ArrowException) as error:
+        failure = f"cannot be read to its end: {first_line(error)}"
+    if lines:
+        yield _line_batch(lines)
+    if failure:
+        yield pa.record_batch([[None], [failure]], schema=LINES)
+
+
+def _byte_lines(path: Path) -> Iterator[bytes]:
+    """The lines without a byte order mark; of a line beyond MAX_LINE_BYTES only its beginning."""
+    with pa.input_stream(str(path), compression="detect") as file:
+        stream = io.BufferedReader(file)
+        if stream.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
+            stream.read(len(codecs.BOM_UTF8))
+        while line := stream.readline(MAX_LINE_BYTES):
+            yield line
+            while len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                line = stream.readline(MAX_LINE_BYTES)
+
+
+def _line_batch(lines: list[bytes]) -> pa.RecordBatch:
+    """Lines as text; a line that is not UTF-8 says so in `broken`."""
+    try:
+        return pa.record_batch(
+            [pa.array(lines, pa.binary()).cast(pa.string()), pa.nulls(len(lines), pa.string())], schema=LINES
+        )
+    except pa.ArrowInvalid:
+        texts = [line.decode("utf-8", "backslashreplace") for line in lines]
+        broken = [None if text.encode() == line else "not UTF-8" for text, line in zip(texts, lines, strict=True)]
+        return pa.record_batch([texts, broken], schema=LINES)
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Column names that differ without regard to case, as SQL compares them; names in COLUMNS stay as they are."""
+    taken = {name for name in COLUMNS if name in names}
+    found: list[str] = []
+    for name in names:
+        free, number = name or "unnamed", 1
+        while free.lower() in taken and (free not in taken or free in found or free not in COLUMNS):
+            number += 1
+            free = f"{name}_{number}"
+        taken.add(free.lower())
+        found.append(free)
+    return found
+
+
+def arrow_table(frame: pd.DataFrame) -> pa.Table:
+    """A DataFrame as an Arrow table, with distinct column names."""
+    names = distinct([str(name) for name in frame.columns])
+    return pa.table([_arrow_column(frame.iloc[:, column]) for column in range(len(names))], names=names)
+
+
+def _arrow_column(column: pd.Series) -> pa.Array | pa.ChunkedArray:
+    """The values as they are; as text where Arrow or DuckDB has no type for them, such as numbers beside texts."""
+    if isinstance(column.dtype, pd.DatetimeTZDtype):
+        column = column.dt.tz_convert(None)
+    try:
+        array = pa.array(column, from_pandas=True)
+        if not isinstance(array.type, pa.BaseExtensionType) and array.type != pa.float16():
+            return array
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        pass
+    return pa.array([_as_text(value) for value in column], pa.string())
+
+
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return valid_unicode(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, list | tuple | dict | np.ndarray):
+        return json.dumps(
+            value, skipkeys=True, default=lambda item: item.tolist() if hasattr(item, "tolist") else str(item)
+        )
+    return None if value is None or value is pd.NA or value is pd.NaT or value != value else str(value)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, else the name of its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,129 @@
+"""Whether the challenger takes over, and why or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from router.bundle.bundle import Bundle
+from router.errors import BundleError
+from router.golden import check_golden
+from router.portfolio.prices import PriceTable
+from router.portfolio.tiers import Tier
+from training.config import RetrainConfig
+from training.evaluation.bundle_graph import BundleGraph, embed_with
+from training.evaluation.training_data import TrainingData
+from training.log.checked import CheckedLogs
+from training.log.table import OutcomeTable
+from training.retrain.compare import Comparison, compare
+from training.retrain.drift import Window, drift_report
+from training.retrain.log_files import LogFiles
+from training.retrain.store import State, Store
+
+MAX_WINDOW_PROMPTS = 5000
+"""Most prompts of either window of the drift report."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The champion of a store. bundle: None where there is none that loads.
+
+    uncompared: why a challenger takes over without a comparison; "" where it must be compared.
+    """
+
+    bundle: Bundle | None
+    uncompared: str
+
+    @classmethod
+    def of(cls, state: State, store: Store, tiers: Sequence[Tier]) -> Champion:
+        """The champion of a state; tiers: today's."""
+        if not state.champion:
+            return cls(bundle=None, uncompared="first bundle of this store, nothing to compare it with")
+        try:
+            bundle = Bundle.load(store.bundle(state.champion))
+        except BundleError as error:
+            return cls(bundle=None, uncompared=f"the champion cannot be loaded ({error})")
+        gone = set(bundle.manifest.tiers) - {tier.name for tier in tiers}
+        uncompared = f"the champion asks {', '.join(sorted(gone))}, no longer in tiers.toml" if gone else ""
+        return cls(bundle=bundle, uncompared=uncompared)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the challenger takes over.
+
+    reason: why or why not, and what drifted, in one line. comparison: None where champion and challenger were not
+    compared. drift: level and summary of the drift report, None where there was none.
+    """
+
+    promoted: bool
+    reason: str
+    comparison: Comparison | None
+    drift: Mapping[str, Any] | None
+
+
+def judge(
+    champion: Champion,
+    challenger: Bundle,
+    log: OutcomeTable,
+    rows: CheckedLogs,
+    files: LogFiles,
+    prices: PriceTable,
+    rolled_back: Sequence[str],
+    config: RetrainConfig,
+) -> Verdict:
+    """Compare champion and challenger on recent prompts, and say what drifted.
+
+    log: what the challenger was trained from; rows: the same, by file. rolled_back: data digests of former champions.
+    """
+    comparison = None
+    if champion.bundle is not None and not champion.uncompared:
+        recent = rows.prompt_ids(files.newest(config.window_prompts / config.training.test_share))
+        comparison = compare(champion.bundle, challenger, log, prices, recent, config)
+    promoted, reason = _decide(challenger, champion.uncompared, comparison, rolled_back, config)
+    drift = None
+    if champion.bundle is not None and champion.bundle.manifest.tiers == log.tiers:
+        drift = _drift(champion.bundle, log, np.isin(log.prompt_ids, rows.prompt_ids(files.taken_new)))
+    if drift is not None and drift["level"] in ("notice", "alarm"):
+        reason = f"{reason}; {drift['summary']}"
+    return Verdict(promoted=promoted, reason=reason, comparison=comparison, drift=drift)
+
+
+def _decide(
+    challenger: Bundle,
+    uncompared: str,
+    comparison: Comparison | None,
+    rolled_back: Sequence[str],
+    config: RetrainConfig,
+) -> tuple[bool, str]:
+    """Whether the challenger takes over, and why, in one line."""
+    if challenger.manifest.training["data_digest"] in rolled_back:
+        return False, "trained on the same data as a champion that was rolled back"
+    golden = check_golden(challenger.path)
+    if not golden.passed:
+        return False, f"golden prompts failed: {len(golden.other_tier)} of {golden.n_prompts} went to another tier"
+    if comparison is None:
+        return True, uncompared
+    return comparison.verdict(config.tolerated_loss)
+
+
+def _drift(champion: Bundle, log: OutcomeTable, is_new: np.ndarray) -> dict[str, Any] | None:
+    """What moved between the former prompts and the new ones, as the champion sees it; None where it cannot be said.
+
+    is_new: mask (n_prompts,). Only prompts that the champion was not trained on count.
+    """
+    part = TrainingData.load(TrainingData.path_of(champion.path), champion.manifest.bundle_id)
+    unseen = ~part.saw(log.groups)
+    windows = []
+    for mask in (~is_new & unseen, is_new & unseen):
+        table = log.rows(np.flatnonzero(mask)[:MAX_WINDOW_PROMPTS])
+        if table.n_prompts < 2:
+            return None
+        windows.append(
+            Window.of(table, embed_with(champion, table.prompts), BundleGraph(champion).estimates(table.prompts))
+        )
+    report = drift_report(*windows)
+    return {"level": report.level, "summary": report.summary}
