@@ -38,11 +38,15 @@ class Interval:
     high: float
 
     def times(self, factor: float) -> Interval:
-        """In another unit."""
+        """The same figure in another unit."""
         return Interval(factor * self.value, factor * self.low, factor * self.high)
 
+    def text(self, digits: int = 3) -> str:
+        """Such as "0.95 (0.93 to 0.97)", with so many significant digits."""
+        return f"{self.value:.{digits}g} ({self.low:.{digits}g} to {self.high:.{digits}g})"
+
     def to_json(self) -> dict[str, float]:
-        """As the evaluation's JSON has it."""
+        """As it stands in the JSON of an evaluation."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
