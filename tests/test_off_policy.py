@@ -344,7 +344,7 @@ def test_a_bundle_is_judged_on_the_log_of_another_policy(bundle, trained, produc
 def test_prompts_that_the_bundle_was_trained_on_are_left_out(bundle, trained, production):
     table = trained.log
     rows = np.flatnonzero(~held_out_mask(table.groups, 0.2, 0))[:40]
-    seen = pd.concat([production.head(1)] * 40, ignore_index=True).assign(
+    seen = production.head(40).assign(
         request_id=None, prompt=[table.prompts[row] for row in rows], question_key=table.groups[rows]
     )
     found = evaluate(bundle, pd.concat([production, seen]))
