@@ -40,7 +40,7 @@ def _cost_accuracy(audit: Audit) -> Figure:
         axes.xaxis.set_minor_formatter("")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set(xlabel="cost, USD per 1,000 requests", ylabel="accuracy")
-    axes.margins(x=0.15)
+    axes.margins(x=0.15, y=0.1)
     figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
     return figure
 
@@ -68,6 +68,7 @@ def _needed(audit: Audit) -> Figure:
     axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
     axes.axvline(audit.n_complete, color=_ROUTER, label=f"this log: {audit.n_complete:,}")
     axes.set(xlabel="complete prompts", ylabel="quality promised")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(x=0.15)
     axes.legend(fontsize=8, frameon=False)
     return figure

@@ -124,16 +124,17 @@ def _needed_table(needed: Mapping[float, float]) -> Table:
 
 
 def audit_facts(audit: Audit) -> list[str]:
-    """What the figures mean and rest on, a sentence or two each."""
+    """What the figures mean and what they rest on, a sentence or two each."""
     counted = f"{audit.n_complete:,} of {audit.n_prompts:,} prompts were answered by every tier"
     if audit.ceiling is None or audit.oracle is None or audit.effective_models is None:
         return [f"{counted}: which tier is better on which prompt cannot be said."]
     ceiling = audit.ceiling
     facts = [
-        f"{counted}; all but the outcomes per tier is counted on these. Brackets: 95 % bootstrap.",
-        f"Oracle {_percent(audit.oracle)}; luck and shared difficulty alone would give an oracle of "
-        f"{ceiling.lucky_oracle:.1%}. The best possible router lies between {ceiling.low:.1%} ({audit.best}) and "
-        f"{ceiling.high:.1%}; without that luck about {_percent(ceiling.estimate)}.",
+        f"{counted}. All figures but the outcomes per tier rest on these. In brackets: 95 % bootstrap intervals.",
+        f"The oracle, which knows which tier is right, reaches {_percent(audit.oracle)}. Luck and shared "
+        f"difficulty alone would give an oracle of {ceiling.lucky_oracle:.1%}. The best possible router lies between "
+        f"{ceiling.low:.1%} ({audit.best}) and {ceiling.high:.1%}. "
+        f"The estimate without that luck is {_percent(ceiling.estimate)}.",
         f"Effective independent models: {audit.effective_models.value:.1f} of {len(audit.tiers)}.",
     ]
     if ceiling.lucky_oracle > audit.oracle.high:
@@ -142,11 +143,12 @@ def audit_facts(audit: Audit) -> list[str]:
             "outcomes are fractions, so what knowing the difficulty saves may be overstated."
         )
     if len(audit.tiers) == 2:
-        facts.append("Two tiers, one attempt each: skill cannot be told from luck; the estimate takes all to be luck.")
+        facts.append("Two tiers, one attempt each: skill cannot be told from luck; the estimate treats it all as luck.")
     if ceiling.repeats and ceiling.label_noise is not None:
         low, high = ceiling.repeats
         facts.append(
-            f"Repeated attempts bound the ceiling by {low:.1%} and {high:.1%}; noise {ceiling.label_noise:.3f}."
+            f"Repeated attempts bound the ceiling by {low:.1%} and {high:.1%}. "
+            f"The variance of an outcome on the same prompt is {ceiling.label_noise:.3f}."
         )
     if audit.estimated_cost_share > 0:
         facts.append(
@@ -154,10 +156,10 @@ def audit_facts(audit: Audit) -> list[str]:
             "logged or typical tokens: read costs as ratios."
         )
     facts.append(
-        "A tier that never pays is off the hull, and a router that knows the difficulty loses less than "
-        f"{MIN_LOSS:.1%} without it, at any worth of an answer. Promises assume a router as good as the best tier: "
+        "A tier never pays where mixing others is at least as good, and a router that knows the difficulty loses less "
+        f"than {MIN_LOSS:.1%} without it at any worth of an answer. Promises assume a router as good as the best tier: "
         "2 ln(20) x variance of its difference to its best substitute / ((1 - q) x accuracy)^2. "
-        "What a router reads out of prompts, only training tells."
+        "Only training shows how much of this a router can learn from the prompts."
     )
     return facts
 

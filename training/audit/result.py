@@ -82,7 +82,7 @@ class Audit:
     n_complete: prompts that every tier answered. n_outcomes, observed_accuracy: per tier, each on its own prompts.
     estimated_cost_share: share of the attempts without a logged cost.
     action: "route", "do not route" or "not enough outcomes". verdict: the reason, in a sentence.
-    best: the tier with the highest accuracy, on complete prompts. oracle: accuracy of the best tier of each prompt.
+    best: the tier with the highest accuracy, on complete prompts. oracle: accuracy of knowing which tier is right.
     needed: complete prompts that a promise of each quality takes; infinite where no number is enough.
     frontier: (usd_per_1k, accuracy) of a router that knows each prompt's difficulty.
     """

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from training.audit.result import Ceiling, Money
 
 MIN_LEAD = 0.01
-"""Routing is worth the trouble from this gain in accuracy on, or this relative saving beyond mixing single tiers."""
+"""Routing is worth the trouble if it gains this much accuracy, or saves this share beyond mixing single tiers."""
 
 
 def verdict_of(
@@ -24,8 +24,8 @@ def verdict_of(
     saving = at_98.mix_of_singles.value - at_98.knowing_difficulty.high
     if saving < MIN_LEAD and least_lead < MIN_LEAD:
         return "do not route", (
-            f"Do not route: always ask {best}, or mix single tiers; the log shows neither accuracy (ceiling about "
-            f"{ceiling.low + lead:.1%}, {best} {ceiling.low:.1%}) nor money to be won beyond that."
+            f"Do not route: always ask {best}, or mix single tiers. The log does not show that routing could gain "
+            f"accuracy (ceiling about {ceiling.low + lead:.1%}, {best} {ceiling.low:.1%}) or money beyond that."
         )
     accuracy = (
         f"accuracy could rise from {ceiling.low:.1%} to about {ceiling.low + lead:.1%}"

@@ -44,7 +44,7 @@ def promise_tables(manifest: Manifest) -> list[Table]:
             ("quality", lambda point: f"{point.quality:.2f}"),
             ("promised", lambda point: "yes" if point.promised else "no"),
             (
-                "prompts that carry a promise",
+                "prompts a promise takes",
                 lambda point: f"about {point.n_needed:,}" if point.n_needed else "cannot be said",
             ),
             ("kept at least", lambda point: f"{point.kept:.3f}"),
@@ -58,7 +58,7 @@ def promise_tables(manifest: Manifest) -> list[Table]:
         return lambda segment: f"{point.segments[segment]:.3f}"
 
     within = Table.of(
-        "Accuracy kept at least, within segments, by quality",
+        "Accuracy kept within segments, at least, by quality",
         segments,
         [("segment", str), *((f"{point.quality:.2f}", kept(point)) for point in manifest.dial)],
     )
@@ -138,7 +138,7 @@ def _estimate_table(evaluation: FullEvaluation) -> Table:
             ("Brier score", lambda tier: _cell(evaluation.calibration[tier][1])),
             ("predicted / measured cost", lambda tier: _cell(evaluation.cost_ratio.get(tier))),
             ("log error of output tokens", length_error(0)),
-            ("of the tier's mean", length_error(1)),
+            ("log error of the tier's mean", length_error(1)),
         ],
     )
 
@@ -147,6 +147,7 @@ def _dial_table(evaluation: FullEvaluation) -> Table:
     def remark(point: DialResult) -> str | None:
         return "costs more than it saves" if point.cost_of_best.value > 1 else None
 
+    remarks = [("remark", remark)] if any(map(remark, evaluation.dial)) else []
     return Table.of(
         "Quality dial",
         evaluation.dial,
@@ -155,11 +156,11 @@ def _dial_table(evaluation: FullEvaluation) -> Table:
             ("slack", lambda point: f"{point.slack:.3f}"),
             ("promised", lambda point: "yes" if point.promised else "no"),
             ("accuracy kept", lambda point: _cell(point.kept)),
-            ("cost of always-best", lambda point: _cell(point.cost_of_best)),
+            ("cost relative to the best tier", lambda point: _cell(point.cost_of_best)),
             ("USD per 1,000 requests", lambda point: _cell(point.usd_per_1k)),
             ("USD per 1,000 correct answers", lambda point: _cell(point.usd_per_correct.times(1000))),
             ("output tokens per correct answer", lambda point: _cell(point.output_tokens_per_correct)),
-            ("", remark),
+            *remarks,
         ],
     )
 
@@ -198,4 +199,5 @@ def _cell(figure: Interval | None) -> str | None:
     if figure is None:
         return None
     digits = 3 if abs(figure.value) < 10 else 2 if abs(figure.value) < 100 else 0
-    return f"{figure.value:.{digits}f} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
+    value, low, high = (round(number, digits) + 0.0 for number in (figure.value, figure.low, figure.high))  # no -0.0
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

@@ -60,12 +60,12 @@ def _facts(manifest: Manifest, evaluation: Evaluation, log: OutcomeTable) -> lis
 
 
 def _sample(training: Mapping[str, Any]) -> list[str]:
-    """What of the log was held in one place, where that was not all of it."""
+    """How large the sample was, where the log was too large to be held in one place."""
     if "n_sampled" not in training:
         return []
     return [
-        f"The log has {training['n_prompts']:,} prompts. Its classifier was fitted on all training prompts where it is "
-        f"part of the estimate; all else, and every figure here, comes from a sample of {training['n_sampled']:,}."
+        f"The log has {training['n_prompts']:,} prompts. The classifier, where it is part of the estimate, was fitted "
+        f"on all training prompts. All else, and every figure here, comes from a sample of {training['n_sampled']:,}."
     ]
 
 
@@ -75,13 +75,16 @@ def _meaning(evaluation: Evaluation) -> str:
         return (
             "Accuracy and cost are doubly robust off-policy estimates, from the outcome of the tier that was chosen "
             "and the propensity of that choice; in brackets 95 % intervals. Figures that need the outcome of every "
-            "tier (curves, AIQ, calibration, baselines) cannot be had from such a log."
+            "tier (curves, AIQ, calibration, baselines) cannot be computed from such a log."
         )
     return (
-        f"AIQ is the mean accuracy on the hull of policy and single tiers, over the cost from the cheapest tier's to "
-        f"{evaluation.best_tier}'s ({evaluation.single[evaluation.best_tier][1].value:.4g} USD per 1,000 requests). "
-        "cost_at_98 is the cost relative to always asking the best tier at 98 % of its accuracy. "
-        "In brackets: 95 % bootstrap interval over prompts."
+        "AIQ is the mean accuracy that a policy reaches, alone or mixed with single tiers, over all budgets from the "
+        f"cheapest tier's cost to that of {evaluation.best_tier} "
+        f"({evaluation.single[evaluation.best_tier][1].value:.4g} USD per 1,000 requests). cost_at_98 is the cost at "
+        "98 % of the best tier's accuracy, relative to always asking the best tier. perf_gain is the highest accuracy "
+        "of a policy relative to the best tier's, less 1. cost_save is the share of the best tier's cost that is saved "
+        "at its full accuracy. "
+        "In brackets: 95 % bootstrap intervals over prompts."
     )
 
 
@@ -93,9 +96,9 @@ def _promise(manifest: Manifest) -> str:
 def _html(evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
     captions = {
         "cost_quality": "Cost and quality on prompts that training never saw.",
-        "calibration": "Predicted success against what happened; on the line is right.",
-        "tier_mix": "What the quality dial does.",
-        "net_value": "What worth_usd as the only dial brings, against the best single tier at each worth.",
+        "calibration": "Predicted success against the share that was correct. Points on the line are exactly right.",
+        "tier_mix": "Where requests go at each quality asked for.",
+        "net_value": "Net value with worth_usd as the only dial, against the best single tier at each worth.",
     }
     pictures = "".join(picture(figure, captions[name]) for name, figure in figures.items())
     paragraphs = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
