@@ -25,8 +25,8 @@ from router.bundle.bundle import Bundle
 from router.portfolio.tiers import read_tiers
 from training import TrainingConfig, train
 from training.evaluation.bundle_graph import BundleGraph
+from training.evaluation.logged_choices import LoggedChoices
 from training.evaluation.off_policy import (
-    LoggedChoices,
     PolicyValue,
     compare_policies,
     cross_fitted,

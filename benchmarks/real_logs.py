@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from training import Evaluation, TrainingConfig, train
-from training.reports.report import cost_quality_figure
+from training import TrainingConfig, train
+from training.evaluation.result import FullEvaluation
+from training.reports.figures import cost_quality_figure
 
 LOGS = ("mmlu_pro", "zeroeval", "routellm", "llmrouter", "bfcl", "lexeval", "mbpp")
 TIERS = Path(__file__).parent / "tiers"
@@ -30,7 +31,7 @@ POLICIES = ("router", "knn", "kmeans", "linear", "random")
 FIGURES = ("aiq", "cost_at_98", "cost_at_95", "apgr")
 
 
-def evaluations(log: Path, splits: int, folder: Path, bar: tqdm) -> tuple[list[Evaluation], list[float]]:
+def evaluations(log: Path, splits: int, folder: Path, bar: tqdm) -> tuple[list[FullEvaluation], list[float]]:
     """One evaluation per split, and the seconds that each whole training run took."""
     results, seconds = [], []
     own = TIERS / f"{log.name}.toml"
@@ -50,13 +51,13 @@ def cell(values: Sequence[float], digits: int) -> str:
     return f"{np.mean(values):.{digits}f} ({error:.{digits}f})"
 
 
-def figure(evaluation: Evaluation, policy: str, name: str) -> float | None:
+def figure(evaluation: FullEvaluation, policy: str, name: str) -> float | None:
     """One figure of the router or a baseline."""
     result = evaluation.router if policy == "router" else evaluation.baselines[policy]
     return result.figures[name].value if name in result.figures else None
 
 
-def table(results: Sequence[Evaluation]) -> list[str]:
+def table(results: Sequence[FullEvaluation]) -> list[str]:
     """Markdown rows for one log."""
     names = [name for name in FIGURES if figure(results[0], "router", name) is not None]
     lines = [f"| policy | {' | '.join(names)} | AIQ lead of the router |", "|---" * (len(names) + 2) + "|"]
@@ -67,7 +68,7 @@ def table(results: Sequence[Evaluation]) -> list[str]:
     return lines
 
 
-def facts(results: Sequence[Evaluation], seconds: Sequence[float]) -> str:
+def facts(results: Sequence[FullEvaluation], seconds: Sequence[float]) -> str:
     """Calibration, the dial, time, in a sentence."""
     first = results[0]
     ece = {tier: np.mean([result.calibration[tier][0].value for result in results]) for tier in first.tiers}

@@ -9,7 +9,8 @@ import pytest
 
 from router.cli import main
 from router.portfolio.tiers import read_tiers
-from training.audit.audit import MIN_COMPLETE, audit, repeated_ceiling
+from training.audit.audit import audit
+from training.audit.ceiling import MIN_COMPLETE, repeated_ceiling
 from training.audit.report import audit_html, audit_text
 from training.log.ingest import count_attempts, ingest
 

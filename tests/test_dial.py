@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import binom
 from simulated import draw, log_one_tier, shares_by_difficulty
 
-from training.dial.dial import DIAL_QUALITIES, N_CHECKPOINTS, SLACKS, calibrate_dial, newest_prompts, promise_statement
+from training.dial.betting import N_CHECKPOINTS, Bets
+from training.dial.dial import DIAL_QUALITIES, SLACKS, calibrate_dial, newest_prompts, promise_statement
 from training.fit.calibrate import doubly_robust
 from training.fit.logistic import logit, sigmoid
 
@@ -60,8 +61,6 @@ CHECKPOINTS = 40 * np.arange(1, N_CHECKPOINTS + 1) - 1
 
 @pytest.mark.parametrize("n_tiers", [2, 3, 4, 5])
 def test_no_order_of_prices_has_less_wealth_than_the_one_that_decides(n_tiers):
-    from training.dial.dial import _Table
-
     success, correct = draw(40 * N_CHECKPOINTS, n_tiers, seed=n_tiers)
     rows = np.arange(len(correct))
     for slack, quality in product((0.0, 0.05, 0.3, 1.0), (0.8, 0.98)):
@@ -76,7 +75,7 @@ def test_no_order_of_prices_has_less_wealth_than_the_one_that_decides(n_tiers):
                 for tier in (*chosen, lowest)
             ]
             least = min(least, np.min(wealth, axis=0).max())
-        found = _Table.at(slack, success, correct, enough=3.0, largest=1.0).log_wealth(quality)
+        found = Bets.at(slack, success, correct, enough=3.0, largest=1.0).log_wealth(quality)
         assert 3 <= found <= least + 1e-9 if least >= 3 else least - 1e-9 <= found < 3
 
 
@@ -92,15 +91,13 @@ def stakes(z, quality, enough):
 
 def test_the_wealth_that_proves_is_hardly_ever_come_to_where_the_quality_is_just_not_kept():
     """A betting game: with a mean of 0 the wealth comes to 1 / delta with probability delta at most."""
-    from training.dial.dial import _Table
-
     rng, quality, delta, n_games = np.random.default_rng(0), 0.9, 0.05, 1500
     for share in (0.02, 0.5):  # rare large losses, and frequent ones
         n_proofs = 0
         for _ in range(n_games):
             best = (rng.random(60) < 0.8).astype(float)
             other = np.where(rng.random(60) < share, (rng.random(60) < 0.72).astype(float), quality * best)
-            table = _Table.at(0.0, np.tile([0.6, 0.5], (60, 1)), np.stack([other, best], axis=1), 3.0, 1.0, (1,))
+            table = Bets.at(0.0, np.tile([0.6, 0.5], (60, 1)), np.stack([other, best], axis=1), 3.0, 1.0, (1,))
             n_proofs += table.log_wealth(quality) >= np.log(1 / delta)
         assert n_proofs <= binom.ppf(0.999, n_games, delta)
 

@@ -204,7 +204,7 @@ def test_its_router_is_nearly_as_good_as_one_that_saw_all_outcomes(learned, trai
 
 def test_off_policy_figures_agree_with_what_the_hidden_outcomes_say(learned, sample_log):
     truth = next(point for point in evaluate(learned.bundle, sample_log).dial if point.quality == 0.98)
-    quality = learned.evaluation.off_policy.router.quality.doubly_robust
+    quality = learned.evaluation.router.quality.doubly_robust
     assert quality.low < truth.accuracy.value < quality.high
 
 

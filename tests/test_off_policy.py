@@ -13,22 +13,21 @@ from hypothesis.extra.numpy import arrays
 
 from router import Router
 from router.errors import DialError
+from training import evaluate
 from training.errors import ConfigError, LogError
+from training.evaluation.logged_choices import LoggedChoices
 from training.evaluation.off_policy import (
-    MIN_SAMPLE_SIZE,
-    LoggedChoices,
-    Overlap,
-    _question_groups,
+    ESTIMATORS,
     compare_policies,
     cross_fitted,
     estimates_regardless,
     evaluate_policy,
-    off_policy_evaluate,
 )
+from training.evaluation.overlap import MIN_SAMPLE_SIZE, Overlap
+from training.evaluation.result import OffPolicyEvaluation
 from training.log.ingest import ingest
 from training.log.split import test_mask as held_out_mask
 
-ESTIMATORS = ("direct_method", "ips", "snips", "doubly_robust")
 shares = st.floats(0.05, 1.0)
 unit = st.floats(0.0, 1.0)
 
@@ -330,66 +329,65 @@ def production(trained):
 
 
 def test_a_bundle_is_judged_on_the_log_of_another_policy(bundle, trained, production):
-    log = production
-    report = off_policy_evaluate(bundle, log, quality=0.9)
-    assert report.refused is None and report.left_out == {}
-    assert report.overlap.n == len(log) and report.overlap.min_propensity == pytest.approx(1 / 3)
-    decisions = Router.load(bundle).route_batch(log.prompt.tolist(), quality=0.9)
+    found = evaluate(bundle, production, quality=0.9)
+    assert isinstance(found, OffPolicyEvaluation) and found.quality == 0.9
+    assert found.n_prompts == found.router.overlap.n == len(production) and found.n_trained_on == 0
+    assert found.router.refused is None and found.router.overlap.min_propensity == pytest.approx(1 / 3)
+    decisions = Router.load(bundle).route_batch(production.prompt.tolist(), quality=0.9)
     column = [trained.log.tiers.index(decision.tier) for decision in decisions]
-    row = [trained.log.prompts.index(prompt) for prompt in log.prompt]
-    estimate = report.quality.doubly_robust
-    assert estimate.low <= trained.log.correct[row, column].mean() <= estimate.high
+    row = [trained.log.prompts.index(prompt) for prompt in production.prompt]
+    accuracy = found.router.accuracy
+    assert accuracy.low <= trained.log.correct[row, column].mean() <= accuracy.high
+    assert all(report.refused is None for report in found.single.values())
 
 
 def test_prompts_that_the_bundle_was_trained_on_are_left_out(bundle, trained, production):
     table = trained.log
     rows = np.flatnonzero(~held_out_mask(table.groups, 0.2, 0))[:40]
-    seen = pd.concat([production.head(1)] * 40, ignore_index=True).assign(
+    seen = production.head(40).assign(
         request_id=None, prompt=[table.prompts[row] for row in rows], question_key=table.groups[rows]
     )
-    assert off_policy_evaluate(bundle, pd.concat([production, seen])).left_out == {"trained on": 40}
-    with pytest.raises(LogError, match=r"0 of 40 rows can be judged \(trained on 40\)"):
-        off_policy_evaluate(bundle, seen)
-
-
-def test_groups_are_named_as_ingest_names_them(sample_log, trained):
-    frame = pd.read_parquet(sample_log).drop(columns="question_key")
-    table = ingest(frame, [*Router.load(trained.bundle).prices.tiers])
-    assert np.array_equal(_question_groups(table.prompts, None), table.groups)
+    found = evaluate(bundle, pd.concat([production, seen]))
+    assert (found.n_prompts, found.n_trained_on) == (len(production), 40)
+    with pytest.raises(LogError, match="no prompt to judge: of 40 prompts 40 were trained on"):
+        evaluate(bundle, seen)
 
 
 def test_at_twice_the_price_the_same_decisions_cost_twice_as_much(bundle, production, tmp_path):
-    log = production
     text = (bundle / "tiers.toml").read_text()
     doubled = re.sub(r"((?:usd_per_mtok|usd_per_hour)\w* = )([\d.]+)", lambda m: f"{m[1]}{2 * float(m[2])}", text)
     costs = []
     for content in (text, doubled):
         (tmp_path / "prices.toml").write_text(content)
-        report = off_policy_evaluate(bundle, log, quality=0.9, prices=tmp_path / "prices.toml")
-        costs.append(report.cost_usd.doubly_robust.value)
+        found = evaluate(bundle, production, quality=0.9, prices=tmp_path / "prices.toml")
+        costs.append(found.router.usd_per_1k.value)
     assert costs[1] == pytest.approx(2 * costs[0], rel=0.02)
 
 
-def test_rows_that_cannot_be_judged_are_counted(bundle, production):
-    log = production
-    marred = log.astype({"correct": object, "propensity": object}).reset_index(drop=True)
+def test_rows_that_cannot_be_judged_are_left_out_and_counted(bundle, production):
+    marred = production.astype({"correct": object, "propensity": object}).reset_index(drop=True)
     marred.loc[0, "correct"] = None
     marred.loc[1, "propensity"] = None
     marred.loc[2, "model"] = "nobody's"
     marred.loc[3, "prompt"] = None
-    report = off_policy_evaluate(bundle, marred)
-    assert report.left_out == {"no prompt": 1, "model in no tier": 1, "not judged yet": 1, "no propensity": 1}
+    found = evaluate(bundle, marred)
+    assert found.n_prompts == len(production) - 4 and found.n_incomplete == 2  # two rows come to no prompt at all
+    summary = ingest(marred, Router.load(bundle).prices.tiers).summary
+    assert sum(summary.quarantined.values()) == 1 and summary.in_no_tier == {"nobody's": 1} and summary.unjudged == 1
 
 
 def test_a_log_that_does_not_fit_says_so(bundle, production):
-    log = production
-    with pytest.raises(LogError, match="no column propensity"):
-        off_policy_evaluate(bundle, log.drop(columns="propensity"))
-    with pytest.raises(LogError, match="neither a column prompt nor messages"):
-        off_policy_evaluate(bundle, log.drop(columns="prompt"))
-    with pytest.raises(LogError, match="1 rows repeat a request_id"):
-        off_policy_evaluate(bundle, pd.concat([log, log.head(1)]))
-    with pytest.raises(LogError, match="propensity of"):
-        off_policy_evaluate(bundle, log.assign(propensity=0.0))
+    with pytest.raises(LogError, match="or with propensities"):
+        evaluate(bundle, production.drop(columns="propensity"))
+    with pytest.raises(LogError, match="prompt"):
+        evaluate(bundle, production.drop(columns="prompt"))
+    with pytest.raises(LogError, match="propensit"):
+        evaluate(bundle, production.assign(propensity=0.0))
     with pytest.raises(DialError):
-        off_policy_evaluate(bundle, log, quality=2)
+        evaluate(bundle, production, quality=2)
+
+
+def test_a_log_without_exploration_says_what_is_refused(bundle, production):
+    found = evaluate(bundle, production.assign(propensity=1.0))
+    assert found.router.accuracy is None and "had no chance of being logged" in found.verdict
+    assert found.to_json()["off_policy"]["router"]["accuracy"] is None

@@ -13,7 +13,7 @@ if _missing := sorted(package for package in _EXTRA if find_spec(package) is Non
 
 from training.config import TrainingConfig  # noqa: E402
 from training.evaluation.evaluate import evaluate  # noqa: E402
-from training.evaluation.off_policy import OffPolicyReport, off_policy_evaluate  # noqa: E402
+from training.evaluation.off_policy import OffPolicyReport  # noqa: E402
 from training.evaluation.result import Evaluation  # noqa: E402
 from training.fit.estimator import SuccessEstimator  # noqa: E402
 from training.pipeline import TrainingResult, train  # noqa: E402
@@ -25,6 +25,5 @@ __all__ = [
     "TrainingConfig",
     "TrainingResult",
     "evaluate",
-    "off_policy_evaluate",
     "train",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,11 +17,12 @@ from training.audit.audit import audit as run_audit
 from training.audit.report import audit_html, audit_text
 from training.config import RetrainConfig, TrainingConfig
 from training.evaluation.evaluate import evaluate as run_evaluation
-from training.evaluation.result import Evaluation
+from training.evaluation.result import Evaluation, FullEvaluation, OffPolicyEvaluation
 from training.log.ingest import count_attempts, ingest
 from training.pipeline import TrainingResult
 from training.pipeline import train as run_training
-from training.reports.report import report_tables
+from training.reports.evaluation_tables import evaluation_tables, label_table
+from training.reports.tables import Table
 from training.retrain import Receipt
 from training.retrain import retrain as run_retraining
 from training.retrain import rollback as run_rollback
@@ -112,7 +114,8 @@ def _result_text(result: TrainingResult) -> str:
             f"trained on {training['n_trained_on']:,} prompts, judged on {result.evaluation.n_prompts:,} others; "
             f"embedded {result.n_embedded:,} new prompts",
             "",
-            _tables_text(result.evaluation, result.label_distribution),
+            _tables_text([*evaluation_tables(result.evaluation), label_table(result.label_distribution)]),
+            "",
             f"bundle {result.manifest.bundle_id} in {result.bundle}; pictures in {result.bundle / 'report.html'}",
         ]
     )
@@ -164,27 +167,30 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json:
         say(json.dumps(evaluation.to_json(), ensure_ascii=False))
     else:
-        left_out = (
-            f"{evaluation.n_trained_on:,} trained on, {evaluation.n_incomplete:,} without an outcome of every tier"
-            + (f", {evaluation.n_not_drawn:,} beyond the sample" if evaluation.n_not_drawn else "")
-        )
-        say(evaluation.verdict)
-        if evaluation.chosen:
-            say(evaluation.chosen.text)
-        say(f"{evaluation.n_prompts:,} prompts judged (left out: {left_out})\n\n{_tables_text(evaluation, None)}")
+        say(_evaluation_text(evaluation))
     return DONE
 
 
-def _tables_text(evaluation: Evaluation, labels: dict[str, dict[str, float]] | None) -> str:
-    """The report's tables in columns."""
-    blocks = []
-    for title, (header, rows) in report_tables(evaluation, labels).items():
-        widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (header, *rows)
+def _evaluation_text(evaluation: Evaluation) -> str:
+    lacking = "an outcome of every tier"
+    if isinstance(evaluation, OffPolicyEvaluation):
+        lacking = "an outcome with its propensity"
+    left_out = f"{evaluation.n_trained_on:,} trained on, {evaluation.n_incomplete:,} without {lacking}"
+    if evaluation.n_not_drawn:
+        left_out += f", {evaluation.n_not_drawn:,} beyond the sample"
+    return "\n".join(
+        [
+            evaluation.verdict,
+            *([evaluation.chosen.text] if isinstance(evaluation, FullEvaluation) else []),
+            f"{evaluation.n_prompts:,} prompts judged (left out: {left_out})",
+            "",
+            _tables_text(evaluation_tables(evaluation)),
         ]
-        blocks.append("\n".join([title.upper(), *(line.rstrip() for line in lines), ""]))
-    return "\n".join(blocks)
+    )
+
+
+def _tables_text(tables: Sequence[Table]) -> str:
+    return "\n\n".join(table.text() for table in tables)
 
 
 def _sample() -> tuple[Path, Path]:
@@ -208,14 +214,14 @@ def _demo(options: argparse.Namespace) -> int:
     result = run_training(log, tiers, options.out, config, progress=True)
     sys.stderr.flush()
     evaluation = result.evaluation
-    kept = next(point for point in evaluation.dial if point.quality == result.manifest.default_quality)
-    best_cost = evaluation.single[evaluation.best_tier][1].value
     say(evaluation.verdict)
-    say(
-        f"At quality {kept.quality:.2f} it kept {kept.kept.value:.1%} of {evaluation.best_tier}'s accuracy "
-        f"at {kept.usd_per_1k.value / best_cost:.0%} of its cost, "
-        f"on {evaluation.n_prompts:,} simulated prompts it had not seen.\n"
-    )
+    if isinstance(evaluation, FullEvaluation):  # the sample log has the outcome of every tier
+        chosen = evaluation.chosen
+        say(
+            f"At quality {chosen.quality:.2f} it kept {chosen.kept.value:.1%} of {evaluation.best_tier}'s accuracy "
+            f"at {chosen.cost_of_best.value:.0%} of its cost, "
+            f"on {evaluation.n_prompts:,} simulated prompts it had not seen.\n"
+        )
     router = Router.load(options.out)
     for prompt in DEMO_PROMPTS:
         decision = router.route(prompt)

@@ -6,7 +6,6 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,24 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from router.bundle import FORMAT_VERSION, Bundle, DialPoint, EncoderInfo, Manifest
+from router.bundle import FORMAT_VERSION, Bundle, EncoderInfo, Manifest
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import tiers_text
 from training.backend import Backend, backend_at
 from training.config import TrainingConfig
 from training.context import RunContext
-from training.dial.dial import calibrate_dial, promise_statement
+from training.dial.dial import promise_statement
+from training.dial.evidence import CalibratedDial
 from training.encoders.embed import embed
 from training.encoders.encoder import Encoder
 from training.encoders.make import encoder_info, make_encoder
 from training.errors import LogError
-from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS, evaluate_table, logged_choices
-from training.evaluation.off_policy import MAX_UNSUPPORTED_SHARE, Overlap
+from training.evaluation.evaluate import evaluate_table
 from training.evaluation.result import Evaluation
 from training.evaluation.training_data import TrainingData
 from training.export.bundle import check_target, draft_bundle
 from training.export.parity import Parity, check_parity
 from training.export.versions import versions
-from training.fit.calibrate import doubly_robust
 from training.fit.clusters import PromptClusters
 from training.fit.estimator import SuccessEstimator
 from training.fit.lengths import LengthModel
@@ -42,8 +40,9 @@ from training.log.labels import label_cheapest_correct, label_distribution
 from training.log.part import LogPart
 from training.log.sources import LogSource
 from training.log.split import Split
-from training.log.table import OutcomeTable, is_partial
-from training.reports.report import report_figures, write_report
+from training.log.table import OutcomeTable
+from training.reports.figures import report_figures
+from training.reports.report import write_report
 from training.tracking import default_tracking_uri, tracked_run
 
 logger = logging.getLogger(__name__)
@@ -177,16 +176,13 @@ def _run(
 class _Learned:
     """What the training part of a log taught.
 
-    out_of_fold: calibrated success of the training prompts, (n_prompts, n_tiers). outcomes: what tiers are judged by,
-    same shape. n_evidence: prompts that the dial rests on. n_trained_on: prompts that the classifier saw, which on a
-    cluster are more than the table has.
+    out_of_fold: calibrated success of the training prompts, (n_prompts, n_tiers). n_trained_on: prompts that the
+    classifier saw, which on a cluster are more than the table has.
     """
 
     model: TierModel
     out_of_fold: np.ndarray
-    outcomes: np.ndarray
-    dial: tuple[DialPoint, ...]
-    n_evidence: int
+    dial: CalibratedDial
     n_trained_on: int
 
 
@@ -208,21 +204,17 @@ def _learn(known: LogPart, encoder: Encoder, backend: Backend, context: RunConte
         basis, known.vectors, table.output_tokens, known.costs.mean_output_tokens, table.groups, config.seed
     )
     context.done("lengths")
-    outcomes, dial, n_evidence = _outcomes_and_dial(
-        table, known.costs.cost_usd, estimator.out_of_fold_, config.confidence
-    )
+    dial = CalibratedDial.of(table, known.costs.cost_usd, estimator.out_of_fold_, config.confidence)
     context.done("dial")
     clusters = PromptClusters.fit(
-        basis, known.vectors, table, outcomes, config.seed, keep_examples=config.keep_examples
+        basis, known.vectors, table, dial.outcomes, config.seed, keep_examples=config.keep_examples
     )
     context.done("clusters")
     has_classifier = success.classifier is not None
     return _Learned(
         model=TierModel(success, lengths, clusters),
         out_of_fold=estimator.out_of_fold_,
-        outcomes=outcomes,
         dial=dial,
-        n_evidence=n_evidence,
         n_trained_on=backend.n_trained_on(table.n_prompts) if has_classifier else table.n_prompts,
     )
 
@@ -232,7 +224,7 @@ def _manifest(
 ) -> Manifest:
     """What the runtime and a reader must know of the bundle."""
     config = context.config
-    best = log.tiers[best_tier(learned.outcomes)]
+    dial, best = learned.dial, log.tiers[learned.dial.best_tier]
     training: dict[str, Any] = {
         "data_digest": log.digest,
         "n_prompts": log.summary.n_prompts,
@@ -250,13 +242,13 @@ def _manifest(
         format_version=FORMAT_VERSION,
         tiers=log.tiers,
         best_tier=best,
-        success=tuple(np.clip(np.nanmean(learned.outcomes, axis=0), 0, 1).tolist()),
+        success=tuple(np.clip(np.nanmean(dial.outcomes, axis=0), 0, 1).tolist()),
         output_tokens=tuple(known.costs.mean_output_tokens.tolist()),
         encoder=encoder,
         default_quality=config.default_quality,
         confidence=config.confidence,
-        dial=learned.dial,
-        promise=promise_statement(learned.dial, config.confidence, best, learned.n_evidence),
+        dial=dial.points,
+        promise=promise_statement(dial.points, config.confidence, best, dial.n_prompts),
         training=training,
         versions=versions(),
         mlflow_run_id=context.tracker.run_id,
@@ -292,66 +284,11 @@ def _check_split(log: OutcomeTable, in_training: np.ndarray, in_test: np.ndarray
         )
 
 
-def _outcomes_and_dial(
-    known: OutcomeTable, cost_usd: np.ndarray, success: np.ndarray, confidence: float
-) -> tuple[np.ndarray, tuple[DialPoint, ...], int]:
-    """What tiers and dial are judged by in training, the dial, and how many prompts it rests on.
-
-    Judged by are the logged outcomes, of partial feedback doubly robust ones. success: out of fold, (n_prompts,
-    n_tiers). The dial then promises what it says only where all but 1 % of outcomes have a propensity and the log
-    carries the value of every tier alone (`Overlap.refusal`); or else on a panel, the prompts of which every tier was
-    asked, if these are enough.
-    """
-    n_complete = int(np.isfinite(known.correct).all(axis=1).sum())
-    on_complete = partial(
-        calibrate_dial, success, known.correct, confidence, segments=known.segments, asked_at=known.asked_at
-    )
-    if not is_partial(known.correct):
-        return known.correct, on_complete(), n_complete
-    has_propensity = np.isfinite(known.propensity)
-    share = has_propensity[np.isfinite(known.correct)].mean()
-    is_explored = bool(share >= 1 - MAX_UNSUPPORTED_SHARE) and all(
-        _is_carried(known, cost_usd, tier) for tier in range(len(known.tiers))
-    )
-    # Of explored feedback, the rare answer of a fallback says nothing of how its tier was chosen, and is left out.
-    correct = np.where(has_propensity, known.correct, np.nan) if is_explored else known.correct
-    outcomes = doubly_robust(success, correct, known.propensity)
-    if not is_explored and n_complete >= MIN_COMPLETE_PROMPTS:
-        return outcomes, on_complete(), n_complete
-    largest = float(1 / np.nanmin(known.propensity)) if is_explored else 1.0
-    dial = calibrate_dial(
-        success,
-        outcomes,
-        confidence,
-        segments=known.segments,
-        asked_at=known.asked_at,
-        largest=largest,
-        promise=is_explored,
-    )
-    return outcomes, dial, len(outcomes)
-
-
-def _is_carried(known: OutcomeTable, cost_usd: np.ndarray, tier: int) -> bool:
-    """Whether the log says what always asking one tier comes to."""
-    choice = np.full(known.n_prompts, tier)
-    log = logged_choices(known, cost_usd, choice)
-    return Overlap.of(log, np.eye(len(known.tiers))[choice]).refusal is None
-
-
-def best_tier(correct: np.ndarray) -> int:
-    """The tier with the highest accuracy, on the prompts that every tier answered where there are any."""
-    full = np.isfinite(correct).all(axis=1)
-    return int(np.nanmean(correct[full] if full.any() else correct, axis=0).argmax())
-
-
 def _track(result: TrainingResult, estimated_cost_share: float, context: RunContext) -> None:
     """Settings, facts of the data, and what was measured."""
     manifest, evaluation, summary = result.manifest, result.evaluation, result.log.summary
     facts = {**asdict(context.config), **manifest.training}
     context.tracker.log_params({**facts, "bundle_id": manifest.bundle_id, "tiers": ", ".join(manifest.tiers)})
-    metrics = {name: figure.value for name, figure in evaluation.router.figures.items()}
-    metrics |= {f"baseline.{name}.aiq": found.figures["aiq"].value for name, found in evaluation.baselines.items()}
-    metrics |= {f"label.{name}": share for name, share in result.label_distribution["all"].items()}
-    metrics |= {f"ece.{tier}": figures[0].value for tier, figures in evaluation.calibration.items()}
+    metrics = evaluation.metrics | {f"label.{name}": share for name, share in result.label_distribution["all"].items()}
     metrics |= {"rows.quarantined": sum(summary.quarantined.values()), "rows.used": summary.n_used}
     context.tracker.log_metrics({**metrics, "estimated_cost_share": estimated_cost_share})

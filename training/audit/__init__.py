@@ -1,1 +1,1 @@
-"""Should this log be routed at all? Answered before any training."""
+"""Whether routing can pay at all, answered from a log before any training."""

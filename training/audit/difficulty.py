@@ -22,8 +22,8 @@ _PRIOR_SCALE = 3.0  # of slopes and intercepts, in log-odds: keeps tiers that ar
 class Difficulty:
     """Success of each tier at each node of ease.
 
-    success: (n_nodes, n_tiers). share: (n_nodes,), of prompts at each node, sums to 1.
-    parameters: where a fit to a resample starts.
+    success: (n_nodes, n_tiers). share: of prompts at each node, (n_nodes,), sums to 1.
+    parameters: slopes and intercepts, from which a fit to a resample starts.
     """
 
     success: np.ndarray
@@ -32,24 +32,24 @@ class Difficulty:
 
     @property
     def ceiling(self) -> float:
-        """Accuracy of asking the likeliest tier at every ease: all that knowing the difficulty can bring."""
+        """Accuracy of asking the tier with the highest success at every ease: the most that knowing the ease gives."""
         return float(self.share @ self.success.max(axis=1))
 
     @property
     def lucky_oracle(self) -> float:
-        """P(some tier is right) where outcomes are independent given the ease: the oracle that luck alone gives."""
+        """P(some tier is right) if outcomes are independent given the ease: the oracle's accuracy by luck alone."""
         return float(self.share @ (1 - np.prod(1 - self.success, axis=1)))
 
     def frontier(self, usd_per_request: np.ndarray) -> np.ndarray:
-        """(USD per request, accuracy) of a router that knows the ease, a row per worth of a correct answer."""
+        """(USD per request, accuracy) of a router that knows the ease, a row per worth of an answer, (n_worths, 2)."""
         chosen = self._value(usd_per_request).argmax(axis=2)  # (n_worths, n_nodes)
         accuracy = self.success[np.arange(len(self.share)), chosen]
         return np.stack([usd_per_request[chosen] @ self.share, accuracy @ self.share], axis=1)
 
     def loss_without(self, usd_per_request: np.ndarray) -> np.ndarray:
-        """What a router that knows the ease loses without each tier, (n_tiers,), at the worth where it loses most.
+        """What a router that knows the ease loses without each tier, at the worth where it loses most, (n_tiers,).
 
-        In accuracy: the loss of worth x success - cost, divided by the worth.
+        In units of accuracy: the loss of worth x success - cost, divided by the worth.
         """
         value = self._value(usd_per_request)
         others = (np.delete(value, k, axis=2).max(axis=2) for k in range(value.shape[2]))

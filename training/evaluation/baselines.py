@@ -1,6 +1,7 @@
-"""The routers to beat, fitted on the same training prompts and the same embeddings.
+"""The routers to beat.
 
-Each estimates success per tier and then decides by `worth x success - mean cost of the tier`.
+The learned ones are fitted on the bundle's own training prompts and embeddings. Each estimates success per tier and
+then decides by `worth x success - mean cost of the tier`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,57 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from training.encoders.encoder import N_SURFACE
+from training.evaluation.bundle_graph import embed_with
+from training.evaluation.judged import JudgedPrompts
+from training.evaluation.metrics import Outcomes, Policy, choices_by_worth
+from training.evaluation.training_data import TrainingData
 
 N_NEIGHBOURS = 100
 N_CLUSTERS = 64
 PRIOR_WEIGHT = 5.0
+
+
+def baseline_policies(
+    judged: JudgedPrompts, training: TrainingData, vectors: np.ndarray | None, worths: np.ndarray
+) -> dict[str, Policy]:
+    """Every baseline of the report, by name.
+
+    vectors: embeddings of the judged prompts, (n_prompts, n_dims); computed where None. worths: values of worth_usd
+    at which the learned baselines decide.
+    """
+    outcomes = judged.outcomes
+    n, n_tiers = outcomes.correct.shape
+    mean_cost = training.mean_cost_usd
+    policies = {
+        "random": Policy(np.tile(np.arange(n_tiers), (n, 1))),
+        "cheapest": Policy(np.full((n, 1), int(mean_cost.argmin()))),
+        "strongest": Policy(np.full((n, 1), outcomes.best)),
+        "oracle": Policy(_oracle(outcomes), gain(outcomes.correct, outcomes.best)),
+    }
+    if vectors is None:
+        vectors = embed_with(judged.graph.bundle, judged.table.prompts)
+    rows = np.random.default_rng(judged.seed).permutation(len(training.embedding))
+    correct = training.correct[training.embedded[rows]]
+    for fit in (knn, kmeans, linear):
+        with threadpool_limits(1):  # as in training.train
+            success = fit(training.embedding[rows], correct, vectors)
+        policies[fit.__name__] = Policy(choices_by_worth(success, mean_cost, worths), gain(success, outcomes.best))
+    return policies
+
+
+def gain(success: np.ndarray, best: int) -> np.ndarray | None:
+    """Predicted gain of the better of two tiers, (n_prompts,); None for more tiers. success: (n_prompts, n_tiers)."""
+    return success[:, best] - success[:, 1 - best] if success.shape[1] == 2 else None
+
+
+def _oracle(outcomes: Outcomes) -> np.ndarray:
+    """The cheapest correct tier of each prompt, else the cheapest tier, int (n_prompts, 1)."""
+    ordered = np.where(outcomes.correct >= 0.5, outcomes.cost_usd, np.inf)
+    oracle = np.where(np.isfinite(ordered).any(axis=1), ordered.argmin(axis=1), outcomes.cost_usd.argmin(axis=1))
+    return np.asarray(oracle[:, None])
 
 
 def knn(train: np.ndarray, correct: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -74,7 +120,7 @@ def _logistic(x: np.ndarray, y: np.ndarray, seed: int) -> LogisticRegression:
 
 
 def _text_part(embedding: np.ndarray) -> np.ndarray:
-    """The vectors of an embedding, without the counts of token kinds and the length."""
+    """The text vectors of embeddings, without the counts of token kinds and the length."""
     return embedding[:, :-N_SURFACE]
 
 
@@ -84,7 +130,7 @@ def _prior(correct: np.ndarray) -> np.ndarray:
 
 
 def _shrunken_mean(correct: np.ndarray, weight: np.ndarray, prior: np.ndarray, axis: int) -> np.ndarray:
-    """Weighted mean of what was observed, with PRIOR_WEIGHT observations of the prior added."""
+    """Weighted mean of the observed outcomes, with PRIOR_WEIGHT observations of the prior added."""
     weight = weight * np.isfinite(correct)
     total = weight.sum(axis=axis)
     return np.asarray(

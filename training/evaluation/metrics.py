@@ -1,4 +1,4 @@
-"""How good a policy's decisions are, per dollar, with bootstrap intervals.
+"""How accurate a policy's decisions are for what they cost, with bootstrap intervals.
 
 A policy is a set of configurations (one per value of a dial); each answers every prompt with one tier,
 which gives an accuracy and a cost. All figures follow from these and from the single tiers' points:
@@ -27,10 +27,10 @@ _NO_GAP = 1e-6  # accuracies that differ by less are equal: sums are float32
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % bootstrap interval over prompts.
+    """A figure with its 95 % interval, by bootstrap over prompts unless stated otherwise.
 
-    The interval always holds the value: figures that noise can only raise (ECE, a hull) come out higher
-    in most resamples than in the sample itself.
+    A bootstrap interval is widened to hold the value where it does not. Noise can only raise some figures (ECE, a
+    hull), so they are higher in most resamples than in the sample itself.
     """
 
     value: float
@@ -38,11 +38,15 @@ class Interval:
     high: float
 
     def times(self, factor: float) -> Interval:
-        """In another unit."""
+        """The same figure in another unit."""
         return Interval(factor * self.value, factor * self.low, factor * self.high)
 
+    def text(self, digits: int = 3) -> str:
+        """Such as "0.95 (0.93 to 0.97)", with so many significant digits."""
+        return f"{self.value:.{digits}g} ({self.low:.{digits}g} to {self.high:.{digits}g})"
+
     def to_json(self) -> dict[str, float]:
-        """As the evaluation's JSON has it."""
+        """As it stands in the JSON of an evaluation."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
@@ -50,7 +54,7 @@ class Interval:
 class Outcomes:
     """Observed outcomes of every tier on the prompts that are judged, without gaps.
 
-    correct, cost_usd: (n_prompts, n_tiers). best: the tier against which all is measured.
+    correct, cost_usd: (n_prompts, n_tiers). best: the tier that all figures are relative to.
     """
 
     correct: np.ndarray

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BreakEven:
-    """From this worth on, always asking `dearer` has the largest net value of the single tiers; below it, `cheaper`."""
+    """Where the best single tier changes: above this worth it is `dearer`, just below it `cheaper`."""
 
     worth_usd: float
     cheaper: str
@@ -32,7 +32,7 @@ class NetValue:
 
     @property
     def best_single(self) -> list[float]:
-        """Of the best single tier at each worth."""
+        """Net value of the best single tier at each worth."""
         return [float(value) for value in np.max(list(self.single.values()), axis=0)]
 
     def to_json(self) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""One self-contained HTML page: skeleton, tables, pictures, and the line that pictures of cost and accuracy share."""
+"""One self-contained HTML page with pictures, and what all pictures of cost and accuracy share."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -58,12 +57,3 @@ def picture(figure: Figure, caption: str) -> str:
     source = base64.b64encode(buffer.getvalue()).decode()
     text = html.escape(caption)
     return f'<figure><img alt="{text}" src="data:image/png;base64,{source}"><figcaption>{text}</figcaption></figure>'
-
-
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of text cells."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f'<div class="scroll"><table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'

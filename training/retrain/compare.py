@@ -13,9 +13,11 @@ from router.bundle.bundle import Bundle
 from router.portfolio.prices import PriceTable
 from training.config import RetrainConfig
 from training.evaluation.bundle_graph import BundleGraph
-from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS, MIN_SEGMENT_PROMPTS
+from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS
+from training.evaluation.logged_choices import LoggedChoices
 from training.evaluation.metrics import Interval, interval, resamples
-from training.evaluation.off_policy import LoggedChoices, compare_policies
+from training.evaluation.off_policy import compare_policies
+from training.evaluation.segments import MIN_SEGMENT_PROMPTS
 from training.evaluation.training_data import TrainingData
 from training.log.costs import costs_at_prices
 from training.log.table import OutcomeTable, is_partial

@@ -1,0 +1,152 @@
+"""Tables are never ragged, whatever a log leaves out, and print as text, HTML and Markdown."""
+
+import json
+import re
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from router.cli import main
+from training.evaluation.training_data import TrainingData
+from training.reports.evaluation_tables import evaluation_tables
+from training.reports.tables import Table
+
+cells = st.one_of(st.none(), st.text(max_size=12))
+grids = st.integers(1, 5).flatmap(
+    lambda width: st.tuples(
+        st.lists(st.text(max_size=12), min_size=width, max_size=width),
+        st.lists(st.lists(cells, min_size=width, max_size=width), max_size=5),
+    )
+)
+
+
+def table_of(header, rows):
+    columns = [(name, lambda row, k=k: row[k]) for k, name in enumerate(header)]
+    return Table.of("title", rows, columns)
+
+
+def assert_prints(table):
+    """Every rendering has every row, and every row every column."""
+    n_rows, n_columns = len(table.rows), len(table.header)
+    assert all(len(row) == n_columns for row in table.rows)
+    assert len(table.text().split("\n")) == 2 + n_rows
+    page = table.html()
+    assert page.count("<tr>") == 1 + n_rows
+    assert (page.count("<th>"), page.count("<td>")) == (n_columns, n_rows * n_columns)
+    title, empty, *lines = table.markdown().split("\n")
+    assert (title, empty, len(lines)) == (f"## {table.title}", "", 2 + n_rows)
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {n_columns + 1}
+
+
+@given(grids)
+def test_a_table_of_any_cells_is_whole_in_every_form(grid):
+    assert_prints(table_of(*grid))
+
+
+def test_a_missing_cell_is_empty_and_a_ragged_row_cannot_be():
+    assert table_of(["a", "b"], [["1", None]]).rows == (("1", ""),)
+    for row in (("1",), ("1", "2", "3")):
+        with pytest.raises(ValueError, match=f"'title': found a row of {len(row)} cells; expected 2"):
+            Table(title="title", header=("a", "b"), rows=(row,))
+
+
+def test_markup_in_a_cell_is_text():
+    table = table_of(["a|b"], [["<b> | \n c"]])
+    assert "&lt;b&gt;" in table.html() and "<b>" not in table.html()
+    assert "| a\\|b |" in table.markdown() and "| <b> \\| c |" in table.markdown()
+
+
+def test_columns_stand_below_each_other():
+    assert table_of(["tier", "n"], [["edge", "1"], ["frontier", "20"]]).text().split("\n") == [
+        "TITLE",
+        "tier      n",
+        "edge      1",
+        "frontier  20",
+    ]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(data=st.data())
+def test_an_evaluation_without_some_figures_of_some_tiers_is_whole_in_every_form(trained, data):
+    def some(figures):
+        kept = data.draw(st.sets(st.sampled_from(trained.evaluation.tiers)))
+        return {tier: figure for tier, figure in figures.items() if tier in kept}
+
+    known = trained.evaluation
+    evaluation = replace(
+        known,
+        output_tokens_per_correct=some(known.output_tokens_per_correct),
+        length_log_error=some(known.length_log_error),
+        cost_ratio=some(known.cost_ratio),
+        dial=[replace(point, output_tokens_per_correct=None) for point in known.dial],
+        segments=data.draw(st.sampled_from([{}, known.segments])),
+    )
+    for table in evaluation_tables(evaluation):
+        assert_prints(table)
+    json.dumps(evaluation.to_json(), allow_nan=False)
+
+
+# ---- from a log to what is printed -----------------------------------------------------------------
+
+
+def required_only(log):
+    return log[["prompt", "model", "correct"]]
+
+
+def without_lengths(log):
+    return log.drop(columns="output_tokens")
+
+
+def without_lengths_and_costs(log):
+    return log.drop(columns=["output_tokens", "cost_usd"])
+
+
+def edge_without_lengths(log):
+    return log.assign(output_tokens=log.output_tokens.mask(log.model.str.contains("edge")))
+
+
+def edge_without_tokens_and_costs(log):
+    is_edge = log.model.str.contains("edge")
+    return log.assign(**{name: log[name].mask(is_edge) for name in ("input_tokens", "output_tokens", "cost_usd")})
+
+
+def printed(capsys, *words):
+    assert main([str(word) for word in words]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def log(trained, sample_log):
+    """Some rows of the sample log, most of prompts that training did not see."""
+    rows = pd.read_parquet(sample_log)
+    seen = TrainingData.load(TrainingData.path_of(trained.bundle), trained.manifest.bundle_id).groups
+    return pd.concat([rows[~rows.question_key.isin(seen)].head(800), rows[rows.question_key.isin(seen)].head(100)])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [required_only, without_lengths, without_lengths_and_costs, edge_without_lengths, edge_without_tokens_and_costs],
+)
+def test_evaluate_and_audit_print_what_a_log_has(part, bundle, log, sample_tiers, tmp_path, capsys):
+    path, page = tmp_path / "log.parquet", tmp_path / "audit.html"
+    part(log).to_parquet(path)
+    text = printed(capsys, "evaluate", "--bundle", bundle, "--logs", path)
+    assert "SINGLE TIERS" in text and "QUALITY DIAL" in text
+    assert "PAIRS" in printed(capsys, "audit", "--logs", path, "--tiers", sample_tiers, "--html", page)
+    assert page.read_text().count("<table>") == 4
+
+
+@pytest.mark.parametrize("part", [required_only, edge_without_lengths])
+def test_a_bundle_is_trained_and_reported_on_what_a_log_has(part, sample_log, sample_tiers, tmp_path, capsys):
+    path, bundle = tmp_path / "log.parquet", tmp_path / "bundle"
+    part(pd.read_parquet(sample_log).head(2000)).to_parquet(path)
+    out = ("--tiers", sample_tiers, "--out", bundle, "--tracking-uri", "none")
+    assert "ESTIMATES" in printed(capsys, "train", "--logs", path, *out)
+    lengths = json.loads((bundle / "report.json").read_text())["output_tokens"]
+    assert "edge" not in lengths and (len(lengths) == 2) == (part is edge_without_lengths)
+    assert "## Estimates" in (bundle / "README.md").read_text()
+    document = json.loads(printed(capsys, "evaluate", "--bundle", bundle, "--logs", path, "--json"))
+    assert document["single"]["edge"]["output_tokens_per_correct"] is None

@@ -1,0 +1,46 @@
+"""Whether to route, in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from training.audit.result import Ceiling, Money
+
+MIN_LEAD = 0.01
+"""Routing is worth the trouble if it gains this much accuracy, or saves this share beyond mixing single tiers."""
+
+
+def verdict_of(
+    best: str, ceiling: Ceiling, money: tuple[Money, ...], n_complete: int, needed: Mapping[float, float]
+) -> tuple[str, str]:
+    """The action and its reason.
+
+    best: name of the best tier. n_complete: complete prompts; needed: how many a promise of each quality takes.
+    """
+    lead, least_lead = ceiling.lead.value, ceiling.lead.low
+    if ceiling.repeats:
+        lead = least_lead = max(0.0, ceiling.repeats[0] - ceiling.low)
+    at_98 = money[-1]
+    saving = at_98.mix_of_singles.value - at_98.knowing_difficulty.high
+    if saving < MIN_LEAD and least_lead < MIN_LEAD:
+        return "do not route", (
+            f"Do not route: always ask {best}, or mix single tiers. The log does not show that routing could gain "
+            f"accuracy (ceiling about {ceiling.low + lead:.1%}, {best} {ceiling.low:.1%}) or money beyond that."
+        )
+    accuracy = (
+        f"accuracy could rise from {ceiling.low:.1%} to about {ceiling.low + lead:.1%}"
+        if least_lead >= MIN_LEAD
+        else f"do not count on more accuracy than its {ceiling.low:.1%}"
+    )
+    reason = (
+        f"at 98 % of {best}'s accuracy, knowing each prompt's difficulty would at best cut cost to "
+        f"{at_98.knowing_difficulty.value:.0%} of always asking it (mixing single tiers: "
+        f"{at_98.mix_of_singles.value:.0%}), of which a router gets a part; {accuracy}"
+    )
+    if n_complete < needed[0.95]:
+        return "not enough outcomes", (
+            f"Not enough outcomes to promise anything: {n_complete:,} complete prompts, and a promise of 0.95 takes "
+            f"about {needed[0.95]:,.0f}; it looks worth logging them: {reason}."
+        )
+    few = f" A promise of 0.98 takes about {needed[0.98]:,.0f} prompts: there are {n_complete:,}."
+    return "route", f"Route: {reason}." + (few if n_complete < needed[0.98] else "")
