@@ -12,7 +12,7 @@ from typing import Any
 from training.config import RetrainConfig
 from training.errors import ConfigError
 from training.retrain.store import State, Store, StoredBundle
-from training.tracking import NO_TRACKING, MlflowTracker, tracked_run
+from training.tracking import NO_TRACKING, MlflowTracker, tracked_run, without_notices
 
 
 def register(state: State, place: Store, uri: str, config: RetrainConfig) -> tuple[State, str]:
@@ -24,7 +24,8 @@ def register(state: State, place: Store, uri: str, config: RetrainConfig) -> tup
     from mlflow.exceptions import MlflowException
 
     try:
-        _register_bundles(state, place, uri, config.model_name)
+        with without_notices():
+            _register_bundles(state, place, uri, config.model_name)
     except (MlflowException, ConfigError, OSError) as error:
         return state, f"tracking at {uri} failed: {str(error).splitlines()[0][:300]}"
     state = replace(state, unregistered=(), is_registry_current=True)
