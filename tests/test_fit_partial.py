@@ -174,13 +174,6 @@ def one_tier_per_prompt(sample_log, sample_tiers):
 
 
 @pytest.fixture(scope="module")
-def some_prompts(one_tier_per_prompt):
-    """A third of its questions."""
-    keys = sorted(one_tier_per_prompt.question_key.unique())[::3]
-    return one_tier_per_prompt[one_tier_per_prompt.question_key.isin(keys)]
-
-
-@pytest.fixture(scope="module")
 def learned(one_tier_per_prompt, sample_tiers, tmp_path_factory):
     """A run on it."""
     folder = tmp_path_factory.mktemp("partial")
@@ -215,8 +208,8 @@ def test_off_policy_figures_agree_with_what_the_hidden_outcomes_say(learned, sam
     assert quality.low < truth.accuracy.value < quality.high
 
 
-def test_without_propensities_it_trains_and_says_what_that_means(some_prompts, sample_tiers, tmp_path):
-    log = some_prompts.drop(columns="propensity")
+def test_without_propensities_it_trains_and_says_what_that_means(one_tier_per_prompt, sample_tiers, tmp_path):
+    log = one_tier_per_prompt.drop(columns="propensity")
     result = train(log, sample_tiers, tmp_path / "bundle", TrainingConfig(), tracking_uri="none")
     assert "estimates may be biased towards what was logged" in str(result.log.summary)
     assert "CANNOT BE JUDGED" in result.evaluation.verdict and "propensit" in result.evaluation.verdict
@@ -227,8 +220,8 @@ def test_without_propensities_it_trains_and_says_what_that_means(some_prompts, s
         evaluate(result.bundle, log)
 
 
-def test_a_log_that_never_explored_is_learned_from_and_nothing_is_promised(some_prompts, sample_tiers, tmp_path):
-    certain = some_prompts.assign(propensity=1.0)
+def test_a_log_that_never_explored_is_learned_from_and_nothing_is_promised(one_tier_per_prompt, sample_tiers, tmp_path):
+    certain = one_tier_per_prompt.assign(propensity=1.0)
     result = train(certain, sample_tiers, tmp_path / "bundle", TrainingConfig(), tracking_uri="none")
     assert not any(point.promised for point in result.manifest.dial)
     assert "had no chance of being logged" in result.evaluation.verdict
