@@ -1,15 +1,19 @@
 # Every target does all its set-up: plain venv and pip, versions from requirements.lock.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --constraint requirements.lock
+PIP := $(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock
+EXTRAS := train,outcomes,distributed,dev
 
-.PHONY: demo test test-encoders test-gateway check lock clean
+.PHONY: help demo test test-encoders test-gateway check lock clean
+
+help:                            ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/installed            ## the whole line on the simulated sample log: train, evaluate, route
 	$(BIN)/broker demo
 
 test: .venv/installed            ## all tests of what is installed; set BROKER_REAL_LOGS for those on real logs
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-encoders: .venv/encoders    ## the tests of transformer encoders; installs torch
 	$(BIN)/python -m pytest tests/test_transformer.py tests/test_minilm.py
@@ -23,23 +27,23 @@ check: .venv/installed           ## lint, format and types
 	$(BIN)/mypy
 
 lock: .venv/installed            ## resolve anew what requirements.lock pins
-	$(BIN)/pip install --quiet uv
+	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
 		--all-extras --output-file requirements.lock pyproject.toml
 
-clean:
+clean:                           ## remove what the other targets made
 	rm -rf .venv models/demo* models/.cache examples/*/node_modules
 
 .venv/installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable '.[train,outcomes,distributed,dev]'
+	$(PIP) --editable '.[$(EXTRAS)]'
 	touch $@
 
 .venv/encoders: .venv/installed
 	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[train,outcomes,distributed,dev,encoders]'
+	$(PIP) --editable '.[$(EXTRAS),encoders]'
 	touch $@
 
 .venv/gateway: .venv/installed
-	$(PIP) --editable '.[train,outcomes,distributed,dev,gateway]'
+	$(PIP) --editable '.[$(EXTRAS),gateway]'
 	touch $@

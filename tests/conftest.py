@@ -1,9 +1,12 @@
 """One small real training run on the simulated sample log, shared by every test that needs a bundle."""
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from hypothesis import settings
 
 from router import Router
 from training import TrainingConfig, TrainingResult, train
@@ -12,12 +15,38 @@ ROOT = Path(__file__).parent.parent
 SAMPLE_LOG = ROOT / "data" / "sample-log.parquet"
 SAMPLE_TIERS = ROOT / "data" / "tiers.toml"
 
+# The same examples in every run, and no example fails because the machine was busy.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
+
+LONGEST_FIRST = (
+    "test_retrain.py", "test_distributed.py", "test_circle.py", "test_fit_partial.py", "test_gateway.py",
+)  # fmt: skip
+"""Files that take longest: started first, they leave no process with a long one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of `LONGEST_FIRST` before all others."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
-    """The sample log's bundle, with everything that training says about it."""
-    folder = tmp_path_factory.mktemp("models")
-    return train(SAMPLE_LOG, SAMPLE_TIERS, folder / "sample", TrainingConfig(), tracking_uri="none")
+    """The sample log's bundle, with everything that training says about it.
+
+    Several pytest processes may share one run of the tests (`-n`): the first that needs the bundle trains it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    folder.mkdir(exist_ok=True)
+    result = folder / "result.pickle"
+    with FileLock(folder / "lock"):
+        if not result.exists():
+            made = train(SAMPLE_LOG, SAMPLE_TIERS, folder / "sample", TrainingConfig(), tracking_uri="none")
+            result.write_bytes(pickle.dumps(made))
+    shared: TrainingResult = pickle.loads(result.read_bytes())
+    return shared
 
 
 @pytest.fixture(scope="session")

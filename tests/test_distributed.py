@@ -4,7 +4,6 @@ import ast
 import os
 import signal
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer
@@ -45,7 +44,7 @@ COLUMNS = ("prompt_ids", "groups", "segments", "asked_at")
 @pytest.fixture(scope="module")
 def two_workers():
     """The address of a scheduler with two worker processes of one thread each."""
-    with LocalCluster(2, threads_per_worker=1, dashboard_address=":0", memory_limit=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", memory_limit=None) as cluster:
         yield cluster.scheduler_address
 
 
@@ -183,10 +182,7 @@ def test_a_scheduler_that_does_not_answer_is_refused(sample_log, sample_tiers, t
 
 def test_a_scheduler_without_workers_is_refused(sample_log, sample_tiers, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "CONNECT_SECONDS", 1)
-    with LocalCluster(1, threads_per_worker=1, dashboard_address=":0") as nobody:
-        nobody.scale(0)
-        while nobody.scheduler_info["workers"]:
-            time.sleep(0.05)
+    with LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address=":0") as nobody:
         with pytest.raises(ConfigError, match="no worker"):
             train(sample_log, sample_tiers, tmp_path / "bundle", cluster=nobody.scheduler_address, tracking_uri="none")
 
@@ -211,7 +207,7 @@ def die(_):
 def test_workers_that_die_are_a_clear_error_and_nothing_is_left(tmp_path):
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        LocalCluster(1, threads_per_worker=1, dashboard_address=":0") as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
     ):
         with at(cluster.scheduler_address, tmp_path) as place:
             with pytest.raises(ClusterError, match="could not finish .*KilledWorker"):
@@ -219,23 +215,24 @@ def test_workers_that_die_are_a_clear_error_and_nothing_is_left(tmp_path):
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_worker_that_goes_while_lightgbm_is_fitted_is_a_clear_error(sample_log, sample_tiers, tmp_path, monkeypatch):
-    """The others would wait for it for ever."""
+def test_a_worker_that_goes_while_lightgbm_is_fitted_is_a_clear_error(
+    two_workers, sample_log, sample_tiers, tmp_path, monkeypatch
+):
+    """The others would wait for it for ever. The cluster starts another in its place."""
     monkeypatch.setattr(clusters, "ROWS_PER_PART", 5000)
     monkeypatch.setattr(clusters, "LABEL_ROUNDS", 100_000)
-    with LocalCluster(2, threads_per_worker=1, dashboard_address=":0", memory_limit=None) as cluster:
-        with Client(cluster) as client:
-            [process, _] = client.run(os.getpid).values()
+    with Client(two_workers) as client:
+        [process, _] = client.run(os.getpid).values()
 
-        def kill_soon(step):
-            if step == "vectors and labels":
-                Timer(3, os.kill, (process, signal.SIGKILL)).start()
+    def kill_soon(step):
+        if step == "vectors and labels":
+            Timer(3, os.kill, (process, signal.SIGKILL)).start()
 
-        with pytest.raises(ClusterError, match="nothing was written"):
-            train(
-                sample_log, sample_tiers, tmp_path / "bundle",
-                cluster=cluster.scheduler_address, tracking_uri="none", on_step=kill_soon,
-            )  # fmt: skip
+    with pytest.raises(ClusterError, match="nothing was written"):
+        train(
+            sample_log, sample_tiers, tmp_path / "bundle",
+            cluster=two_workers, tracking_uri="none", on_step=kill_soon,
+        )  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == [".cache"]
 
 

@@ -1,6 +1,9 @@
 """What MLflow is told of a training run."""
 
+import io
 import json
+import logging
+from contextlib import redirect_stderr
 
 import pandas as pd
 import pytest
@@ -24,9 +27,11 @@ def run(request, tmp_path_factory):
     log = frame[frame.question_key.isin(sorted(frame.question_key.unique())[:150])]
     # A tier's name is free, also of what MLflow takes for the name of a metric.
     (folder / "tiers.toml").write_text((data / "tiers.toml").read_text().replace('"edge"', '"edge (4B, 50%)"'))
-    before = mlflow.get_tracking_uri()
-    result = train(log, folder / "tiers.toml", folder / "models" / "small", TrainingConfig())
-    assert mlflow.get_tracking_uri() == before
+    before, level, printed = mlflow.get_tracking_uri(), logging.getLogger("mlflow").level, io.StringIO()
+    with redirect_stderr(printed):  # the run makes its database, of which MLflow gives notice
+        result = train(log, folder / "tiers.toml", folder / "models" / "small", TrainingConfig())
+    assert "INFO" not in printed.getvalue()
+    assert (mlflow.get_tracking_uri(), logging.getLogger("mlflow").level) == (before, level)
     client = mlflow.MlflowClient(default_tracking_uri(result.bundle))
     return result, client.get_run(result.manifest.mlflow_run_id), folder / "models"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -103,15 +104,33 @@ def tracked_run(tracking_uri: str, name: str) -> Iterator[Tracker]:
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracking_uri)
     try:
-        if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-            mlflow.create_experiment(EXPERIMENT, artifact_location=_artifact_location(tracking_uri))
-        mlflow.set_experiment(EXPERIMENT)
-        with redirect_stdout(sys.stderr), mlflow.start_run(run_name=name) as run:  # it prints where the run can be seen
-            yield MlflowTracker(run.info.run_id)
+        with without_notices():
+            if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+                mlflow.create_experiment(EXPERIMENT, artifact_location=_artifact_location(tracking_uri))
+            mlflow.set_experiment(EXPERIMENT)
+            with redirect_stdout(sys.stderr), mlflow.start_run(run_name=name) as run:  # it prints the run's address
+                yield MlflowTracker(run.info.run_id)
     except mlflow.exceptions.MlflowException as error:
         raise TrackingError(tracking_uri, error) from error
     finally:
         mlflow.set_tracking_uri(before)
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Keep the notices of MLflow and its database off stderr; warnings and errors still show.
+
+    To be entered after MLflow was imported: the import sets these levels.
+    """
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(max(logger.level, logging.WARNING))
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def default_tracking_uri(out: Path) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from router.bundle.bundle import DialPoint
+from router.bundle.manifest import DialPoint
 from training.dial.dial import calibrate_dial
 from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS
 from training.evaluation.logged_choices import LoggedChoices

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from router.bundle.bundle import DialPoint, Manifest
+from router.bundle.manifest import DialPoint, Manifest
 from training.evaluation.dials import DialResult, dials_text
 from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.off_policy import OffPolicyReport

@@ -12,7 +12,7 @@ from typing import Any
 from training.errors import TrackingError
 from training.retrain.context import RetrainContext
 from training.retrain.store import State, Store, StoredBundle
-from training.tracking import NO_TRACKING, MlflowTracker, tracked_run
+from training.tracking import NO_TRACKING, MlflowTracker, tracked_run, without_notices
 
 
 def register(state: State, context: RetrainContext) -> tuple[State, str]:
@@ -27,7 +27,8 @@ def register(state: State, context: RetrainContext) -> tuple[State, str]:
     from mlflow.exceptions import MlflowException
 
     try:
-        _register_bundles(state, context.store, context.uri, context.config.model_name)
+        with without_notices():
+            _register_bundles(state, context.store, context.uri, context.config.model_name)
     except TrackingError as error:
         return state, error.summary
     except (MlflowException, OSError) as error:
