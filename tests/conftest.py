@@ -21,6 +21,7 @@ settings.load_profile("tests")
 
 LONGEST_FIRST = (
     "test_retrain.py", "test_distributed.py", "test_circle.py", "test_fit_partial.py", "test_gateway.py",
+    "test_real_logs.py", "test_minilm.py",
 )  # fmt: skip
 """Files that take longest: started first, they leave no process with a long one at the end."""
 
