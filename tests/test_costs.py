@@ -3,9 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from router.portfolio.tiers import parse_tiers
-from training.log.costs import CHARS_PER_TOKEN, UNLOGGED_OUTPUT_TOKENS, attempt_costs
+from training.log.billing import CHARS_PER_TOKEN, billed_tokens
+from training.log.costs import UNLOGGED_OUTPUT_TOKENS, attempt_costs
 from training.log.ingest import ingest
 
 TIERS = parse_tiers(
@@ -45,7 +48,9 @@ def test_without_any_tokens_characters_and_a_constant_stand_in():
     prompt = "x" * 400
     costs, _ = costs_of((prompt, "a", None, None, None), (prompt, "b", None, None, 1.0))
     assert costs.input_tokens[0].tolist() == [400 / CHARS_PER_TOKEN] * 3
-    assert costs.output_tokens[0].tolist() == [UNLOGGED_OUTPUT_TOKENS] * 3
+    worth = (1e6 - 100 * 2) / 20  # an answer without tokens is as long as its cost is worth
+    assert costs.output_tokens[0].tolist() == [UNLOGGED_OUTPUT_TOKENS, worth, UNLOGGED_OUTPUT_TOKENS]
+    assert costs.typical_output_tokens.tolist() == [UNLOGGED_OUTPUT_TOKENS] * 3
     assert costs.cost_usd[0, 0] == pytest.approx((100 * 1 + UNLOGGED_OUTPUT_TOKENS * 10) / 1e6)
     assert costs.estimated_share == 0.5  # one of the two attempts made; attempts not made do not count
 
@@ -63,7 +68,87 @@ def test_doubling_prices_doubles_what_is_estimated_and_nothing_else():
             for tier in TIERS
         )
     )
-    before, after = attempt_costs(table, TIERS), attempt_costs(table, dear)
-    is_logged = np.isfinite(table.cost_usd)
-    np.testing.assert_allclose(after.cost_usd, np.where(is_logged, before.cost_usd, 2 * before.cost_usd))
-    assert is_logged.sum() == 1
+    before, after = attempt_costs(table, TIERS).cost_usd, attempt_costs(table, dear).cost_usd
+    np.testing.assert_allclose(after[:, 1:], 2 * before[:, 1:])
+    is_logged = np.isfinite(table.cost_usd[:, 0])
+    assert is_logged.sum() == 1 and (after[is_logged, 0] == before[is_logged, 0]).all()
+
+
+# ---- billed tokens ---------------------------------------------------------------------------------
+
+
+def bills(cost_of, n=200, answers=True, seed=0):
+    """A log of one tier at 1 and 10 USD per million tokens, costs as `cost_of(input, output, rng)` says in tokens."""
+    rng = np.random.default_rng(seed)
+    n_in, n_out = rng.integers(50, 500, n).astype(float), rng.integers(20, 400, n).astype(float)
+    frame = pd.DataFrame(
+        {
+            "prompt": [f"{number} " + "word " * int(length) for number, length in enumerate(n_in / 2)],
+            "model": "a",
+            "correct": 1.0,
+            "input_tokens": n_in,
+            "output_tokens": n_out if answers else np.nan,
+            "cost_usd": cost_of(n_in, n_out, rng) / 1e6,
+        }
+    )
+    other = frame.assign(model="b", cost_usd=np.nan)
+    table = ingest(pd.concat([frame, other]), TIERS)
+    known = table.input_tokens[:, 0]
+    return billed_tokens(table, TIERS), table, known
+
+
+def paid_usd(billed):
+    return (billed.input_tokens[:, 0] * 1 + billed.output_tokens[:, 0] * 10) / 1e6
+
+
+def test_tokens_that_explain_the_cost_stand_as_they_were_logged():
+    billed, table, _ = bills(lambda n_in, n_out, rng: n_in + 10 * n_out)
+    np.testing.assert_array_equal(billed.input_tokens[:, 0], table.input_tokens[:, 0])
+    np.testing.assert_array_equal(billed.output_tokens[:, 0], table.output_tokens[:, 0])
+
+
+@pytest.mark.parametrize(
+    "cost_of",
+    [
+        lambda n_in, n_out, rng: 3 * n_in + 7 * n_out,  # two other prices
+        lambda n_in, n_out, rng: (n_in + 10 * n_out) * np.where(np.arange(len(n_in)) < 90, 1.0, 0.1),  # a price cut
+    ],
+)
+def test_a_price_that_has_changed_since_changes_no_tokens(cost_of):
+    billed, table, _ = bills(cost_of)
+    np.testing.assert_array_equal(billed.input_tokens[:, 0], table.input_tokens[:, 0])
+    np.testing.assert_array_equal(billed.output_tokens[:, 0], table.output_tokens[:, 0])
+
+
+def test_what_a_bill_holds_beyond_the_tokens_counts_as_output_tokens():
+    """Reasoning that was not logged, or more calls: any amount per attempt."""
+    billed, table, _ = bills(lambda n_in, n_out, rng: n_in + 10 * (n_out + rng.integers(100, 5000, len(n_in))))
+    np.testing.assert_allclose(paid_usd(billed), table.cost_usd[:, 0])
+    np.testing.assert_array_equal(billed.input_tokens[:, 0], table.input_tokens[:, 0])
+    assert (billed.output_tokens[:, 0] > table.output_tokens[:, 0]).all()
+
+
+def test_what_a_bill_lacks_is_taken_from_the_input_tokens():
+    """Tokens read from a cache at a lower price: any share of the prompt."""
+    billed, table, _ = bills(lambda n_in, n_out, rng: rng.uniform(0.1, 1, len(n_in)) * n_in + 10 * n_out)
+    np.testing.assert_allclose(paid_usd(billed), table.cost_usd[:, 0])
+    assert (billed.input_tokens[:, 0] <= table.input_tokens[:, 0]).all()
+
+
+def test_a_cost_without_output_tokens_is_worth_so_many():
+    billed, table, _ = bills(lambda n_in, n_out, rng: n_in + 10 * n_out, answers=False)
+    np.testing.assert_allclose(paid_usd(billed), table.cost_usd[:, 0])
+
+
+@given(st.lists(st.floats(0, 1e7), min_size=30, max_size=60))
+@settings(max_examples=30)
+def test_no_bill_makes_a_count_negative_or_unknown(costs):
+    billed, _, _ = bills(lambda n_in, n_out, rng: np.array(costs), n=len(costs))
+    for tokens in (billed.input_tokens[:, 0], billed.output_tokens[:, 0]):
+        assert np.isfinite(tokens).all() and (tokens >= 0).all()
+
+
+def test_one_absurd_count_hardly_moves_the_typical_answer():
+    rows = [(f"p{n}", "a", 10, 100, None) for n in range(200)]
+    costs, _ = costs_of(*rows[:-1], ("p199", "a", 10, 1_000_000, None), ("p0", "b", 1, 1, None))
+    assert costs.typical_output_tokens[0] == pytest.approx(100, rel=0.1)

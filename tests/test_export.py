@@ -29,6 +29,7 @@ from training.evaluation.training_data import TrainingData
 from training.export.bundle import draft_bundle
 from training.export.golden import GOLDEN_PROMPTS
 from training.export.parity import check_parity, threshold_rows
+from training.fit.billing import InputModel
 from training.fit.classifier import lightgbm_settings
 from training.fit.clusters import PromptClusters
 from training.fit.kernel import KernelBasis
@@ -77,6 +78,11 @@ class Lab:
         output_tokens[:, 1] = np.nan  # one tier without lengths
         self.lengths = self.lengths_of(output_tokens, costs.mean_output_tokens)
         self.costs = costs
+        context_tokens = np.array([len(prompt) for prompt in log.prompts]) / 4
+        input_tokens = log.input_tokens.copy()
+        input_tokens[:, 2] *= 100  # one tier that bills for more than the prompt
+        basis = KernelBasis.fit(self.embedding, 50, seed=0)
+        self.inputs = InputModel.fit(basis, self.embedding, input_tokens, context_tokens, log.groups, seed=0)
 
     def lengths_of(self, output_tokens, fallback):
         basis = KernelBasis.fit(self.embedding, 50, seed=0)
@@ -86,7 +92,7 @@ class Lab:
         outcomes = self.log.correct if correct is None else correct
         success = SuccessEstimator().fit(self.embedding, outcomes, cost_usd=self.costs.cost_usd).model_
         clusters = PromptClusters.fit(success.kernel.basis, self.embedding, self.log, self.log.correct, seed=0)
-        return TierModel(success, self.lengths, clusters)
+        return TierModel(success, self.lengths, self.inputs, clusters)
 
     def parity(self, model, graph):
         return check_parity(model, self.encoder, graph, self.log.prompts[:60], self.embedding[:60], seed=0)
@@ -164,7 +170,9 @@ def test_the_graph_estimates_as_the_models_do(lab, model):
     np.testing.assert_allclose(familiarity, model.success.familiarity.of(lab.embedding[some]), atol=1e-5)
     np.testing.assert_allclose(success, model.success.predict(lab.embedding[some]), atol=1e-5)
     np.testing.assert_allclose(output_tokens, model.lengths.predict(lab.embedding[some]), rtol=1e-4)
-    np.testing.assert_allclose(cost_usd, (100 + 3 * output_tokens) / 1e6, rtol=1e-5)
+    input_tokens = model.inputs.predict(lab.embedding[some], np.full(40, 100))
+    assert input_tokens[:, 2].min() > 400
+    np.testing.assert_allclose(cost_usd, (input_tokens + 3 * output_tokens) / 1e6, rtol=1e-4)
     np.testing.assert_array_equal(tier, success.argmax(axis=1))
     nearest = model.clusters.nearest(lab.embedding[some], tolerance=1e-5)
     assert all(number in numbers for number, numbers in zip(cluster, nearest, strict=True))
@@ -238,7 +246,7 @@ def test_inputs_and_outputs_are_those_of_the_contract_and_operators_standard(bun
 def decision_session(n_tiers):
     """A graph with nothing but the decision in it."""
     graph = Graph()
-    add_decision(graph, "success", "output_tokens")
+    add_decision(graph, "success", graph.column("context_tokens"), "output_tokens")
     per_tier = (TensorProto.FLOAT, ["n", n_tiers])
     return cpu_session(
         graph.model(

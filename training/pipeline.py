@@ -31,6 +31,7 @@ from training.evaluation.training_data import TrainingData
 from training.export.bundle import check_target, draft_bundle
 from training.export.parity import Parity, check_parity
 from training.export.versions import versions
+from training.fit.billing import InputModel
 from training.fit.clusters import PromptClusters
 from training.fit.estimator import SuccessEstimator
 from training.fit.lengths import LengthModel
@@ -129,11 +130,11 @@ def _run(
     known = LogPart.of(log, embeddings.vectors, prices.tiers, in_training)
     held_out = LogPart.of(log, embeddings.vectors, prices.tiers, in_test)
 
-    learned = _learn(known, encoder, backend, context)
+    info = encoder_info(encoder, log, embeddings.n_tokens, in_training)
+    learned = _learn(known, encoder, info, backend, context)
     graph = learned.model.whole(encoder)
     parity = check_parity(learned.model, encoder, graph, held_out.table.prompts, held_out.vectors, config.seed)
     context.done("parity")
-    info = encoder_info(encoder, log, embeddings.n_tokens, in_training)
     manifest = _manifest(learned, known, log, info, context)
     draft = draft_bundle(out, encoder, graph, prices.text, learned.model.clusters.members, manifest)
     try:
@@ -186,7 +187,7 @@ class _Learned:
     n_trained_on: int
 
 
-def _learn(known: LogPart, encoder: Encoder, backend: Backend, context: RunContext) -> _Learned:
+def _learn(known: LogPart, encoder: Encoder, info: EncoderInfo, backend: Backend, context: RunContext) -> _Learned:
     """Fit everything that is learned from outcomes."""
     config, table = context.config, known.table
     estimator = SuccessEstimator(config.seed).fit(
@@ -200,9 +201,13 @@ def _learn(known: LogPart, encoder: Encoder, backend: Backend, context: RunConte
     )
     success = estimator.model_
     basis = success.kernel.basis
+    billed = known.costs.billed
     lengths = LengthModel.fit(
-        basis, known.vectors, table.output_tokens, known.costs.mean_output_tokens, table.groups, config.seed
+        basis, known.vectors, billed.output_tokens, known.costs.mean_output_tokens, table.groups, config.seed
     )
+    n_chars = np.array([len(prompt) for prompt in table.prompts])
+    context_tokens = n_chars * info.tokens_per_char * info.billed_tokens_per_token
+    inputs = InputModel.fit(basis, known.vectors, billed.input_tokens, context_tokens, table.groups, config.seed)
     context.done("lengths")
     dial = CalibratedDial.of(table, known.costs.cost_usd, estimator.out_of_fold_, config.confidence)
     context.done("dial")
@@ -212,7 +217,7 @@ def _learn(known: LogPart, encoder: Encoder, backend: Backend, context: RunConte
     context.done("clusters")
     has_classifier = success.classifier is not None
     return _Learned(
-        model=TierModel(success, lengths, clusters),
+        model=TierModel(success, lengths, inputs, clusters),
         out_of_fold=estimator.out_of_fold_,
         dial=dial,
         n_trained_on=backend.n_trained_on(table.n_prompts) if has_classifier else table.n_prompts,
@@ -243,7 +248,7 @@ def _manifest(
         tiers=log.tiers,
         best_tier=best,
         success=tuple(np.clip(np.nanmean(dial.outcomes, axis=0), 0, 1).tolist()),
-        output_tokens=tuple(known.costs.mean_output_tokens.tolist()),
+        output_tokens=tuple(known.costs.typical_output_tokens.tolist()),
         encoder=encoder,
         default_quality=config.default_quality,
         confidence=config.confidence,

@@ -16,6 +16,10 @@ from training.log.table import OutcomeTable
 MAX_TRANSFORMER_TOKENS = 256
 """Where transformers cut a prompt, special tokens included."""
 
+MAX_BILLED_RATIO = 4.0
+"""Billed tokens per token of a prompt, at most. A log with more bills for something else than the prompts, such as the
+many calls of an agent's run. It then says nothing of a prompt's size, which decides what fits a context window."""
+
 
 def make_encoder(config: TrainingConfig, log: OutcomeTable, cache: Path) -> tuple[Encoder, bool]:
     """The encoder that the settings name, and whether it was in the cache.
@@ -49,6 +53,8 @@ def encoder_info(encoder: Encoder, log: OutcomeTable, n_tokens: np.ndarray, in_t
     if billed.any():
         billed_tokens = float(np.nanmean(log.input_tokens[billed], axis=1).sum())
         ratio = billed_tokens / n_chars[billed].sum() / tokens_per_char
+        if ratio > MAX_BILLED_RATIO:
+            ratio = 1.0
     return EncoderInfo(
         name=encoder.name,
         digest=encoder.digest,

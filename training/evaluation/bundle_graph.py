@@ -16,8 +16,10 @@ from router.bundle.engine import OUTPUTS, batches, padded
 from router.bundle.manifest import GRAPH_FILE
 from router.portfolio.quote import graph_inputs
 from training.graph.builder import ENCODER_INPUTS
-from training.graph.decision import DECISION_INPUTS
 from training.graph.session import cpu_session
+
+_ESTIMATES_AND_DIALS = ("success", "cost_usd", "eligible", "worth_usd", "slack")
+"""What the tier depends on, once costs are known at the prices in force."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,7 @@ class BundleGraph:
     @cached_property
     def _decision_part(self) -> Any:
         model = onnx.load(self.bundle.path / GRAPH_FILE)
-        return cpu_session(
-            onnx.utils.Extractor(model).extract_model(
-                ["success", "output_tokens", *DECISION_INPUTS], ["cost_usd", "tier"]
-            )
-        )
+        return cpu_session(onnx.utils.Extractor(model).extract_model(list(_ESTIMATES_AND_DIALS), ["tier"]))
 
     def estimates(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """success, output_tokens, cost_usd (n_prompts, n_tiers), context_tokens (n_prompts,), and the prices used."""
@@ -61,8 +59,8 @@ class BundleGraph:
     def choices(self, estimates: Mapping[str, np.ndarray], worth_usd: float, slack: float) -> np.ndarray:
         """The tier chosen for every prompt at one setting of the dials, int (n_prompts,); else the fallback."""
         n = len(estimates["context_tokens"])
-        feeds = {name: estimates[name] for name in ("success", "output_tokens", *DECISION_INPUTS)}
-        feeds |= {"worth_usd": np.full(n, worth_usd, np.float32), "slack": np.full(n, slack, np.float32)}
+        dials = {"worth_usd": np.full(n, worth_usd, np.float32), "slack": np.full(n, slack, np.float32)}
+        feeds = {name: {**estimates, **dials}[name] for name in _ESTIMATES_AND_DIALS}
         (tier,) = self._decision_part.run(["tier"], feeds)
         manifest = self.bundle.manifest
         return np.where(tier < 0, manifest.tiers.index(manifest.best_tier), tier)

@@ -80,7 +80,8 @@ def evaluate(
     if prices is not None or price_factors:
         found = loaded.prices if prices is None else PriceTable.read(prices, loaded.manifest.tiers)
         loaded = replace(loaded, prices=found.scaled(price_factors or {}))
-        repriced = np.where(np.isfinite(table.cost_usd), costs_at_prices(table, loaded.prices).cost_usd, np.nan)
+        at_these_prices = costs_at_prices(table, loaded.prices, logged_at=tiers).cost_usd
+        repriced = np.where(np.isfinite(table.cost_usd), at_these_prices, np.nan)
         table, paid = replace(table, cost_usd=repriced), table
         change = _mean_cost(table, loaded.prices.tiers) / np.maximum(_mean_cost(paid, tiers), np.finfo(float).tiny)
     training = TrainingData.load(TrainingData.path_of(loaded.path), loaded.manifest.bundle_id)
@@ -206,7 +207,17 @@ def _per_tier(judged: JudgedPrompts) -> dict[str, Any]:
             for tier, _, paid in columns
             if paid.sum() > 0
         },
+        "cost_explained": _explained_shares(judged),
     }
+
+
+def _explained_shares(judged: JudgedPrompts) -> dict[str, float]:
+    """Share of each tier's cost that the prompt's tokens and the logged answer's tokens explain at list price."""
+    estimates, answers = judged.estimates, np.nan_to_num(judged.table.output_tokens)
+    of_prompt = estimates["context_tokens"][:, None] * estimates["usd_per_mtok_input"]
+    explained = (of_prompt + answers * estimates["usd_per_mtok_output"]).sum(axis=0) / 1e6
+    paid = judged.outcomes.cost_usd.sum(axis=0)
+    return {tier: float(explained[k] / paid[k]) for k, tier in enumerate(judged.tiers) if paid[k] > 0}
 
 
 def _length_errors(judged: JudgedPrompts) -> dict[str, tuple[float, float]]:

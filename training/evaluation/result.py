@@ -116,7 +116,8 @@ class FullEvaluation(Evaluation):
     chosen: at the dials that were asked for, otherwise at the default quality. dial: at each quality of the dial.
     segments: by name, segments with enough prompts.
     length_log_error: mean absolute error of log output tokens, of the model and of the tier's mean; only for tiers with
-        logged lengths. cost_ratio: predicted over measured cost; only for tiers that cost something.
+        logged lengths. cost_ratio: predicted over measured cost; cost_explained: the share of the measured cost that
+        prompt and logged answer explain at list price; both only for tiers that cost something.
     """
 
     single: Mapping[str, tuple[Interval, Interval]]
@@ -135,6 +136,7 @@ class FullEvaluation(Evaluation):
     segments: Mapping[str, Mapping[str, Any]]
     length_log_error: Mapping[str, tuple[float, float]]
     cost_ratio: Mapping[str, Interval]
+    cost_explained: Mapping[str, float]
 
     @property
     def verdict(self) -> str:
@@ -198,6 +200,7 @@ class FullEvaluation(Evaluation):
                 for tier, (model, mean) in self.length_log_error.items()
             },
             "cost_predicted_over_measured": {tier: ratio.to_json() for tier, ratio in self.cost_ratio.items()},
+            "cost_explained_by_tokens": dict(self.cost_explained),
         }
 
 

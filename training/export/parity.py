@@ -106,7 +106,8 @@ def _differences(
         decided = decide(success, cost_usd, feeds["eligible"], feeds["worth_usd"], feeds["slack"])
         if decided[0] != tier[0]:
             raise ParityError(f"prompt {row}: the graph chose tier {tier[0]}, the rule says {decided[0]}; not exported")
-        _check_decision(int(tier[0]), expected[0][row], expected[1][row], feeds)
+        input_tokens = model.inputs.predict(embedding[[row]], feeds["context_tokens"])[0]
+        _check_decision(int(tier[0]), expected[0][row], input_tokens, expected[1][row], feeds)
         if cluster[0] not in nearest[row]:
             raise ParityError(
                 f"prompt {row}: the graph says cluster {cluster[0]}, the models {nearest[row]}; not exported"
@@ -135,7 +136,13 @@ def _random_request(rng: np.random.Generator, n_tiers: int) -> dict[str, np.ndar
     }
 
 
-def _check_decision(tier: int, success: np.ndarray, output_tokens: np.ndarray, feeds: Mapping[str, np.ndarray]) -> None:
+def _check_decision(
+    tier: int,
+    success: np.ndarray,
+    input_tokens: np.ndarray,
+    output_tokens: np.ndarray,
+    feeds: Mapping[str, np.ndarray],
+) -> None:
     """Raise ParityError where the graph's tier is not the best one by the models' own estimates, within tolerances."""
     eligible = feeds["eligible"][0]
     if not eligible.any():
@@ -143,7 +150,7 @@ def _check_decision(tier: int, success: np.ndarray, output_tokens: np.ndarray, f
             raise ParityError(f"the graph chose tier {tier} where none is eligible; not exported")
         return
     prices = feeds["usd_per_mtok_input"][0], feeds["usd_per_mtok_output"][0]
-    cost = (feeds["context_tokens"][0] * prices[0] + output_tokens * prices[1]) / 1e6
+    cost = (input_tokens * prices[0] + output_tokens * prices[1]) / 1e6
     worth, slack = float(feeds["worth_usd"][0]), float(feeds["slack"][0])
     bar = success[eligible].max() - slack
     utility = worth * success - cost

@@ -75,8 +75,8 @@ class LengthModel:
         """Expected output tokens, (n_prompts, n_tiers)."""
         return np.asarray(self.scale * np.exp(self.regression.predict(embedding)))
 
-    def add_to(self, graph: Graph, embedding: str) -> str:
-        """exp(regression + log(scale))."""
+    def add_to(self, graph: Graph, embedding: str, output: str | None = None) -> str:
+        """exp(regression + log(scale)); output: its name in the graph, None for any."""
         readout = self.regression.add_to(graph, embedding)
         logarithm = graph.affine(readout.value, readout.weights, readout.bias + np.log(self.scale))
-        return graph.add("Exp", logarithm, output="output_tokens")
+        return graph.add("Exp", logarithm, output=output)

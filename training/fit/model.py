@@ -8,6 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from training.encoders.encoder import Encoder
+from training.fit.billing import InputModel
 from training.fit.clusters import PromptClusters
 from training.fit.lengths import LengthModel
 from training.fit.success import SuccessModel
@@ -17,10 +18,11 @@ from training.graph.decision import DECISION_INPUTS, add_decision
 
 @dataclass(frozen=True)
 class TierModel:
-    """Success and answer length of every tier, and which group of training prompts a prompt belongs to."""
+    """Success, answer length and billed input of every tier, and the group of training prompts a prompt belongs to."""
 
     success: SuccessModel
     lengths: LengthModel
+    inputs: InputModel
     clusters: PromptClusters
 
     @property
@@ -45,7 +47,7 @@ class TierModel:
         """The graph that ships: from tokens, prices and dials to the decision."""
         graph = Graph()
         self._add_to(graph, graph.include(encoder.graph))
-        add_decision(graph, "success", "output_tokens")
+        add_decision(graph, "success", self.inputs.add_to(graph, "embedding"), "output_tokens")
         per_tier = {name: (TensorProto.FLOAT, ["n", "n_tiers"]) for name in ("success", "output_tokens", "cost_usd")}
         return graph.model(
             {**ENCODER_INPUTS, **DECISION_INPUTS},
@@ -58,6 +60,6 @@ class TierModel:
         )
 
     def _add_to(self, graph: Graph, embedding: str) -> None:
-        self.lengths.add_to(graph, embedding)
+        self.lengths.add_to(graph, embedding, output="output_tokens")
         similarity = self.success.add_to(graph, embedding)
         self.clusters.add_to(graph, similarity)

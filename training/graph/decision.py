@@ -21,16 +21,17 @@ DECISION_INPUTS: Values = {
 """What the decision reads beside the estimates."""
 
 
-def add_decision(graph: Graph, success: str, output_tokens: str) -> None:
+def add_decision(graph: Graph, success: str, input_tokens: str, output_tokens: str) -> None:
     """Add `cost_usd` and `tier`, computed from estimates, prices and dials.
 
-    success, output_tokens: names of the estimates, each float32 (n, n_tiers). Beside them DECISION_INPUTS are read.
+    success, input_tokens, output_tokens: names of the estimates, each float32 (n, n_tiers); tokens as they are billed.
+    Beside them DECISION_INPUTS are read.
     Among eligible tiers, those with success >= highest success - slack are admissible. Of these, the tier with the
     largest worth_usd x success - cost_usd wins; of equal ones that with the highest success, then the first.
     `tier` is -1 where no tier is eligible.
     """
     impossible = graph.constant(IMPOSSIBLE_SUCCESS)
-    input_usd = graph.add("Mul", graph.column("context_tokens"), "usd_per_mtok_input")
+    input_usd = graph.add("Mul", input_tokens, "usd_per_mtok_input")
     output_usd = graph.add("Mul", output_tokens, "usd_per_mtok_output")
     usd_per_million = graph.add("Add", input_usd, output_usd)
     cost = graph.add("Mul", usd_per_million, graph.constant(1e-6), output="cost_usd")

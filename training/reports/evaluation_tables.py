@@ -137,6 +137,7 @@ def _estimate_table(evaluation: FullEvaluation) -> Table:
             ("ECE by chance", lambda tier: f"{evaluation.ece_by_chance[tier]:.3f}"),
             ("Brier score", lambda tier: _cell(evaluation.calibration[tier][1])),
             ("predicted / measured cost", lambda tier: _cell(evaluation.cost_ratio.get(tier))),
+            ("cost explained by tokens", lambda tier: _share(evaluation.cost_explained.get(tier))),
             ("log error of output tokens", length_error(0)),
             ("log error of the tier's mean", length_error(1)),
         ],
@@ -201,3 +202,7 @@ def _cell(figure: Interval | None) -> str | None:
     digits = 3 if abs(figure.value) < 10 else 2 if abs(figure.value) < 100 else 0
     value, low, high = (round(number, digits) + 0.0 for number in (figure.value, figure.low, figure.high))  # no -0.0
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{value:.0%}"
