@@ -118,6 +118,11 @@ def printed(capsys, *words):
     return capsys.readouterr().out
 
 
+def printed_json(capsys, *words):
+    """One document, in which every number is finite."""
+    return json.loads(printed(capsys, *words, "--json"), parse_constant=pytest.fail)
+
+
 @pytest.fixture(scope="module")
 def log(trained, sample_log):
     """Some rows of the sample log, most of prompts that training did not see."""
@@ -137,6 +142,8 @@ def test_evaluate_and_audit_print_what_a_log_has(part, bundle, log, sample_tiers
     assert "SINGLE TIERS" in text and "QUALITY DIAL" in text
     assert "PAIRS" in printed(capsys, "audit", "--logs", path, "--tiers", sample_tiers, "--html", page)
     assert page.read_text().count("<table>") == 4
+    assert printed_json(capsys, "evaluate", "--bundle", bundle, "--logs", path)["tiers"]
+    assert printed_json(capsys, "audit", "--logs", path, "--tiers", sample_tiers)["per_tier"]
 
 
 @pytest.mark.parametrize("part", [required_only, edge_without_lengths])
@@ -148,5 +155,18 @@ def test_a_bundle_is_trained_and_reported_on_what_a_log_has(part, sample_log, sa
     lengths = json.loads((bundle / "report.json").read_text())["output_tokens"]
     assert "edge" not in lengths and (len(lengths) == 2) == (part is edge_without_lengths)
     assert "## Estimates" in (bundle / "README.md").read_text()
+
+
+def test_retraining_on_what_logs_have_prints_a_receipt(sample_log, sample_tiers, tmp_path, capsys):
+    """One day with the required columns alone, then one that lacks what a tier used."""
+    rows, logs = pd.read_parquet(sample_log), tmp_path / "logs"
+    logs.mkdir()
+    words = ("--tiers", sample_tiers, "--store", tmp_path / "store", "--tracking-uri", "none")
+    required_only(rows.head(1200)).to_parquet(logs / "1.parquet")
+    assert printed_json(capsys, "retrain", "--logs", logs, *words)["promoted"]
+    edge_without_tokens_and_costs(rows.iloc[1200:2400]).to_parquet(logs / "2.parquet")
+    assert "challenger" in printed(capsys, "retrain", "--logs", logs, *words)
+    for receipt in (tmp_path / "store").rglob("receipt*.json"):
+        json.loads(receipt.read_text(), parse_constant=pytest.fail)
     document = json.loads(printed(capsys, "evaluate", "--bundle", bundle, "--logs", path, "--json"))
     assert document["single"]["edge"]["output_tokens_per_correct"] is None
