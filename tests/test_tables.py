@@ -155,6 +155,8 @@ def test_a_bundle_is_trained_and_reported_on_what_a_log_has(part, sample_log, sa
     lengths = json.loads((bundle / "report.json").read_text())["output_tokens"]
     assert "edge" not in lengths and (len(lengths) == 2) == (part is edge_without_lengths)
     assert "## Estimates" in (bundle / "README.md").read_text()
+    document = json.loads(printed(capsys, "evaluate", "--bundle", bundle, "--logs", path, "--json"))
+    assert document["single"]["edge"]["output_tokens_per_correct"] is None
 
 
 def test_retraining_on_what_logs_have_prints_a_receipt(sample_log, sample_tiers, tmp_path, capsys):
@@ -168,5 +170,3 @@ def test_retraining_on_what_logs_have_prints_a_receipt(sample_log, sample_tiers,
     assert "challenger" in printed(capsys, "retrain", "--logs", logs, *words)
     for receipt in (tmp_path / "store").rglob("receipt*.json"):
         json.loads(receipt.read_text(), parse_constant=pytest.fail)
-    document = json.loads(printed(capsys, "evaluate", "--bundle", bundle, "--logs", path, "--json"))
-    assert document["single"]["edge"]["output_tokens_per_correct"] is None
