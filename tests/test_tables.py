@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -113,6 +114,22 @@ def edge_without_tokens_and_costs(log):
     return log.assign(**{name: log[name].mask(is_edge) for name in ("input_tokens", "output_tokens", "cost_usd")})
 
 
+def any_columns(seed):
+    """Each optional column is whole, lacks one tier, or is not there: drawn at random."""
+
+    def part(log):
+        rng = np.random.default_rng(seed)
+        for name in sorted({*log.columns} - {"prompt", "model", "correct"}):
+            state = rng.choice(["whole", "lacks a tier", "gone"])
+            if state == "lacks a tier":
+                log = log.assign(**{name: log[name].mask(log.model == rng.choice(log.model.unique()))})
+            elif state == "gone":
+                log = log.drop(columns=name)
+        return log
+
+    return part
+
+
 def printed(capsys, *words):
     assert main([str(word) for word in words]) == 0
     return capsys.readouterr().out
@@ -133,7 +150,14 @@ def log(trained, sample_log):
 
 @pytest.mark.parametrize(
     "part",
-    [required_only, without_lengths, without_lengths_and_costs, edge_without_lengths, edge_without_tokens_and_costs],
+    [
+        required_only,
+        without_lengths,
+        without_lengths_and_costs,
+        edge_without_lengths,
+        edge_without_tokens_and_costs,
+        *map(any_columns, range(3)),
+    ],
 )
 def test_evaluate_and_audit_print_what_a_log_has(part, bundle, log, sample_tiers, tmp_path, capsys):
     path, page = tmp_path / "log.parquet", tmp_path / "audit.html"
