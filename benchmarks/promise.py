@@ -1,12 +1,16 @@
-"""Does the quality dial keep its promise, and what does the promise cost? The tables of promise.md.
+"""Does the quality dial keep its promise, what does it cost, and how many prompts does it take? Tables of promise.md.
 
     BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/promise.py [--draws 200] [--sizes 500 2000 8000]
+    BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/promise.py --needed [--draws 200]
 
 Out-of-fold estimates are made once per log, as training makes them. The log's prompts are then the population: dials
 are calibrated again and again on prompts drawn from it at random, with replacement, and each dial is held against what
 it keeps on the whole log, in the worst of the orders in which prices can rank the tiers (of more than six tiers, of 720
 orders drawn at random). So the truth is known exactly, and a promise is broken where less is kept than was promised.
 Costs are those at the log's own prices, relative to always asking the best tier.
+
+With --needed: how many prompts a promise is said to take, by the audit and by the dial; and how often it is made, at
+slack 0, on half as many prompts, on as many and on twice as many as the dial says, drawn in the same way.
 """
 
 import argparse
@@ -21,6 +25,8 @@ from tqdm import tqdm
 
 from router.portfolio.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig
+from training.audit.promises import needed_by_quality
+from training.dial.betting import Bets
 from training.dial.dial import calibrate_dial
 from training.encoders.embed import embed
 from training.encoders.make import make_encoder
@@ -32,6 +38,12 @@ TIERS = Path(__file__).parent / "tiers"
 QUALITIES = (0.90, 0.95, 0.98, 1.00)
 CONFIDENCE = 0.95
 MAX_ORDERS = 720
+MAX_NEEDED = 20_000
+HEADER = ("prompts", "quality", "refused", "promise broken", "kept, worst order", "kept", "cost of always-best")
+NEEDED_HEADER = (
+    "quality", "audit: like the best tier", "audit: right elsewhere", "dial", "made on half as many", "on as many",
+    "on twice as many",
+)  # fmt: skip
 
 
 class Population:
@@ -93,28 +105,53 @@ def line(population: Population, n: int, draws: int, bar: tqdm) -> list[str]:
     return lines
 
 
+def needed_lines(population: Population, draws: int, bar: tqdm) -> list[str]:
+    """Rows of the table of how many prompts a promise takes."""
+    enough = float(-np.log(1 - CONFIDENCE))
+    by_audit = needed_by_quality(population.correct, population.best)
+
+    def bets(rows: np.ndarray | slice) -> Bets:
+        return Bets.at(0.0, population.success[rows], population.correct[rows], enough, 1.0)
+
+    def share_promised(n: int, quality: float) -> str:
+        rng = np.random.default_rng(n)
+        logs = (bets(rng.integers(len(population.correct), size=n)) for _ in range(draws))
+        return f"{np.mean([log.log_wealth(quality) >= enough for log in logs]):.0%}"
+
+    lines = []
+    for quality, audited in by_audit.items():
+        found = bets(slice(None)).n_needed(quality)
+        counts = [audited.like_best, audited.like_substitute, found]
+        sizes = [found // 2, found, 2 * found] if found and found <= MAX_NEEDED else []
+        cells = [*(f"{n:,}" if n else "none" for n in counts), *(share_promised(n, quality) for n in sizes)]
+        lines.append(f"| {quality:.2f} | {' | '.join([*cells, '', '', ''][:6])} |")
+        bar.update()
+    return lines
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="The promise of the quality dial on public outcome logs.")
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 2000, 8000])
+    parser.add_argument("--needed", action="store_true", help="how many prompts a promise takes")
     parser.add_argument("--logs", nargs="+", default=LOGS, choices=LOGS)
     options = parser.parse_args()
     root = os.environ.get("BROKER_REAL_LOGS")
     if not root:
         sys.stderr.write("BROKER_REAL_LOGS is not set; expected the folder of the public outcome logs\n")
         return 2
-    steps = len(options.logs) * len(options.sizes) * options.draws
+    steps = len(options.logs) * (len(QUALITIES) if options.needed else len(options.sizes) * options.draws)
     with tempfile.TemporaryDirectory() as folder, tqdm(total=steps, unit="dial") as bar:
         for name in options.logs:
             population = Population(Path(root) / name, Path(folder) / name)
             shape = population.correct.shape
-            header = (
-                "prompts", "quality", "refused", "promise broken", "kept, worst order", "kept", "cost of always-best",
-            )  # fmt: skip
+            header = NEEDED_HEADER if options.needed else HEADER
             print(f"**{name}**, {shape[0]:,} prompts, {shape[1]} tiers, {len(population.orders)} orders of prices\n")
             print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
-            for n in options.sizes:
+            if options.needed:
+                print("\n".join(needed_lines(population, options.draws, bar)), flush=True)
+            for n in [] if options.needed else options.sizes:
                 print("\n".join(line(population, n, options.draws, bar)), flush=True)
             print()
     return 0

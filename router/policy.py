@@ -44,7 +44,7 @@ class Dials:
 
     quality: None where worth_usd alone or `critical` decides.
     promised: whether the bundle promises this quality.
-    n_needed: where it does not, about how many logged prompts would support the promise; None where none would.
+    n_needed: about how many prompts the promise takes; None where no number of them is enough.
     worth_input, slack_input: the two numbers as the graph takes them, float32 (1,).
     """
 

@@ -214,7 +214,9 @@ class Call:
         if dials.quality is not None and not dials.promised:
             why += f"; the training log carries no promise of quality {dials.quality:g}"
             if dials.n_needed:
-                why += f", which takes about {dials.n_needed:,} prompts like its own"
+                rests_on = self.bundle.manifest.promise
+                why += f", which takes about {dials.n_needed:,} {rests_on.get('prompts', 'prompts')}"
+                why += f": there are {rests_on.get('n_prompts', 0):,}"
         if len(quote.open) < len(names):
             why += f"; not eligible: {', '.join(name for name in names if name not in quote.open)}"
         return f"{tier}: {why}"

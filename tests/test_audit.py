@@ -11,7 +11,10 @@ from router.cli import main
 from router.portfolio.tiers import read_tiers
 from training.audit.audit import audit
 from training.audit.ceiling import MIN_COMPLETE, repeated_ceiling
+from training.audit.promises import needed_by_quality
 from training.audit.report import audit_html, audit_text
+from training.config import TrainingConfig
+from training.dial.dial import COMPLETE_PROMPTS, calibrate_dial
 from training.log.ingest import count_attempts, ingest
 
 PRICES = {"small": 0.1, "middle": 1.0, "large": 10.0}
@@ -148,11 +151,53 @@ def test_difficulty_that_is_shared_is_money(tmp_path):
         assert money.knowing_difficulty.value <= money.mix_of_singles.value + 1e-6
 
 
-def test_a_stricter_promise_needs_more_outcomes_and_the_strictest_cannot_be_had(tmp_path):
+def test_a_stricter_promise_takes_more_prompts_and_the_strictest_a_better_router(tmp_path):
     needed = audited(tmp_path, draw(shared_difficulty(800))).needed
-    assert list(needed.values()) == sorted(needed.values())
-    assert needed[0.98] / needed[0.99] == pytest.approx(0.25, rel=0.01)
-    assert np.isinf(needed[1.0])
+    *_, strictest = found = list(needed.values())
+    assert (strictest.like_best, strictest.like_substitute) == (None, None)
+    for names in ("like_best", "like_substitute"):
+        counts = [getattr(n, names) for n in found[:-1]]
+        assert counts == sorted(counts)
+    assert all(n.like_best <= n.like_substitute for n in found[:-1])
+    assert needed[0.98].like_substitute / needed[0.99].like_substitute == pytest.approx(0.25, rel=0.05)
+
+
+def test_audit_and_dial_say_the_same_number_of_the_same_router():
+    """A dial whose highest estimate is always the best tier's."""
+    correct = draw(shared_difficulty(400))
+    success = np.tile([0.1, 0.2, 0.9], (400, 1))
+    dial = {point.quality: point for point in calibrate_dial(success, correct, TrainingConfig().confidence)}
+    for quality, needed in needed_by_quality(correct, best=2).items():
+        if not dial[quality].promised:
+            assert dial[quality].n_needed == needed.like_best
+        else:
+            assert needed.like_best <= 400
+
+
+def test_what_is_plenty_is_promised_and_what_is_far_too_few_is_refused():
+    for n_prompts in (40, 150, 600, 20_000):
+        success = shared_difficulty(n_prompts)
+        correct = draw(success)
+        dial = {point.quality: point for point in calibrate_dial(success, correct, TrainingConfig().confidence)}
+        for quality, needed in needed_by_quality(correct, best=2).items():
+            if needed.like_substitute and n_prompts > 2 * needed.like_substitute:
+                assert dial[quality].promised
+            if needed.like_best and n_prompts < needed.like_best / 4:
+                assert not dial[quality].promised
+
+
+def test_audit_bundle_and_report_count_the_same_prompts(trained, sample_log, sample_tiers):
+    tiers = read_tiers(sample_tiers)
+    found, manifest = audit(ingest(sample_log, tiers), tiers), trained.manifest
+    assert (manifest.promise["n_prompts"], manifest.promise["prompts"]) == (found.n_training, COMPLETE_PROMPTS)
+    card = (trained.bundle / "README.md").read_text()
+    assert f"{found.n_training:,} {COMPLETE_PROMPTS}" in card
+    assert f"in the training part: {found.n_training:,} of the" in " ".join(audit_text(found).split())
+    for point in manifest.dial:
+        assert f"| {point.quality:.2f} | {'yes' if point.promised else 'no'} | about {point.n_needed:,} |" in card
+        needed = found.needed.get(point.quality)
+        if needed and needed.like_substitute:
+            assert needed.like_best / 4 <= point.n_needed <= needed.like_substitute
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -160,7 +205,7 @@ def test_tiers_that_are_never_or_always_right_are_audited(tmp_path, value):
     found = audited(tmp_path, np.full((MIN_COMPLETE, 3), value))
     assert found.action == "do not route"
     json.dumps(found.to_json(), allow_nan=False)
-    assert audit_text(found)
+    assert audit_text(found) and audit_html(found)
 
 
 def test_partial_feedback_gets_counts_and_no_comparison(tmp_path, capsys):

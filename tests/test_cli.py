@@ -186,6 +186,23 @@ def test_evaluate_prints_one_json_document_and_nothing_else(run, small_bundle, s
     assert document["n_trained_on"] + document["n_prompts"] + document["n_incomplete"] == 300
 
 
+def test_the_reason_of_a_decision_names_the_number_of_the_report(run, small_bundle, small_log, sample):
+    manifest = Router.load(small_bundle).bundle.manifest
+    refused = [point for point in manifest.dial if not point.promised and point.n_needed]
+    assert refused
+    code, stdout, _ = run("audit", "--logs", small_log, "--tiers", sample[1], "--json")
+    n_training = json.loads(stdout)["n_training"]
+    assert (code, manifest.promise["n_prompts"]) == (0, n_training)
+    card = (small_bundle / "README.md").read_text()
+    for point in refused:
+        code, stdout, _ = run("route", "--bundle", small_bundle, "--quality", point.quality, "--json", PROMPT)
+        counted = (
+            f"about {point.n_needed:,} prompts that every tier answered, in the training part: there are {n_training}"
+        )
+        assert code == 0 and counted in json.loads(stdout)["reason"]
+        assert f"| {point.quality:.2f} | no | about {point.n_needed:,} |" in card
+
+
 def test_evaluate_begins_with_the_verdict(run, small_bundle, small_log):
     code, stdout, _ = run("evaluate", "--bundle", small_bundle, "--logs", small_log)
     assert code == 0

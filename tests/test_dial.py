@@ -7,10 +7,19 @@ import pytest
 from scipy.stats import binom
 from simulated import draw, log_one_tier, shares_by_difficulty
 
-from training.dial.betting import N_CHECKPOINTS, Bets
-from training.dial.dial import DIAL_QUALITIES, SLACKS, calibrate_dial, newest_prompts, promise_statement
+from training.dial.betting import N_CHECKPOINTS, Bets, prompts_needed
+from training.dial.dial import (
+    COMPLETE_PROMPTS,
+    DIAL_QUALITIES,
+    SLACKS,
+    calibrate_dial,
+    newest_prompts,
+    promise_statement,
+)
 from training.fit.calibrate import doubly_robust
 from training.fit.logistic import logit, sigmoid
+
+ENOUGH = np.log(1 / 0.05)
 
 
 @pytest.mark.parametrize("n_tiers", range(2, 8))
@@ -165,6 +174,57 @@ def test_so_many_prompts_as_are_said_to_be_needed_carry_the_promise_and_a_quarte
         assert enough.promised and not few.promised
 
 
+def estimated(n_prompts, seed=0):
+    """Success with errors, as training estimates it, and outcomes, (n_prompts, 3)."""
+    success, correct = draw(n_prompts, 3, seed)
+    return sigmoid(0.8 * logit(success) + 0.3 * np.random.default_rng(seed).normal(size=success.shape)), correct
+
+
+@pytest.mark.parametrize("quality", [0.9, 0.97])
+def test_with_as_many_prompts_as_a_promise_takes_about_half_of_all_logs_carry_it(quality):
+    """Half as many seldom carry it, twice as many mostly."""
+    success, correct = estimated(20_000)
+    n_needed = Bets.at(0.0, success, correct, ENOUGH, 1.0).n_needed(quality)
+
+    def share_of_logs(n_prompts):
+        rng = np.random.default_rng(1)
+        logs = (rng.integers(len(correct), size=n_prompts) for _ in range(60))
+        return np.mean(
+            [Bets.at(0.0, success[log], correct[log], ENOUGH, 1.0).log_wealth(quality) >= ENOUGH for log in logs]
+        )
+
+    assert share_of_logs(n_needed // 2) <= 0.4
+    assert 0.3 <= share_of_logs(n_needed) <= 0.75
+    assert share_of_logs(2 * n_needed) >= 0.7
+
+
+def test_a_router_that_only_asks_the_best_tier_is_proven_at_the_largest_stake():
+    """Such a router never loses, so the best stake is the largest: growth = accuracy x log(1 + 0.5 (1 - q) / q)."""
+    best = np.repeat([1.0, 0.0], [800, 200])
+    expected = ENOUGH / (0.8 * np.log1p(0.5 * 0.02 / 0.98))
+    assert prompts_needed(best, best[:, None], 0.98, ENOUGH) == np.ceil(expected)
+    assert prompts_needed(best, best[:, None], 1.0, ENOUGH) is None
+    assert prompts_needed(best[:0], best[:0, None], 0.9, ENOUGH) is None
+
+
+def test_a_small_margin_takes_two_log_wealths_times_variance_over_margin_squared():
+    rng = np.random.default_rng(0)
+    best, other = (rng.random((2, 100_000)) < 0.8).astype(float)
+    z = other - 0.99 * best
+    first_order = 2 * ENOUGH * z.var() / z.mean() ** 2
+    assert prompts_needed(other, best[:, None], 0.99, ENOUGH) == pytest.approx(first_order, rel=0.03)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_promise_takes_is_never_at_odds_with_what_is_promised(seed):
+    for n_prompts in (60, 300, 1000):
+        for point in calibrate_dial(*estimated(n_prompts, seed), 0.95):
+            if point.promised:
+                assert point.n_needed <= n_prompts
+            else:
+                assert point.n_needed is None or point.n_needed > n_prompts
+
+
 def test_a_quality_that_the_estimates_do_not_keep_needs_more_than_any_number_of_prompts():
     success, correct = draw(2000, 3)
     (point,) = calibrate_dial(1 - success, correct, 0.95, qualities=(1.0,))
@@ -187,7 +247,9 @@ def test_the_statement_names_the_highest_quality_that_is_promised_its_assumption
     said = promise_statement(dial, 0.95, "best", 2000)
     assert f"up to {highest:g}," in said["statement"] and "95%" in said["statement"] and "best" in said["statement"]
     assert "exchangeable" in said["assumption"] and "2,000 prompts" in said["evidence"]
-    assert promise_statement(dial[:0], 0.95, "best", 0)["statement"].startswith("None")
+    assert (said["n_prompts"], said["prompts"]) == (2000, COMPLETE_PROMPTS)
+    nothing = promise_statement(dial[:0], 0.95, "best", 7)
+    assert nothing["statement"].startswith("None") and f"7 {COMPLETE_PROMPTS}" in nothing["evidence"]
 
 
 def test_promises_of_partial_feedback_hold_as_often_as_stated():

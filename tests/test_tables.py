@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -113,9 +114,30 @@ def edge_without_tokens_and_costs(log):
     return log.assign(**{name: log[name].mask(is_edge) for name in ("input_tokens", "output_tokens", "cost_usd")})
 
 
+def any_columns(seed):
+    """Each optional column is whole, lacks one tier, or is not there: drawn at random."""
+
+    def part(log):
+        rng = np.random.default_rng(seed)
+        for name in sorted({*log.columns} - {"prompt", "model", "correct"}):
+            state = rng.choice(["whole", "lacks a tier", "gone"])
+            if state == "lacks a tier":
+                log = log.assign(**{name: log[name].mask(log.model == rng.choice(log.model.unique()))})
+            elif state == "gone":
+                log = log.drop(columns=name)
+        return log
+
+    return part
+
+
 def printed(capsys, *words):
     assert main([str(word) for word in words]) == 0
     return capsys.readouterr().out
+
+
+def printed_json(capsys, *words):
+    """One document, in which every number is finite."""
+    return json.loads(printed(capsys, *words, "--json"), parse_constant=pytest.fail)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +150,14 @@ def log(trained, sample_log):
 
 @pytest.mark.parametrize(
     "part",
-    [required_only, without_lengths, without_lengths_and_costs, edge_without_lengths, edge_without_tokens_and_costs],
+    [
+        required_only,
+        without_lengths,
+        without_lengths_and_costs,
+        edge_without_lengths,
+        edge_without_tokens_and_costs,
+        *map(any_columns, range(3)),
+    ],
 )
 def test_evaluate_and_audit_print_what_a_log_has(part, bundle, log, sample_tiers, tmp_path, capsys):
     path, page = tmp_path / "log.parquet", tmp_path / "audit.html"
@@ -137,6 +166,8 @@ def test_evaluate_and_audit_print_what_a_log_has(part, bundle, log, sample_tiers
     assert "SINGLE TIERS" in text and "QUALITY DIAL" in text
     assert "PAIRS" in printed(capsys, "audit", "--logs", path, "--tiers", sample_tiers, "--html", page)
     assert page.read_text().count("<table>") == 4
+    assert printed_json(capsys, "evaluate", "--bundle", bundle, "--logs", path)["tiers"]
+    assert printed_json(capsys, "audit", "--logs", path, "--tiers", sample_tiers)["per_tier"]
 
 
 @pytest.mark.parametrize("part", [required_only, edge_without_lengths])
@@ -150,3 +181,16 @@ def test_a_bundle_is_trained_and_reported_on_what_a_log_has(part, sample_log, sa
     assert "## Estimates" in (bundle / "README.md").read_text()
     document = json.loads(printed(capsys, "evaluate", "--bundle", bundle, "--logs", path, "--json"))
     assert document["single"]["edge"]["output_tokens_per_correct"] is None
+
+
+def test_retraining_on_what_logs_have_prints_a_receipt(sample_log, sample_tiers, tmp_path, capsys):
+    """One day with the required columns alone, then one that lacks what a tier used."""
+    rows, logs = pd.read_parquet(sample_log), tmp_path / "logs"
+    logs.mkdir()
+    words = ("--tiers", sample_tiers, "--store", tmp_path / "store", "--tracking-uri", "none")
+    required_only(rows.head(1200)).to_parquet(logs / "1.parquet")
+    assert printed_json(capsys, "retrain", "--logs", logs, *words)["promoted"]
+    edge_without_tokens_and_costs(rows.iloc[1200:2400]).to_parquet(logs / "2.parquet")
+    assert "challenger" in printed(capsys, "retrain", "--logs", logs, *words)
+    for receipt in (tmp_path / "store").rglob("receipt*.json"):
+        json.loads(receipt.read_text(), parse_constant=pytest.fail)

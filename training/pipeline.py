@@ -253,7 +253,7 @@ def _manifest(
         default_quality=config.default_quality,
         confidence=config.confidence,
         dial=dial.points,
-        promise=promise_statement(dial.points, config.confidence, best, dial.n_prompts),
+        promise=promise_statement(dial.points, config.confidence, best, dial.n_prompts, dial.prompts),
         training=training,
         versions=versions(),
         mlflow_run_id=context.tracker.run_id,

@@ -181,7 +181,11 @@ export class Router {
     else why = `cheapest of ${nAdmissible} tiers within ${slack} of the highest success`;
     if (dials.quality !== null && !dials.promised) {
       why += `; the training log carries no promise of quality ${dials.quality}`;
-      if (dials.nNeeded) why += `, which takes about ${dials.nNeeded.toLocaleString("en-US")} prompts like its own`;
+      if (dials.nNeeded) {
+        const { n_prompts: nPrompts = 0, prompts = "prompts" } = this.manifest.promise;
+        const number = (count) => count.toLocaleString("en-US");
+        why += `, which takes about ${number(dials.nNeeded)} ${prompts}: there are ${number(nPrompts)}`;
+      }
     }
     if (notEligible.length > 0) why += `; not eligible: ${notEligible.join(", ")}`;
     if (familiarity < 1) {

@@ -56,7 +56,8 @@ class DialPoint:
     kept: lower confidence bound of the accuracy kept, relative to always asking the best tier.
     promised: False where the training log does not support a promise of this quality. The slack is then 0 or, where
         the log has partial feedback, the best estimate there is.
-    n_needed: about how many prompts with the outcome of every tier would support a promise; None where no number would.
+    n_needed: about how many prompts a promise takes at slack 0, of those that `promise` of the manifest rests on. With
+        more there is room for slack. None where no number of them is enough.
     segments: `kept` within each segment of the log that has enough prompts; the bounds hold for all segments at once.
     """
 
@@ -77,7 +78,8 @@ class Manifest:
     success, output_tokens: means per tier in training, (n_tiers,).
     dial: in rising order of quality; the slack never rises.
     confidence: probability with which each promised row of the dial holds.
-    promise: the promise in words, with what it assumes and the evidence for it.
+    promise: the promise in words, with what it assumes and the evidence for it. It rests on so many (n_prompts) of
+        which prompts (prompts).
     training: digest and time span of the log, numbers of prompts, target, seed.
     files: SHA-256 of every other file of the bundle.
     """

@@ -5,9 +5,7 @@ Everything is counted on the prompts that every tier answered; 95 % bootstrap in
 - Ceiling: see `training.audit.ceiling`.
 - Effective models: the participation ratio of the eigenvalues of the correlation matrix of errors, (their sum)^2 / sum
   of their squares: K where errors are uncorrelated, 1 where tiers always fail together.
-- Outcomes needed for a promise q with confidence 1 - delta: 2 ln(1/delta) var / ((1 - q) accuracy)^2, with the variance
-  of the paired difference between the best tier and its best substitute. A betting test (Waudby-Smith & Ramdas 2024)
-  needs so many to first order where the router is exactly as good as the best tier. At q = 1 no number is enough.
+- Prompts needed for a promise: see `training.audit.promises`.
 """
 
 from __future__ import annotations
@@ -19,15 +17,13 @@ import numpy as np
 
 from router.portfolio.tiers import Tier
 from training.audit.ceiling import MIN_COMPLETE, N_REFITS, ceiling_of, fit_resamples, reachable
+from training.audit.promises import in_training, needed_by_quality
 from training.audit.result import Audit, Money
 from training.audit.tiers import audit_pairs, audit_tiers, effective_models
 from training.audit.verdict import verdict_of
 from training.evaluation.metrics import hull, interval, resamples
 from training.log.costs import attempt_costs
 from training.log.table import OutcomeTable
-
-QUALITIES = (0.95, 0.98, 0.99, 1.0)
-CONFIDENCE = 0.95
 
 
 def audit(
@@ -38,13 +34,14 @@ def audit(
     attempts: (n_attempts, n_correct) of `count_attempts`, each (n_prompts, n_tiers), where the log repeats attempts.
     """
     costs = attempt_costs(table, tiers)
-    complete = np.isfinite(table.correct).all(axis=1)
+    complete, to_train_on = np.isfinite(table.correct).all(axis=1), in_training(table)
     n_outcomes = np.isfinite(table.correct).sum(axis=0)
     mean = np.nansum(table.correct, axis=0) / np.maximum(n_outcomes, 1)
     counted: dict[str, Any] = {
         "tiers": table.tiers,
         "n_prompts": table.n_prompts,
         "n_complete": int(complete.sum()),
+        "n_training": int(to_train_on.sum()),
         "n_outcomes": dict(zip(table.tiers, n_outcomes.tolist(), strict=True)),
         "observed_accuracy": {
             tier: float(a) if n else None for tier, a, n in zip(table.tiers, mean, n_outcomes, strict=True)
@@ -71,8 +68,8 @@ def audit(
     repeated = None if attempts is None else (attempts[0][complete], attempts[1][complete])
     ceiling = ceiling_of(fits[0], reach, oracle, accuracy[:, best], repeated, seed)
     money = _money(accuracy, cost, best, frontiers)
-    needed = _needed(correct, best, float(accuracy[0, best]))
-    action, verdict = verdict_of(table.tiers[best], ceiling, money, len(correct), needed)
+    needed = needed_by_quality(table.correct[to_train_on], best)
+    action, verdict = verdict_of(table.tiers[best], ceiling, money, counted["n_training"], needed)
     return Audit(
         **counted,
         action=action,
@@ -109,16 +106,3 @@ def _money(accuracy: np.ndarray, cost: np.ndarray, best: int, frontiers: list[np
         )
 
     return tuple(one(quality) for quality in (1.0, 0.98))
-
-
-def _needed(correct: np.ndarray, best: int, accuracy: float) -> dict[float, float]:
-    """Prompts per promised quality; infinite where no number is enough."""
-    others = np.delete(correct, best, axis=1)
-    substitute = others[:, int(np.argmax(others.mean(axis=0)))]
-    variance = float(np.var(correct[:, best] - substitute))
-
-    def prompts(quality: float) -> float:
-        margin = (1 - quality) * accuracy
-        return float(np.ceil(2 * np.log(1 / (1 - CONFIDENCE)) * variance / margin**2)) if margin > 0 else float("inf")
-
-    return {quality: prompts(quality) for quality in QUALITIES}

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from training.audit.result import Audit
+from training.dial.dial import COMPLETE_PROMPTS
 from training.reports.html import drawn_hull, new_figure
 
 _ROUTER, _TIERS, _ORACLE, _NEUTRAL = "#0b6e4f", "#1f2933", "#c8963e", "#8a8f98"
@@ -63,12 +64,18 @@ def _errors(audit: Audit) -> Figure:
 
 def _needed(audit: Audit) -> Figure:
     figure, axes = new_figure(6.4, 2.6)
-    finite = {f"{quality:g}": n for quality, n in (audit.needed or {}).items() if np.isfinite(n)}
-    bars = axes.barh(list(finite), list(finite.values()), color=_NEUTRAL)
-    axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
-    axes.axvline(audit.n_complete, color=_ROUTER, label=f"this log: {audit.n_complete:,}")
-    axes.set(xlabel="complete prompts", ylabel="quality promised")
+    known = {f"{quality:g}": n for quality, n in (audit.needed or {}).items() if n.like_best and n.like_substitute}
+    least, most = ([getattr(n, name) for n in known.values()] for name in ("like_best", "like_substitute"))
+    axes.hlines(list(known), least, most, color=_NEUTRAL, lw=2, zorder=1)
+    axes.scatter(least, list(known), color=_TIERS, s=28, label="a router like the best tier")
+    axes.scatter(most, list(known), color=_NEUTRAL, s=28, label="as accurate, right elsewhere")
+    for count, name in (*zip(least, known, strict=True), *zip(most, known, strict=True)):
+        axes.annotate(f"{count:,}", (count, name), xytext=(0, 6), textcoords="offset points", fontsize=8, ha="center")
+    axes.axvline(max(1, audit.n_training), color=_ROUTER, label=f"this log: {audit.n_training:,}")
+    axes.set(xlabel=COMPLETE_PROMPTS, ylabel="quality promised")
+    axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.margins(x=0.15)
+    axes.xaxis.set_minor_formatter("")
+    axes.margins(x=0.15, y=0.2)
     axes.legend(fontsize=8, frameon=False)
     return figure

@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from training.audit.figures import audit_figures
-from training.audit.result import MIN_LOSS, Audit, Pair, TierAudit
+from training.audit.result import MIN_LOSS, Audit, Pair, PromptsNeeded, TierAudit
+from training.dial.dial import COMPLETE_PROMPTS
 from training.evaluation.metrics import Interval
 from training.reports.html import page, picture
 from training.reports.tables import Table
@@ -23,7 +24,7 @@ _PAIRS = "Pairs"
 _CAPTIONS = {
     "cost_accuracy": "Single tiers, their mixtures, a router that knows each prompt's difficulty, ceiling, oracle.",
     "errors": "Correlation of errors: two tiers that always fail together are like one.",
-    "needed": "Complete prompts that a promise of quality takes.",
+    "needed": f"About how many {COMPLETE_PROMPTS} a promise of quality takes.",
 }
 
 
@@ -112,13 +113,17 @@ def _money_table(audit: Audit) -> Table:
     )
 
 
-def _needed_table(needed: Mapping[float, float]) -> Table:
+def _needed_table(needed: Mapping[float, PromptsNeeded]) -> Table:
+    def about(n_prompts: int | None) -> str:
+        return f"about {n_prompts:,}" if n_prompts else "no number is enough"
+
     return Table.of(
-        "Complete prompts needed for a promise",
+        "Prompts that a promise takes",
         needed,
         [
             ("quality", lambda quality: f"{quality:g}"),
-            ("complete prompts", lambda quality: _number(needed[quality]) or "no number is enough"),
+            ("a router like the best tier", lambda quality: about(needed[quality].like_best)),
+            ("as accurate, right elsewhere", lambda quality: about(needed[quality].like_substitute)),
         ],
     )
 
@@ -157,9 +162,15 @@ def audit_facts(audit: Audit) -> list[str]:
         )
     facts.append(
         "A tier never pays where mixing others is at least as good, and a router that knows the difficulty loses less "
-        f"than {MIN_LOSS:.1%} without it at any worth of an answer. Promises assume a router as good as the best tier: "
-        "2 ln(20) x variance of its difference to its best substitute / ((1 - q) x accuracy)^2. "
+        f"than {MIN_LOSS:.1%} without it at any worth of an answer. "
         "Only training shows how much of this a router can learn from the prompts."
+    )
+    facts.append(
+        f"Promises are counted in {COMPLETE_PROMPTS}: {audit.n_training:,} of the {audit.n_complete:,}. With so many "
+        "as a promise takes it is made about every second time, with twice as many mostly. How many it takes depends "
+        f"on the router at slack 0: the first figure is for one that always asks {audit.best}, the second for one that "
+        "is as accurate but right on other prompts, as the best substitute is. A router that is more accurate than "
+        f"{audit.best} takes fewer, and only such a router can promise 1. The report of a trained router says its own."
     )
     return facts
 

@@ -76,20 +76,34 @@ class Money:
 
 
 @dataclass(frozen=True)
+class PromptsNeeded:
+    """About how many prompts a promise takes, of those that every tier answered, in the training part.
+
+    like_best: for a router that at slack 0 always asks the best tier. like_substitute: for one that is as accurate, but
+    right on other prompts, on as many as the best substitute is. None: no number is enough.
+    """
+
+    like_best: int | None
+    like_substitute: int | None
+
+
+@dataclass(frozen=True)
 class Audit:
     """All that an audit finds. Fields with a default need complete prompts; they keep it where these are too few.
 
-    n_complete: prompts that every tier answered. n_outcomes, observed_accuracy: per tier, each on its own prompts.
+    n_complete: prompts that every tier answered. n_training: those of them that `broker train` would train on, by its
+    default settings; the others are held out. n_outcomes, observed_accuracy: per tier, each on its own prompts.
     estimated_cost_share: share of the attempts without a logged cost.
     action: "route", "do not route" or "not enough outcomes". verdict: the reason, in a sentence.
     best: the tier with the highest accuracy, on complete prompts. oracle: accuracy of knowing which tier is right.
-    needed: complete prompts that a promise of each quality takes; infinite where no number is enough.
+    needed: prompts that a promise of each quality takes.
     frontier: (usd_per_1k, accuracy) of a router that knows each prompt's difficulty.
     """
 
     tiers: tuple[str, ...]
     n_prompts: int
     n_complete: int
+    n_training: int
     n_outcomes: dict[str, int]
     observed_accuracy: dict[str, float | None]
     estimated_cost_share: float
@@ -102,14 +116,17 @@ class Audit:
     oracle: Interval | None = None
     ceiling: Ceiling | None = None
     money: tuple[Money, ...] = ()
-    needed: dict[float, float] | None = None
+    needed: dict[float, PromptsNeeded] | None = None
     frontier: tuple[tuple[float, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of `broker audit --json`; numbers that are not finite are null."""
         document = asdict(self)
         document["pairs"] = [{"tiers": list(names), **asdict(pair)} for names, pair in (self.pairs or {}).items()]
-        document["needed"] = [{"quality": q, "n_prompts": n} for q, n in (self.needed or {}).items()]
+        document["needed"] = [
+            {"quality": quality, "n_prompts": n.like_best, "n_prompts_like_substitute": n.like_substitute}
+            for quality, n in (self.needed or {}).items()
+        ]
         return dict(_finite(document))
 
 

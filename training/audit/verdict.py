@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from training.audit.result import Ceiling, Money
+from training.audit.promises import promise_takes
+from training.audit.result import Ceiling, Money, PromptsNeeded
 
 MIN_LEAD = 0.01
 """Routing is worth the trouble if it gains this much accuracy, or saves this share beyond mixing single tiers."""
 
 
 def verdict_of(
-    best: str, ceiling: Ceiling, money: tuple[Money, ...], n_complete: int, needed: Mapping[float, float]
+    best: str, ceiling: Ceiling, money: tuple[Money, ...], n_training: int, needed: Mapping[float, PromptsNeeded]
 ) -> tuple[str, str]:
     """The action and its reason.
 
-    best: name of the best tier. n_complete: complete prompts; needed: how many a promise of each quality takes.
+    best: name of the best tier. n_training: complete prompts of the training part; needed: how many of these a promise
+    of each quality takes.
     """
     lead, least_lead = ceiling.lead.value, ceiling.lead.low
     if ceiling.repeats:
@@ -37,10 +39,8 @@ def verdict_of(
         f"{at_98.knowing_difficulty.value:.0%} of always asking it (mixing single tiers: "
         f"{at_98.mix_of_singles.value:.0%}), of which a router gets a part; {accuracy}"
     )
-    if n_complete < needed[0.95]:
-        return "not enough outcomes", (
-            f"Not enough outcomes to promise anything: {n_complete:,} complete prompts, and a promise of 0.95 takes "
-            f"about {needed[0.95]:,.0f}; it looks worth logging them: {reason}."
-        )
-    few = f" A promise of 0.98 takes about {needed[0.98]:,.0f} prompts: there are {n_complete:,}."
-    return "route", f"Route: {reason}." + (few if n_complete < needed[0.98] else "")
+    least = needed[0.95].like_best
+    if least is None or n_training < least:
+        takes = promise_takes(0.95, needed[0.95], best, n_training)
+        return "not enough outcomes", f"Not enough outcomes. {takes} It looks worth logging more: {reason}."
+    return "route", f"Route: {reason}. {promise_takes(0.98, needed[0.98], best, n_training)}"

@@ -24,6 +24,7 @@ MAX_QUALITY = 1.25
 
 _BOUND_PRECISION = 0.001
 _MOST_PROMPTS = 10**9
+_N_HALVINGS = 40  # of the range of stakes
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class Bets:
         mean = np.concatenate([[0.0], np.cumsum(of_lowest)[:-1]]) / n_before
         square = np.concatenate([[0.0], np.cumsum(of_lowest**2)[:-1]])
         variance = (0.25 * self.largest**2 + np.maximum(square - n_before * mean**2, 0.0)) / (rows + 1)
-        worst_loss = quality * self.largest + self.largest - 1
-        stake = np.minimum(np.sqrt(2 * self.enough / (len(z) * variance)), MAX_STAKE / max(worst_loss, 1e-9))
+        largest_stake = _largest_stake(quality, self.largest)
+        stake = np.minimum(np.sqrt(2 * self.enough / (len(z) * variance)), largest_stake)
         growth = np.log1p(stake[:, None] * z)
         of_lowest_estimates = _by_checkpoint(growth[rows, self.lowest], np.zeros(len(z), int), 1)[:, 0]
         is_admissible = (self.sets[:, None] >> np.arange(z.shape[1])) & 1
@@ -114,14 +115,47 @@ class Bets:
         return bool(min(of_lowest_estimates, _least_over_orders(_placed(z, self.sets))[-1]) < 0)
 
     def n_needed(self, quality: float) -> int | None:
-        """About how many prompts like these would prove the quality; None where no number of them would.
+        """About how many prompts like these prove the quality for the lowest estimate; see `prompts_needed`."""
+        kept = self.correct[np.arange(len(self.correct)), self.lowest]
+        return prompts_needed(kept, self.correct[:, list(self.references)], quality, self.enough, self.largest)
 
-        With stakes of sqrt(2 L / (n variance)), L the wealth needed, the log wealth of n prompts is a sqrt(n) - L.
-        """
-        least = min(float(self._log_wealths(quality, reference)[-1]) for reference in self.references)
-        growth = (least + self.enough) / self.enough
-        n = len(self.correct) * (2 / growth) ** 2 if growth > 0 else np.inf
-        return int(np.ceil(n)) if n <= _MOST_PROMPTS else None
+
+def prompts_needed(
+    kept: np.ndarray, references: np.ndarray, quality: float, enough: float, largest: float = 1.0
+) -> int | None:
+    """About how many prompts a promise of this quality takes; None where no number of them is enough.
+
+    kept: the outcomes of the tiers that a router asks, (n_prompts,). references: the outcomes of the tiers that may be
+    the best one, (n_prompts, n_references). enough: log wealth that proves a quality. largest: as in `Bets`.
+
+    At the best stake that the test may set, a prompt adds mean(log(1 + stake x z)) to the log wealth on average (Kelly
+    1956). So the proof takes `enough` / this growth, with the reference that takes the most. With so many prompts the
+    promise is made about every second time, with half of them seldom, with twice as many mostly.
+    """
+    needed = 0.0
+    for reference in references.T:
+        growth = _best_growth(kept - quality * reference, _largest_stake(quality, largest))
+        needed = max(needed, enough / growth if growth > 0 else np.inf)
+    return int(np.ceil(needed)) if 0 < needed <= _MOST_PROMPTS else None
+
+
+def _largest_stake(quality: float, largest: float) -> float:
+    """Loses MAX_STAKE of the wealth where the tier chosen has the worst outcome there is and the best tier the best."""
+    worst_loss = quality * largest + largest - 1
+    return MAX_STAKE / max(worst_loss, 1e-9)
+
+
+def _best_growth(z: np.ndarray, largest_stake: float) -> float:
+    """The largest mean of log(1 + stake x z) over stakes from 0 to the largest; z: (n_prompts,). 0 if there is none."""
+    if not len(z) or z.mean() <= 0:
+        return 0.0
+    values, counts = np.unique(z, return_counts=True)
+    share = counts / len(z)
+    low, high = 0.0, largest_stake
+    for _ in range(_N_HALVINGS):  # the slope of the mean falls as the stake rises
+        middle = (low + high) / 2
+        low, high = (middle, high) if share @ (values / (1 + middle * values)) > 0 else (low, middle)
+    return float(share @ np.log1p(high * values))
 
 
 def _by_checkpoint(growth: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:

@@ -20,6 +20,12 @@ SLACKS = np.concatenate([np.arange(0, 0.1, 0.005), np.arange(0.1, 0.3, 0.01), np
 MAX_DIAL_PROMPTS = 100_000
 """More prompts would widen the slack by less than a step."""
 
+COMPLETE_PROMPTS = "prompts that every tier answered, in the training part"
+"""What a promise rests on and is counted in, wherever it is spoken of."""
+
+EXPLORED_PROMPTS = "prompts with the outcome of a tier chosen at random, in the training part"
+"""The same for partial feedback with propensities."""
+
 MIN_SEGMENT_PROMPTS = 200
 MAX_SEGMENTS = 20
 """Segments with at least so many prompts get a bound of their own; the largest segments first, at most so many."""
@@ -86,7 +92,7 @@ def calibrate_dial(
             slack,
             kept[slack],
             promised=n_passing[quality] > 0 and promise,
-            n_needed=bets[0.0].n_needed(quality) if promise else None,
+            n_needed=_n_needed(bets[0.0], quality, passes=n_passing[quality] > 0) if promise else None,
             segments={name: bounds[slack] for name, bounds in within.items()},
         )
         for slack, quality in zip(slacks, qualities, strict=True)
@@ -109,6 +115,17 @@ def _count_passing(bets: Mapping[float, Bets], newest: np.ndarray, qualities: Se
     return found
 
 
+def _n_needed(bets: Bets, quality: float, *, passes: bool) -> int | None:
+    """About how many prompts the promise takes at slack 0, never at odds with the test of the prompts that there are.
+
+    passes: whether the quality passed at slack 0. Then these prompts are enough; if not, it takes more than these.
+    """
+    n_prompts, found = len(bets.correct), bets.n_needed(quality)
+    if passes:
+        return n_prompts if found is None else min(found, n_prompts)
+    return None if found is None else max(found, n_prompts + 1)
+
+
 def newest_prompts(asked_at: np.ndarray) -> np.ndarray:
     """Rows of the newest NEWEST_SHARE of the prompts with a time, at least MIN_NEWEST_PROMPTS.
 
@@ -121,14 +138,21 @@ def newest_prompts(asked_at: np.ndarray) -> np.ndarray:
     return np.flatnonzero(asked_at >= known[-n_newest])  # NaT compares as False
 
 
-def promise_statement(dial: Sequence[DialPoint], confidence: float, best_tier: str, n_prompts: int) -> dict[str, Any]:
+def promise_statement(
+    dial: Sequence[DialPoint], confidence: float, best_tier: str, n_prompts: int, prompts: str = COMPLETE_PROMPTS
+) -> dict[str, Any]:
     """What the manifest and the model card say about the dial: statement, assumption, evidence.
 
-    n_prompts: how many prompts the dial rests on.
+    n_prompts: how many prompts the dial rests on. prompts: which prompts these are.
     """
+    rests_on = {"n_prompts": n_prompts, "prompts": prompts}
     promised = [point for point in dial if point.promised]
     if not promised:
-        return {"statement": "None: the training log carries no promise, of any quality.", "n_prompts": n_prompts}
+        return {
+            "statement": "None: the training log carries no promise, of any quality.",
+            "evidence": f"The dial rests on {n_prompts:,} {prompts}.",
+            **rests_on,
+        }
     return {
         "statement": (
             f"With {confidence:.0%} confidence for each quality up to {promised[-1].quality:g}, the accuracy kept "
@@ -140,11 +164,11 @@ def promise_statement(dial: Sequence[DialPoint], confidence: float, best_tier: s
             "promise is of the average over many requests, not of each."
         ),
         "evidence": (
-            f"{n_prompts:,} prompts, judged by estimates that did not see them (out of fold); fixed-sequence testing "
+            f"{n_prompts:,} {prompts}, judged by estimates that did not see them (out of fold); fixed-sequence testing "
             "by betting, which assumes nothing of how outcomes are distributed. Where at least "
             f"{MIN_NEWEST_PROMPTS} of these prompts have times, no slack above 0 is taken that the newest contradict."
         ),
-        "n_prompts": n_prompts,
+        **rests_on,
     }
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from router.bundle.manifest import DialPoint
-from training.dial.dial import calibrate_dial
+from training.dial.dial import COMPLETE_PROMPTS, EXPLORED_PROMPTS, calibrate_dial
 from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS
 from training.evaluation.logged_choices import LoggedChoices
 from training.evaluation.overlap import MAX_UNSUPPORTED_SHARE, Overlap
@@ -21,12 +21,13 @@ class CalibratedDial:
     """The dial and the outcomes behind it.
 
     outcomes: (n_prompts, n_tiers): logged ones, NaN where not observed; for partial feedback doubly robust ones.
-    points: the dial. n_prompts: how many prompts it rests on.
+    points: the dial. n_prompts: how many prompts it rests on. prompts: which prompts these are.
     """
 
     outcomes: np.ndarray
     points: tuple[DialPoint, ...]
     n_prompts: int
+    prompts: str = COMPLETE_PROMPTS
 
     @classmethod
     def of(cls, known: OutcomeTable, cost_usd: np.ndarray, success: np.ndarray, confidence: float) -> CalibratedDial:
@@ -50,7 +51,8 @@ class CalibratedDial:
             return cls(outcomes=outcomes, points=calibrate(known.correct), n_prompts=n_complete)
         largest = float(1 / np.nanmin(known.propensity)) if explored else 1.0
         points = calibrate(outcomes, largest=largest, promise=explored)
-        return cls(outcomes=outcomes, points=points, n_prompts=len(outcomes))
+        prompts = EXPLORED_PROMPTS if explored else "prompts in the training part"
+        return cls(outcomes=outcomes, points=points, n_prompts=len(outcomes), prompts=prompts)
 
     @property
     def best_tier(self) -> int:

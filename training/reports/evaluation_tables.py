@@ -45,7 +45,7 @@ def promise_tables(manifest: Manifest) -> list[Table]:
             ("promised", lambda point: "yes" if point.promised else "no"),
             (
                 "prompts a promise takes",
-                lambda point: f"about {point.n_needed:,}" if point.n_needed else "cannot be said",
+                lambda point: f"about {point.n_needed:,}" if point.n_needed else "none known",
             ),
             ("kept at least", lambda point: f"{point.kept:.3f}"),
         ],

@@ -90,7 +90,11 @@ def _meaning(evaluation: Evaluation) -> str:
 
 def _promise(manifest: Manifest) -> str:
     parts = (manifest.promise[name] for name in ("statement", "assumption", "evidence") if name in manifest.promise)
-    return f"The dial's promise. {' '.join(parts)}"
+    return (
+        f"The dial's promise. {' '.join(parts)} The table of the promise says about how many such prompts a promise "
+        "takes at slack 0: with so many it is made about every second time, with twice as many mostly. More prompts "
+        "give more slack, and so save more."
+    )
 
 
 def _html(evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:

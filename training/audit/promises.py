@@ -1,0 +1,63 @@
+"""How many prompts a promise takes, before there is a router to make it.
+
+The figure is that of the dial, `training.dial.betting.prompts_needed`. It depends on the router at slack 0, which
+always asks the tier with the highest estimate. Before training that router is not known, so two others stand for it:
+
+- One that always asks the best tier. Most trained routers are close to it at slack 0.
+- One that is as accurate as the best tier, but right on other prompts, on as many as the best substitute is.
+
+A router that is more accurate than the best tier takes fewer prompts. No other can promise a quality of 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from training.audit.result import PromptsNeeded
+from training.config import TrainingConfig
+from training.dial.betting import prompts_needed
+from training.dial.dial import COMPLETE_PROMPTS
+from training.log.split import Split
+from training.log.table import OutcomeTable
+
+QUALITIES = (0.95, 0.98, 0.99, 1.0)
+
+
+def in_training(table: OutcomeTable) -> np.ndarray:
+    """The complete prompts that `broker train` would train on, by its default settings, bool (n_prompts,)."""
+    config = TrainingConfig()
+    in_test = Split(config.test_share, config.seed).in_test(table.groups)
+    return np.asarray(np.isfinite(table.correct).all(axis=1) & ~in_test)
+
+
+def needed_by_quality(correct: np.ndarray, best: int) -> dict[float, PromptsNeeded]:
+    """Prompts needed per promised quality.
+
+    correct: complete prompts of the training part, (n_prompts, n_tiers). best: index of the best tier.
+    """
+    enough = float(-np.log(1 - TrainingConfig().confidence))
+    of_best, others = correct[:, best], np.delete(correct, best, axis=1)
+    accuracy = others.sum(axis=0)
+    substitute = others[:, accuracy.argmax()]
+    as_accurate = substitute + (of_best - substitute).sum() / max(1, len(correct))
+
+    def needed(quality: float) -> PromptsNeeded:
+        like_best = prompts_needed(of_best, correct, quality, enough)
+        apart = prompts_needed(as_accurate, correct[:, [best]], quality, enough)
+        return PromptsNeeded(
+            like_best=like_best,
+            like_substitute=None if like_best is None or apart is None else max(like_best, apart),
+        )
+
+    return {quality: needed(quality) for quality in QUALITIES}
+
+
+def promise_takes(quality: float, needed: PromptsNeeded, best: str, n_training: int) -> str:
+    """How many prompts the promise takes and how many there are, in a sentence. best: name of the best tier."""
+    if needed.like_best is None:
+        return f"A promise of {quality:g} takes a router that is more accurate than {best}."
+    most = "more" if needed.like_substitute is None else f"up to about {needed.like_substitute:,}"
+    return (
+        f"A promise of {quality:g} takes about {needed.like_best:,} {COMPLETE_PROMPTS}, and {most} where the router "
+        f"departs from {best} at slack 0: there are {n_training:,}."
+    )
