@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from numbers import Real
 
 import numpy as np
@@ -94,16 +94,64 @@ def resolve_dials(
     )
 
 
-def offer_filter(regions: Collection[str] | None, capabilities: Collection[str]) -> Callable[[Offer], bool] | None:
-    """A function that says whether a request accepts an offer; None where it accepts all.
+@dataclass(frozen=True, slots=True)
+class OfferFilter:
+    """Which offers a request accepts; upper and lower case do not matter.
 
     regions: the offer must be in one of them; None admits all. capabilities: the offer must have all of them.
-    Raises DialError where either is a single text or no collection.
+    """
+
+    regions: frozenset[str] | None
+    capabilities: frozenset[str]
+
+    def __call__(self, offer: Offer) -> bool:
+        """Whether the request accepts the offer."""
+        return self._is_near(offer) and self._is_able(offer)
+
+    def needing(self, capabilities: Collection[str]) -> OfferFilter:
+        """The same filter for offers that have these capabilities too."""
+        return replace(self, capabilities=self.capabilities | _lower("capabilities", capabilities))
+
+    def trouble(self, offers: Collection[Offer]) -> str:
+        """What none of the offers has, in words; empty where the filter accepts one of them."""
+        if any(self(offer) for offer in offers):
+            return ""
+        if self.regions is not None and not self.regions:
+            return "the request admits no region"
+        where = f"is in region {' or '.join(sorted(self.regions))}" if self.regions else ""
+        if not any(self._is_near(offer) for offer in offers):
+            return f"no offer {where}"
+        missing = sorted(self.capabilities - stated_capabilities(offers))
+        able = f"has {' and '.join(missing or sorted(self.capabilities))}"
+        return f"no offer {able}" if missing or not where else f"no offer {where} and {able}"
+
+    def _is_near(self, offer: Offer) -> bool:
+        return self.regions is None or offer.region.lower() in self.regions
+
+    def _is_able(self, offer: Offer) -> bool:
+        return not self.capabilities or self.capabilities <= {word.lower() for word in offer.capabilities}
+
+
+def offer_filter(regions: Collection[str] | None, capabilities: Collection[str]) -> OfferFilter | None:
+    """The filter of a request; None where it accepts all offers.
+
+    regions: None admits all. Raises DialError where either is no collection of names.
     """
     if regions is None and not capabilities:
         return None
-    for name, values in (("regions", () if regions is None else regions), ("capabilities", capabilities)):
-        if isinstance(values, str) or not isinstance(values, Collection):
-            raise DialError(f"{name} is {values!r}; expected a list of names")
-    needed = frozenset(capabilities)
-    return lambda offer: (regions is None or offer.region in regions) and needed.issubset(offer.capabilities)
+    return OfferFilter(
+        regions=None if regions is None else _lower("regions", regions),
+        capabilities=_lower("capabilities", capabilities),
+    )
+
+
+def stated_capabilities(offers: Collection[Offer]) -> frozenset[str]:
+    """Every capability that any of the offers states, in lower case."""
+    return frozenset(word.lower() for offer in offers for word in offer.capabilities)
+
+
+def _lower(name: str, values: Collection[str]) -> frozenset[str]:
+    is_list = isinstance(values, Collection) and not isinstance(values, str)
+    if not is_list or not all(isinstance(value, str) for value in values):
+        raise DialError(f"{name} is {values!r}; expected a list of names")
+    return frozenset(value.lower() for value in values)

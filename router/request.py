@@ -13,7 +13,9 @@ from typing import Any
 
 from router.decision import Decision
 from router.errors import DialError
+from router.policy import stated_capabilities
 from router.portfolio.prices import PriceTable
+from router.prompt import AUDIO, VISION, media_capabilities
 
 MODEL = "broker"
 
@@ -72,15 +74,21 @@ def _dials_in_name(model: str) -> dict[str, Any]:
 
 
 def needed_capabilities(data: Mapping[str, Any], prices: PriceTable) -> frozenset[str]:
-    """What the offers for a request must be capable of: `tools` where it brings tools.
+    """What the offers for a request must be capable of, beyond text.
 
-    data: the request's body. Where no offer of the price table states `tools`, the table does not say which offers
-    know tools, so none is needed.
+    data: the request's body. Tools need `tools`, images and files `vision`, and audio needs `audio`, or `vision` where
+    no offer states `audio`. What no offer of the price table states is not needed: such a table does not say which
+    offers are capable of it.
     """
-    if not (data.get("tools") or data.get("functions")):
-        return frozenset()
-    stated = any(_TOOLS in offer.capabilities for tier in prices.tiers for offer in tier.offers)
-    return frozenset({_TOOLS}) if stated else frozenset()
+    wanted = media_capabilities(data.get("messages"))
+    if data.get("tools") or data.get("functions"):
+        wanted |= {_TOOLS}
+    if not wanted:
+        return wanted
+    stated = stated_capabilities([offer for tier in prices.tiers for offer in tier.offers])
+    if AUDIO in wanted and AUDIO not in stated:
+        wanted |= {VISION}
+    return wanted & stated
 
 
 def request_prompt(data: Mapping[str, Any]) -> Any:

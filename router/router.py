@@ -13,6 +13,7 @@ from router.errors import BundleError
 from router.policy import Policy, offer_filter, resolve_dials
 from router.portfolio.prices import PriceTable
 from router.prompt import Messages
+from router.request import needed_capabilities
 from router.routing import Call
 
 _DEFAULT_POLICY = Policy()
@@ -99,8 +100,9 @@ class Router:
         critical: ask only the tier with the highest success among those reserved for critical requests, if any are.
         context_tokens: tokens of the whole conversation where the caller has counted them, from 0 to 1e12; estimated
             from the text where missing.
-        regions, capabilities: an offer must be in one of these regions and have all these capabilities; no regions
-            given: the policy's.
+        regions, capabilities: an offer must be in one of these regions and have all these capabilities, in upper or
+            lower case; no regions given: the policy's. Images, files and audio in `messages` need "vision" or "audio"
+            by themselves, where any offer states it.
         request_id: carried into the decision. It also seeds exploration (see Policy), so the same id gives the same
             choice; without it the random decision_id is the seed.
 
@@ -108,7 +110,10 @@ class Router:
         Raises DialError where quality, worth_usd or context_tokens is out of range, critical is no bool, or regions or
         capabilities is no collection of names.
         """
-        call = self._snapshot.call(quality, worth_usd, critical, regions, capabilities)
+        snapshot = self._snapshot
+        call = snapshot.call(quality, worth_usd, critical, regions, capabilities)
+        if messages is not None:
+            call = call.needing(needed_capabilities({"messages": messages}, snapshot.prices))
         return call.route(prompt, messages, context_tokens, request_id)
 
     def route_batch(

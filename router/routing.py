@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from router.bundle.bundle import Bundle
 from router.bundle.engine import batches, padded
 from router.decision import Decision
 from router.errors import DialError, PromptError
-from router.policy import Dials, Policy
+from router.policy import Dials, OfferFilter, Policy
 from router.portfolio.prices import PriceTable
 from router.portfolio.quote import Quote, graph_inputs, usable_offers
 from router.portfolio.tiers import Offer
@@ -49,7 +49,14 @@ class Call:
     prices: PriceTable
     policy: Policy
     dials: Dials
-    accepts: Callable[[Offer], bool] | None
+    accepts: OfferFilter | None
+
+    def needing(self, capabilities: Collection[str]) -> Call:
+        """The same call for offers that have these capabilities too."""
+        if not capabilities:
+            return self
+        accepts = self.accepts or OfferFilter(regions=None, capabilities=frozenset())
+        return replace(self, accepts=accepts.needing(capabilities))
 
     def route(
         self,
@@ -142,7 +149,7 @@ class Call:
         return [decisions[row] for row in range(len(texts))]
 
     def _unread(self, error: PromptError, request_id: str | None) -> Decision:
-        """The decision where the prompt is no text and the messages are no chat."""
+        """The decision where the prompt is no text, or the messages are no chat or have no text."""
         trouble = f"the prompt cannot be read: {error}"
         return self._decision(_NO_ANSWER, self._quote(0.0), 0.0, request_id, trouble)
 
@@ -160,9 +167,8 @@ class Call:
         is_fallback = answer.tier < 0
         is_unfamiliar = answer.familiarity is not None and answer.familiarity < 1
         if is_fallback:
-            tier, propensity = self.policy.fallback_tier or manifest.best_tier, 1.0
-            trouble = trouble or f"no tier is eligible for {context_tokens:.0f} input tokens"
-            reason = f"fallback to {tier}: {trouble}"
+            tier, propensity = self._fallback_tier(quote), 1.0
+            reason = f"fallback to {tier}: {trouble or self._why_none(context_tokens)}"
         else:
             best, share = names[answer.tier], self.policy.exploration
             tiers = admissible(quote.open, success, dials.slack)
@@ -196,6 +202,30 @@ class Call:
             familiarity=answer.familiarity,
             eligible=() if is_fallback else quote.open,
             cluster=None if answer.cluster is None else self.bundle.clusters[answer.cluster],
+        )
+
+    def _fallback_tier(self, quote: Quote) -> str:
+        """The policy's fallback tier or the best one; where it may not answer, the best on average of those that may.
+
+        Where none may answer, the first of these all the same.
+        """
+        manifest = self.bundle.manifest
+        tier = self.policy.fallback_tier or manifest.best_tier
+        if tier in quote.open or not quote.open:
+            return tier
+        success = dict(zip(manifest.tiers, manifest.success, strict=True))
+        return max(quote.open, key=success.__getitem__)
+
+    def _why_none(self, context_tokens: float) -> str:
+        """Why no tier may answer: what no offer has, or a prompt that is too long."""
+        names = self.prices.may_answer(critical=self.dials.critical)
+        offers = [offer for tier in self.prices.tiers if tier.name in names for offer in tier.offers]
+        if self.accepts is not None and (trouble := self.accepts.trouble(offers)):
+            return f"no tier is eligible: {trouble}"
+        widest = max(offer.context_window for offer in offers if self.accepts is None or self.accepts(offer))
+        return (
+            f"no tier is eligible for {context_tokens:.0f} input tokens and an answer: "
+            f"the largest context window is {widest} tokens"
         )
 
     def _reason(self, tier: str, n_admissible: int, quote: Quote) -> str:

@@ -39,6 +39,22 @@ def test_tools_are_needed_where_the_request_has_some_and_the_table_speaks_of_the
     assert needed_capabilities({}, prices) == set()
 
 
+@pytest.mark.parametrize(
+    ("stated", "kind", "needed"),
+    [
+        ("[]", "image_url", set()),
+        ('["Vision"]', "image_url", {"vision"}),
+        ('["vision"]', "input_audio", {"vision"}),
+        ('["vision", "audio"]', "input_audio", {"audio"}),
+        ('["vision", "audio"]', "text", set()),
+    ],
+)
+def test_what_is_not_text_needs_a_capability_that_the_table_speaks_of(stated, kind, needed):
+    prices = PriceTable.parse(f'[[tiers]]\nname = "t"\noffers = [{{ {OFFER}, capabilities = {stated} }}]')
+    messages = [{"role": "user", "content": [{"type": kind, "text": "Hi"}]}]
+    assert needed_capabilities({"messages": messages}, prices) == needed
+
+
 def test_several_prompts_of_a_text_completion_are_one_text():
     assert request_prompt({"prompt": ["a", "b"]}) == "a\n\nb" and request_prompt({"messages": []}) is None
 

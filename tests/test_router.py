@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chat_shapes import MEDIA_MESSAGES, TEXT_MESSAGES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -167,6 +168,7 @@ OUT_OF_RANGE = (
     {"quality": 0}, {"quality": 1.2}, {"quality": float("nan")}, {"quality": "high"}, {"worth_usd": -1},
     {"worth_usd": float("inf")}, {"worth_usd": 1e39}, {"context_tokens": -5}, {"context_tokens": 1e39},
     {"context_tokens": "9"}, {"quality": [1]}, {"critical": "no"}, {"regions": "eu"}, {"capabilities": 3},
+    {"regions": [3]}, {"capabilities": "tools"}, {"capabilities": [None]},
 )  # fmt: skip
 
 
@@ -200,7 +202,44 @@ def test_where_nothing_is_eligible_the_fallback_says_why(router):
     assert decision.offer is None
     assert not decision.promised
     assert decision.tier == router.bundle.manifest.best_tier
-    assert "no tier is eligible" in decision.reason
+    assert "no tier is eligible for 1000000000 input tokens" in decision.reason
+    assert f"the largest context window is {router.prices.tiers[2].offers[0].context_window}" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("request_", "missing"),
+    [
+        ({"regions": ["mars"]}, "no offer is in region mars"),
+        ({"regions": ["mars", "Moon"]}, "no offer is in region mars or moon"),
+        ({"regions": []}, "the request admits no region"),
+        ({"capabilities": ["vision"]}, "no offer has vision"),
+        ({"capabilities": ["vision"], "regions": ["eu"]}, "no offer has vision"),
+        ({"regions": ["local"], "critical": True}, "no offer is in region local"),
+    ],
+)
+def test_a_fallback_names_what_no_offer_has(router, request_, missing):
+    decision = router.route("Hello!", **request_)
+    assert decision.fallback and missing in decision.reason
+    assert "input tokens" not in decision.reason
+
+
+def test_a_fallback_names_what_no_offer_has_at_once(bundle, tmp_path, router):
+    router.update_prices(prices_that_state(bundle, tmp_path, edge="tools"))
+    assert "no offer is in region us and has tools" in router.route("Hi", regions=["us"], capabilities=["tools"]).reason
+
+
+def test_regions_and_capabilities_are_names_in_upper_or_lower_case(bundle, tmp_path, router):
+    router.update_prices(prices_that_state(bundle, tmp_path, frontier="Tools"))
+    for regions in (["US"], ["us"], {"Us"}):
+        assert router.route("Hello!", regions=regions).offer.region == "us"
+    assert router.route("Hello!", capabilities=["tOOLS"]).tier == "frontier"
+    assert Router.load(bundle, Policy(regions=frozenset({"EU"}))).route("Hello!").offer.region == "eu"
+
+
+def test_the_fallback_goes_to_a_tier_that_may_answer(router):
+    """Here the best tier has no offer in the region."""
+    decision = router.route(messages=[{"role": "user", "content": ""}], regions=["local"])
+    assert decision.fallback and decision.tier == "edge" and decision.offer.region == "local"
 
 
 def test_regions_limit_the_offers(router):
@@ -251,6 +290,75 @@ def test_a_chat_is_read_newest_message_first(router):
     assert router.route(messages=[]).fallback
     assert router.route(messages=[{"role": "user", "content": 7}]).fallback
     assert router.route("Hi", messages=chat).fallback
+
+
+@pytest.mark.parametrize("message", TEXT_MESSAGES.values(), ids=TEXT_MESSAGES)
+def test_a_text_decides_in_whatever_shape_it_comes(router, message):
+    system = {"role": "system", "content": "Be brief."}
+    assert same(router.route(messages=[system, message]), router.route("Hi\n\nBe brief."))
+
+
+NO_TEXT = [{"content": None}, {"content": ""}, {"content": []}, {}, {"parts": []}, {"content": [{"type": "text"}]}]
+
+
+@pytest.mark.parametrize("message", [*MEDIA_MESSAGES.values(), *NO_TEXT], ids=str)
+def test_a_chat_without_a_text_says_so_and_claims_no_promise(router, message):
+    decision = router.route(messages=[message, message])
+    assert "no text found" in decision.reason
+    assert decision.fallback and not decision.promised and decision.tier == router.bundle.manifest.best_tier
+
+
+def prices_that_state(bundle: Path, folder: Path, **capabilities: str) -> Path:
+    """The bundle's prices; each tier of `capabilities` has that capability."""
+    text = _scaled_prices(bundle, folder, 1.0).read_text()
+    for tier, capability in capabilities.items():
+        before, after = text.split(f'name = "{tier}"', 1)
+        stated = after.replace("context_window", f'capabilities = ["{capability}"]\ncontext_window', 1)
+        text = f'{before}name = "{tier}"{stated}'
+    (folder / "capable.toml").write_text(text)
+    return folder / "capable.toml"
+
+
+@pytest.mark.parametrize("message", MEDIA_MESSAGES.values(), ids=MEDIA_MESSAGES)
+def test_an_image_goes_to_an_offer_with_vision_where_any_states_it(bundle, tmp_path, router, message):
+    chat = [message, {"role": "user", "content": "What is this?"}]
+    assert "vision" not in router.route(messages=chat, worth_usd=0).reason
+    router.update_prices(prices_that_state(bundle, tmp_path, distilled="Vision"))
+    decision, alone = router.route(messages=chat, worth_usd=0), router.route(messages=chat[:1])
+    assert decision.tier == "distilled" and not decision.fallback
+    assert "not eligible: edge, frontier" in decision.reason
+    assert alone.tier == "distilled" and alone.offer.capabilities and "no text found" in alone.reason
+    assert router.route(messages=chat[1:], worth_usd=0) == router.route("What is this?", worth_usd=0)
+    call = router.snapshot.call().needing({"vision"})
+    assert {offer.capabilities for offer in call.offers_to_try(call.route(None, chat[:1]))} == {("Vision",)}
+
+
+def test_audio_goes_to_an_offer_with_audio_where_any_states_that(bundle, tmp_path, router):
+    router.update_prices(prices_that_state(bundle, tmp_path, distilled="vision", edge="audio"))
+    chat = [{"role": "user", "content": [{"type": "input_audio"}, {"type": "text", "text": "What does she say?"}]}]
+    assert router.route(messages=chat).tier == "edge"
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.floats(), ANY_TEXT, st.sampled_from([*MEDIA_MESSAGES.values()])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.sampled_from(["content", "parts", "text", "type", "source", "output", "inline_data", "refusal"]), inner
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@shared_router
+@given(messages=st.one_of(JSON, st.lists(JSON, max_size=4)))
+def test_no_messages_make_route_raise(router, messages):
+    assert router.route(messages=messages).reason
+
+
+def test_no_depth_of_messages_makes_route_raise(router):
+    part: object = "Hi"
+    for _ in range(100_000):
+        part = [{"content": part}]
+    assert "no text found" in router.route(messages=part).reason
 
 
 # ---- prices and bundles in use ---------------------------------------------------------------------

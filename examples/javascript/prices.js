@@ -5,8 +5,8 @@ import { decodeUtf8, sha256 } from "./manifest.js";
 
 const TIER_KEYS = ["name", "offers", "critical"];
 const OFFER_KEYS = [
-  "model", "provider", "region", "context_window", "usd_per_mtok_input", "usd_per_mtok_output", "aliases",
-  "capabilities", "max_share", "self_hosted",
+  "model", "provider", "region", "context_window", "usd_per_mtok_input", "usd_per_mtok_output",
+  "usd_per_mtok_cached_input", "usd_per_mtok_cache_write", "aliases", "capabilities", "max_share", "self_hosted",
 ];
 const SELF_HOSTED_KEYS = [
   "electricity_usd_per_hour", "bandwidth_usd_per_hour", "hardware_usd_per_hour", "utilization", "mtok_per_hour",
@@ -46,7 +46,7 @@ export class PriceTable {
     return new PriceTable(tierNames.map((name) => found.get(name)), (await sha256(bytes)).slice(0, 16));
   }
 
-  /** The same table, both prices of every offer times the factor of its tier, {tier: factor}; 1 where none is given. */
+  /** The same table, all prices of every offer times the factor of its tier, {tier: factor}; 1 where none is given. */
   scaled(factors) {
     const tiers = this.tiers.map((tier) => {
       const factor = factors[tier.name] ?? 1;
@@ -54,6 +54,8 @@ export class PriceTable {
         ...offer,
         usd_per_mtok_input: offer.usd_per_mtok_input * factor,
         usd_per_mtok_output: offer.usd_per_mtok_output * factor,
+        usd_per_mtok_cached_input: offer.usd_per_mtok_cached_input && offer.usd_per_mtok_cached_input * factor,
+        usd_per_mtok_cache_write: offer.usd_per_mtok_cache_write && offer.usd_per_mtok_cache_write * factor,
       }));
       return { ...tier, offers };
     });
@@ -122,6 +124,8 @@ function readOffer(entry, place) {
     context_window: Math.trunc(readNumber(entry, "context_window", place, { above: 0 })),
     usd_per_mtok_input,
     usd_per_mtok_output,
+    usd_per_mtok_cached_input: readOptionalNumber(entry, "usd_per_mtok_cached_input", place),
+    usd_per_mtok_cache_write: readOptionalNumber(entry, "usd_per_mtok_cache_write", place),
     aliases: readTexts(entry, "aliases", place),
     capabilities: readTexts(entry, "capabilities", place),
     max_share: "max_share" in entry ? readNumber(entry, "max_share", place, { above: 0, most: 1 }) : 1,
@@ -158,6 +162,10 @@ function readNumber(entry, key, place, { above = null, most = Infinity } = {}) {
     refuse(`${place}: ${key} is ${shown(value)}; expected a number ${least}${limit}`);
   }
   return value;
+}
+
+function readOptionalNumber(entry, key, place) {
+  return key in entry ? readNumber(entry, key, place) : null;
 }
 
 function readText(entry, key, place) {

@@ -8,7 +8,7 @@
 import { BundleError, DialError, PriceError, PromptError, shown } from "./errors.js";
 import { bundleId, checkFile, decodeUtf8, hexadecimal, parseManifest, REQUIRED_FILES } from "./manifest.js";
 import { PriceTable } from "./prices.js";
-import { cutText, promptText, validUnicode } from "./prompt.js";
+import { cutText, mediaCapabilities, promptText, validUnicode } from "./prompt.js";
 import { textEncoder } from "./tokens.js";
 
 const GOLDEN_TOLERANCE = 1e-4;
@@ -84,14 +84,16 @@ export class Router {
 
   async #routeAt(request, prices) {
     const dials = resolveDials(this.manifest, request);
-    const accepts = offerFilter(request);
+    const filter = offerFilter(request, prices);
+    const accepts = (offer) => isNear(filter, offer) && isAble(filter, offer);
     let text;
     try {
       text = promptText(request.prompt, request.messages);
     } catch (error) {
       if (!(error instanceof PromptError)) throw error;
       const offers = prices.cheapestOffers(0, this.manifest.output_tokens, accepts);
-      return this.#fallback(`the prompt cannot be read: ${error.message}`, { request, prices, dials, offers });
+      const eligible = prices.eligible(offers, dials.critical);
+      return this.#fallback(`the prompt cannot be read: ${error.message}`, { request, prices, dials, offers, eligible });
     }
     const { ids, nChars } = this.tokenIds(text);
     const contextTokens = request.context_tokens ?? billedTokens(this.manifest.encoder, nChars, ids.length);
@@ -100,7 +102,7 @@ export class Router {
     const answer = await this.#run(ids, contextTokens, offers, eligible, dials);
     const context = { request, prices, dials, offers, eligible, contextTokens, ...answer };
     if (answer.tier < 0) {
-      return this.#fallback(`no tier is eligible for ${contextTokens.toFixed(0)} input tokens`, context);
+      return this.#fallback(whyNone(prices.tiers, filter, contextTokens, dials.critical), context);
     }
     return this.#decision(answer.tier, this.#reason(dials, answer, eligible), context);
   }
@@ -132,9 +134,15 @@ export class Router {
     };
   }
 
+  /** The best tier answers or, where it may not but others may, the best on average of those. */
   #fallback(trouble, context) {
-    const tier = this.manifest.tiers.indexOf(this.manifest.best_tier);
-    return this.#decision(tier, `fallback to ${this.manifest.best_tier}: ${trouble}`, { ...context, fallback: true });
+    const { tiers, best_tier, success } = this.manifest;
+    const { eligible } = context;
+    let tier = tiers.indexOf(best_tier);
+    if (!eligible[tier] && eligible.includes(true)) {
+      tier = success.indexOf(Math.max(...success.filter((_, index) => eligible[index])));
+    }
+    return this.#decision(tier, `fallback to ${tiers[tier]}: ${trouble}`, { ...context, fallback: true });
   }
 
   #decision(tier, reason, context) {
@@ -268,16 +276,60 @@ function resolveDials(manifest, request) {
   return { quality: inForce, slack, worthUsd: worth_usd ?? 0, critical, promised, nNeeded };
 }
 
-/** Which offers a request accepts: of any region where it names none, and with every capability it asks for. */
-function offerFilter({ regions = null, capabilities = null }) {
+/**
+ * What an offer must have for a request, in lower case: {regions, capabilities}; regions null admits all.
+ *
+ * Images and files in the messages need "vision" and audio needs "audio", or else "vision", where any offer of the
+ * price table states that.
+ */
+function offerFilter({ regions = null, capabilities = null, messages }, prices) {
   for (const [key, value] of Object.entries({ regions, capabilities })) {
     if (value !== null && !(Array.isArray(value) && value.every((item) => typeof item === "string"))) {
       throw new DialError(`${key} is ${shown(value)}; expected a list of texts`);
     }
   }
-  const needed = capabilities ?? [];
-  return (offer) =>
-    (regions === null || regions.includes(offer.region)) && needed.every((item) => offer.capabilities.includes(item));
+  const media = mediaCapabilities(messages);
+  const stated = statedCapabilities(prices.tiers.flatMap((tier) => tier.offers));
+  if (media.includes("audio") && !stated.includes("audio")) media.push("vision");
+  const needed = media.filter((capability) => stated.includes(capability));
+  return { regions: regions && names(regions), capabilities: names([...(capabilities ?? []), ...needed]) };
+}
+
+function isNear({ regions }, offer) {
+  return regions === null || regions.includes(offer.region.toLowerCase());
+}
+
+function isAble({ capabilities }, offer) {
+  return capabilities.every((capability) => names(offer.capabilities).includes(capability));
+}
+
+function statedCapabilities(offers) {
+  return names(offers.flatMap((offer) => offer.capabilities));
+}
+
+/** In lower case, each once, in order. */
+function names(texts) {
+  return [...new Set(texts.map((text) => text.toLowerCase()))].sort();
+}
+
+/** Why no tier may answer: what no offer has, or a prompt that is too long. */
+function whyNone(tiers, filter, contextTokens, critical) {
+  const reserved = critical && tiers.some((tier) => tier.critical);
+  const offers = tiers.filter((tier) => tier.critical || !reserved).flatMap((tier) => tier.offers);
+  const near = offers.filter((offer) => isNear(filter, offer));
+  const accepted = near.filter((offer) => isAble(filter, offer));
+  if (accepted.length > 0) {
+    const widest = Math.max(...accepted.map((offer) => offer.context_window));
+    const tokens = `${contextTokens.toFixed(0)} input tokens and an answer`;
+    return `no tier is eligible for ${tokens}: the largest context window is ${widest} tokens`;
+  }
+  if (filter.regions?.length === 0) return "no tier is eligible: the request admits no region";
+  const where = filter.regions === null ? "" : `is in region ${filter.regions.join(" or ")}`;
+  if (near.length === 0) return `no tier is eligible: no offer ${where}`;
+  const stated = statedCapabilities(offers);
+  const missing = filter.capabilities.filter((capability) => !stated.includes(capability));
+  const able = `has ${(missing.length > 0 ? missing : filter.capabilities).join(" and ")}`;
+  return `no tier is eligible: no offer ${missing.length > 0 || !where ? able : `${where} and ${able}`}`;
 }
 
 function isNumber(value) {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from router.errors import PriceError, TierError
 from router.portfolio.quote import Quote, usable_offers
-from router.portfolio.tiers import Offer, Tier, parse_tiers
+from router.portfolio.tiers import PRICES, Offer, Tier, parse_tiers
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,8 @@ class PriceTable:
 
         def scale(offer: Offer) -> Offer:
             factor = factors.get(offer.provider, 1.0)
-            return replace(
-                offer,
-                usd_per_mtok_input=factor * offer.usd_per_mtok_input,
-                usd_per_mtok_output=factor * offer.usd_per_mtok_output,
-            )
+            prices = {name: getattr(offer, name) for name in PRICES}
+            return replace(offer, **{name: factor * usd for name, usd in prices.items() if usd is not None})
 
         tiers = tuple(replace(tier, offers=tuple(scale(offer) for offer in tier.offers)) for tier in self.tiers)
         change = "".join(f"\n# {provider} x {factor!r}" for provider, factor in sorted(factors.items()))

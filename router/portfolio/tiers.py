@@ -11,6 +11,9 @@ from typing import Any
 
 from router.errors import TierError
 
+PRICES = ("usd_per_mtok_input", "usd_per_mtok_output", "usd_per_mtok_cached_input", "usd_per_mtok_cache_write")
+"""The prices of an offer, in USD per million tokens."""
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -18,6 +21,8 @@ class Offer:
 
     context_window: tokens of input and answer together.
     usd_per_mtok_input, usd_per_mtok_output: USD per million tokens.
+    usd_per_mtok_cached_input, usd_per_mtok_cache_write: of input tokens that the provider reads from its prompt cache,
+        or writes into it; None where they cost as much as other input tokens.
     aliases: other names under which a log may know the model.
     capabilities: what it can do beyond text, such as "tools".
     max_share: largest share of the requests of any rolling window, in (0, 1].
@@ -29,6 +34,8 @@ class Offer:
     context_window: int
     usd_per_mtok_input: float
     usd_per_mtok_output: float
+    usd_per_mtok_cached_input: float | None = None
+    usd_per_mtok_cache_write: float | None = None
     aliases: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     max_share: float = 1.0
@@ -139,6 +146,8 @@ def _offer(entry: Any, place: str) -> Offer:
         context_window=int(_number(entry, "context_window", place, above=0)),
         usd_per_mtok_input=usd_per_mtok_input,
         usd_per_mtok_output=usd_per_mtok_output,
+        usd_per_mtok_cached_input=_optional_number(entry, "usd_per_mtok_cached_input", place),
+        usd_per_mtok_cache_write=_optional_number(entry, "usd_per_mtok_cache_write", place),
         aliases=_texts(entry, "aliases", place),
         capabilities=_texts(entry, "capabilities", place),
         max_share=_number(entry, "max_share", place, above=0, most=1) if "max_share" in entry else 1.0,
@@ -187,6 +196,10 @@ def _number(
         found = "nothing" if value is None else repr(value)
         raise TierError(f"{place}: {key} is {found}; expected a number {least}{limit}")
     return float(value)
+
+
+def _optional_number(entry: Mapping[str, Any], key: str, place: str) -> float | None:
+    return _number(entry, key, place) if key in entry else None
 
 
 def _text(entry: Mapping[str, Any], key: str, place: str) -> str:
