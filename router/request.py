@@ -99,18 +99,30 @@ def request_prompt(data: Mapping[str, Any]) -> Any:
     return prompt
 
 
-def response_headers(decision: Decision) -> dict[str, str]:
-    """The headers that tell a client of its decision: printable ASCII, everything else is escaped.
+def response_headers(
+    decision: Decision, answered_model: str | None = None, answered_tier: str | None = None
+) -> dict[str, str]:
+    """The headers that tell a client who answered, and of the decision: printable ASCII, everything else is escaped.
 
-    A fallback has no header for the expected cost, since its costs may be unknown.
+    answered_model: the model that answered, which is not the decision's after LiteLLM's fallbacks; None where it is
+        not known, as in an error, takes those of the decision. answered_tier: its tier; None where it is no offer.
+    A fallback of the router has no header for the expected cost, since its costs may be unknown.
     """
+    first_model = None if decision.offer is None else decision.offer.model
+    if answered_model is None:
+        answered_model, answered_tier = first_model, decision.tier
     headers = {
-        "x-broker-tier": decision.tier,
+        "x-broker-tier": answered_tier,
+        "x-broker-model": answered_model,
+        "x-broker-first-tier": decision.tier,
+        "x-broker-first-model": first_model,
         "x-broker-decision-id": decision.decision_id,
         "x-broker-reason": decision.reason,
     }
-    if decision.offer is not None:
-        headers["x-broker-model"] = decision.offer.model
     if not decision.fallback:
         headers["x-broker-expected-cost-usd"] = f"{decision.cost_usd[decision.tier]:.9f}"
-    return {name: value.encode("unicode_escape").decode("ascii").strip() for name, value in headers.items()}
+    return {
+        name: value.encode("unicode_escape").decode("ascii").strip()
+        for name, value in headers.items()
+        if value is not None
+    }

@@ -25,6 +25,7 @@ import pytest
 from router import Router
 from router.outcomes import OutcomeLog
 from router.portfolio.prices import PriceTable
+from router.portfolio.tiers import parse_tiers
 
 if importlib.util.find_spec("litellm") is None:
     pytest.skip("litellm is not installed: make test-gateway installs it", allow_module_level=True)
@@ -58,16 +59,18 @@ name = "distilled"
 critical = true
 offers = [
   { model = "distilled-dear", provider = "p", region = "r", context_window = 65536, usd_per_mtok_input = 0.012, usd_per_mtok_output = 0.048, capabilities = ["tools"] },
-  { model = "distilled-cheap", provider = "q", region = "r", context_window = 8192, usd_per_mtok_input = 0.010, usd_per_mtok_output = 0.040 },
+  { model = "distilled-cheap", provider = "q", region = "r", context_window = 8192, usd_per_mtok_input = 0.010, usd_per_mtok_output = 0.040, usd_per_mtok_cached_input = 0.001, usd_per_mtok_cache_write = 0.0125 },
 ]
 [[tiers]]
 name = "frontier"
 offers = [
-  { model = "frontier-dear", provider = "p", region = "r", context_window = 262144, usd_per_mtok_input = 1.50, usd_per_mtok_output = 6.00, capabilities = ["tools"] },
+  { model = "frontier-dear", provider = "p", region = "r", context_window = 262144, usd_per_mtok_input = 1.50, usd_per_mtok_output = 6.00, capabilities = ["tools", "vision"] },
   { model = "frontier-cheap", provider = "q", region = "r", context_window = 262144, usd_per_mtok_input = 1.25, usd_per_mtok_output = 5.00, capabilities = ["tools"] },
 ]
 """  # noqa: E501
 MODELS = re.findall(r'model = "([^"]+)"', PRICES)
+OUTSIDER = "outsider"  # a model of LiteLLM that is no offer
+USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
 
 HOOK = """
 import signal
@@ -92,6 +95,7 @@ class Provider:
     name: str
     asked: list[str]  # of all providers, in the order of arrival
     status: int = 200
+    usage: dict = field(default_factory=lambda: USAGE)
     bodies: list[dict] = field(default_factory=list)
     url: str = ""
 
@@ -144,15 +148,17 @@ class Provider:
             }
         if not body.get("stream"):
             choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
             return "application/json", json.dumps(
-                {**head, "object": "chat.completion", "choices": choices, "usage": usage}
+                {**head, "object": "chat.completion", "choices": choices, "usage": self.usage}
             ).encode()
         deltas = [{"role": "assistant", "content": ""}, *({"content": letter} for letter in self.name), {}]
         events = [
             {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"} for delta in deltas
         ]  # one letter at a time
-        lines = [json.dumps({**head, "object": "chat.completion.chunk", "choices": [event]}) for event in events]
+        chunks: list[dict] = [{"choices": [event]} for event in events]
+        if (body.get("stream_options") or {}).get("include_usage"):
+            chunks.append({"choices": [], "usage": self.usage})
+        lines = [json.dumps({**head, "object": "chat.completion.chunk", **chunk}) for chunk in chunks]
         return "text/event-stream", "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]).encode()
 
 
@@ -218,7 +224,7 @@ def prices(tmp_path_factory) -> Path:
 def upstreams() -> Iterator[dict[str, Provider]]:
     asked: list[str] = []
     with ExitStack() as stack:
-        yield {name: stack.enter_context(Provider(name, asked).serving()) for name in MODELS}
+        yield {name: stack.enter_context(Provider(name, asked).serving()) for name in [*MODELS, OUTSIDER]}
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +236,11 @@ def proxy(bundle, prices, upstreams, tmp_path_factory) -> Iterator[Proxy]:
     }
     config = {  # JSON is YAML too
         "model_list": [{"model_name": name, "litellm_params": params} for name, params in offers.items()],
-        "litellm_settings": {"callbacks": "broker_hook.broker"},
+        "litellm_settings": {
+            "callbacks": "broker_hook.broker",
+            "cache": True,
+            "cache_params": {"type": "local", "mode": "default_off"},
+        },
         "router_settings": {"num_retries": 0, "disable_cooldowns": True},
         "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
     }
@@ -252,6 +262,7 @@ def providers(upstreams) -> dict[str, Provider]:
     """The providers, healthy and not asked yet."""
     for provider in upstreams.values():
         provider.status = 200
+        provider.usage = USAGE
         provider.bodies.clear()
         provider.asked.clear()
     return upstreams
@@ -312,6 +323,7 @@ def test_the_routers_decision_answers_and_says_so(client, providers, reference, 
     assert [provider for provider in MODELS if providers[provider].bodies] == [decision.offer.model]
     assert headers["x-broker-tier"] == decision.tier
     assert headers["x-broker-model"] == headers["x-litellm-model-group"] == decision.offer.model
+    assert (headers["x-broker-first-tier"], headers["x-broker-first-model"]) == (decision.tier, decision.offer.model)
     assert headers["x-broker-reason"] == decision.reason
     assert float(headers["x-broker-expected-cost-usd"]) == pytest.approx(decision.cost_usd[decision.tier], abs=1e-9)
     assert headers["x-broker-decision-id"]
@@ -423,7 +435,8 @@ def test_where_offers_fail_the_next_one_answers(client, providers, reference, n_
     text, headers = ask(client, "broker/worth=0", stream=stream)
     assert text == headers["x-litellm-model-group"] == order[n_failing]
     assert providers[text].asked == order[: n_failing + 1]
-    assert (headers["x-broker-tier"], headers["x-broker-model"]) == ("distilled", "distilled-cheap")
+    assert headers["x-broker-model"] == text and headers["x-broker-tier"] == text.partition("-")[0]
+    assert (headers["x-broker-first-tier"], headers["x-broker-first-model"]) == ("distilled", "distilled-cheap")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -433,10 +446,66 @@ def test_what_was_decided_and_what_became_of_it_is_in_the_outcome_log(proxy, cli
     assert (row["model"], row["provider"], row["tier"]) == (offer.model, offer.provider, "distilled")
     assert row["propensity"] == 1 and row["prompt"] == PROMPT and row["latency_ms"] > 0
     usd = row["input_tokens"] * offer.usd_per_mtok_input + row["output_tokens"] * offer.usd_per_mtok_output
-    assert row["cost_usd"] == pytest.approx(usd / 1e6, nan_ok=True)
-    assert stream or row["cost_usd"] > 0  # the simulated providers do not count what they stream
+    assert row["cost_usd"] == pytest.approx(usd / 1e6) and row["cost_usd"] > 0
+    assert not row["cache_hit"] and pd.isna(row["cached_input_tokens"]) and pd.isna(row["reasoning_tokens"])
+    # The simulated providers do not count what they stream unless they are asked to.
+    assert row["tokens_estimated"] == stream
     OutcomeLog(proxy.outcomes).outcome(row["decision_id"], correct=True)
     assert logged(proxy, row["decision_id"])["correct"] == 1
+
+
+def test_tokens_that_nobody_counted_are_estimated_by_the_bundles_tokenizer(proxy, client, providers, reference):
+    text, headers = ask(client, "broker/worth=0", stream=True)
+    row, encoder = logged(proxy, headers["x-broker-decision-id"]), reference.bundle.manifest.encoder
+    assert row["tokens_estimated"]
+    assert row["input_tokens"] == round(reference.route(messages=CHAT).context_tokens) > 1
+    [ids] = reference.bundle.token_ids([text])
+    assert row["output_tokens"] == round(encoder.context_tokens(len(text), len(ids))) > 0
+
+
+def test_a_stream_that_is_asked_for_its_usage_has_it(proxy, client, providers):
+    providers["distilled-cheap"].usage = {"prompt_tokens": 31, "completion_tokens": 7, "total_tokens": 38}
+    _, headers = ask(client, "broker/worth=0", stream=True, stream_options={"include_usage": True})
+    row = logged(proxy, headers["x-broker-decision-id"])
+    assert (row["input_tokens"], row["output_tokens"], row["tokens_estimated"]) == (31, 7, False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_cached_and_reasoning_tokens_are_logged_and_cached_ones_have_their_price(proxy, client, providers, stream):
+    providers["distilled-cheap"].usage = {
+        "prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050,
+        "prompt_tokens_details": {"cached_tokens": 800}, "completion_tokens_details": {"reasoning_tokens": 40},
+    }  # fmt: skip
+    arguments = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    _, headers = ask(client, "broker/worth=0", **arguments)
+    row = logged(proxy, headers["x-broker-decision-id"])
+    assert (row["input_tokens"], row["cached_input_tokens"]) == (1000, 800)
+    assert (row["output_tokens"], row["reasoning_tokens"]) == (50, 40)
+    assert row["cost_usd"] == pytest.approx((200 * 0.010 + 800 * 0.001 + 50 * 0.040) / 1e6)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_from_the_response_cache_costs_nothing_and_has_no_tokens(proxy, client, providers, stream):
+    messages = [{"role": "user", "content": f"Say it once, stream is {stream}."}]
+    rows = []
+    for _ in range(2):
+        arguments = {"messages": messages, "stream": stream, "extra_body": {"cache": {"use-cache": True}}}
+        _, headers = ask(client, "broker/worth=0", **arguments)
+        rows.append(logged(proxy, headers["x-broker-decision-id"]))
+        time.sleep(1)  # LiteLLM stores the answer after it has given it.
+    first, second = rows
+    assert len(providers["distilled-cheap"].bodies) == 1
+    assert first["cost_usd"] > 0 and not first["cache_hit"]
+    assert second["cost_usd"] == 0 and second["cache_hit"] and second["model"] == "distilled-cheap"
+    assert pd.isna(second["input_tokens"]) and pd.isna(second["output_tokens"])
+
+
+def test_an_image_goes_to_an_offer_with_vision_and_says_where_there_is_no_text(client, providers):
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    for content in ([image, {"type": "text", "text": "What is this?"}], [image]):
+        text, headers = ask(client, "broker/worth=0", messages=[{"role": "user", "content": content}])
+        assert text == headers["x-broker-model"] == "frontier-dear"
+        assert ("no text found" in headers["x-broker-reason"]) == (len(content) == 1)
 
 
 def test_the_answer_of_another_tier_is_logged_as_that_tiers_and_without_a_propensity(
@@ -483,6 +552,9 @@ def test_a_request_with_tools_falls_back_to_offers_that_know_tools(client, provi
 def test_a_requests_own_fallbacks_stay(client, providers):
     providers["distilled-cheap"].status = 500
     assert ask(client, "broker/worth=0", extra_body={"fallbacks": ["frontier-dear"]})[0] == "frontier-dear"
+    text, headers = ask(client, "broker/worth=0", extra_body={"fallbacks": [OUTSIDER]})
+    assert text == headers["x-broker-model"] == OUTSIDER and "x-broker-tier" not in headers
+    assert headers["x-broker-first-model"] == "distilled-cheap"
 
 
 # ---- operation -------------------------------------------------------------------------------------
@@ -490,7 +562,7 @@ def test_a_requests_own_fallbacks_stay(client, providers):
 
 def test_new_prices_hold_for_the_next_request_of_a_running_proxy(proxy, client, providers, prices):
     assert ask(client, "broker/worth=0")[0] == "distilled-cheap"
-    prices.write_text(PRICES.replace("0.040", "0.400").replace(', capabilities = ["tools"]', ""))
+    prices.write_text(re.sub(r", capabilities = [^]]*]", "", PRICES.replace("0.040", "0.400")))
     try:
         proxy.process.send_signal(signal.SIGHUP)  # what the test's hook file makes of it: update_prices
         wait_for(lambda: ask(client, "broker/worth=0")[0] == "distilled-dear")
@@ -524,14 +596,93 @@ def test_no_prompt_is_in_the_proxys_output(proxy, client, providers):
 
 def test_the_example_starts_with_one_command_and_two_variables(bundle, tmp_path):
     """Its simulated models answer without a provider; the bundle's own table says nothing about tools."""
-    with running_proxy(EXAMPLE / "config.yaml", tmp_path / "proxy.log", BROKER_BUNDLE=str(bundle)) as example:
+    environment = {"BROKER_BUNDLE": str(bundle), "BROKER_LOG": str(tmp_path / "outcomes")}
+    with running_proxy(EXAMPLE / "config.yaml", tmp_path / "proxy.log", **environment) as example:
+        models = {offer.model for tier in Router.load(bundle).prices.tiers for offer in tier.offers}
+        assert {model.id for model in example.client.models.list()} == {"broker", *models}
         for arguments in ({}, {"stream": True}, {"tools": TOOLS}):
             text, headers = ask(example.client, "broker/quality=0.95", **arguments)
             assert "simulated" in text
             assert headers["x-broker-model"] == headers["x-litellm-model-group"]
+            row = logged(example, headers["x-broker-decision-id"])
+            assert row["output_tokens"] > 0 and row["cost_usd"] > 0 and not row["tokens_estimated"]
         for tier in Router.load(bundle).prices.tiers:
             for offer in tier.offers:
                 assert "simulated" in ask(example.client, offer.model)[0]
+
+
+# ---- what an answer has billed ---------------------------------------------------------------------
+
+
+OFFER = """
+[[tiers]]
+name = "t"
+offers = [{{ model = "m", provider = "p", region = "r", context_window = 9, usd_per_mtok_input = 10, usd_per_mtok_output = 40 {more} }}]
+"""  # noqa: E501
+
+
+def billed(usage: dict, more: str = "", litellm_usd: float | None = None) -> float | None:
+    """In millionths of a USD."""
+    from router.gateway.usage import billed_usd, reported_usage
+
+    [tier] = parse_tiers(OFFER.format(more=more))
+    usd = billed_usd(tier.offers[0], reported_usage(usage), litellm_usd)
+    return None if usd is None else round(usd * 1e6, 6)
+
+
+CACHED = {"prompt_tokens": 100, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 60}}
+WRITTEN = {"prompt_tokens": 100, "completion_tokens": 2, "prompt_tokens_details": {"cache_write_tokens": 60}}
+CACHED_PRICE, WRITE_PRICE = ", usd_per_mtok_cached_input = 1", ", usd_per_mtok_cache_write = 12"
+
+
+@pytest.mark.parametrize(
+    ("usage", "more", "litellm_usd", "expected"),
+    [
+        ({"prompt_tokens": 100, "completion_tokens": 2}, "", None, 1080),
+        ({"prompt_tokens": 100, "completion_tokens": 2}, CACHED_PRICE, 7e-6, 1080),  # the price table's prices count
+        (CACHED, "", None, 1080),
+        (CACHED, "", 0.0, 1080),  # LiteLLM does not know the model
+        (CACHED, "", 7e-6, 7),
+        (CACHED, CACHED_PRICE, 7e-6, 400 + 60 + 80),
+        (WRITTEN, CACHED_PRICE, 7e-6, 7),
+        (WRITTEN, WRITE_PRICE, 7e-6, 400 + 720 + 80),
+        ({"prompt_tokens": 100, "completion_tokens": 0}, "", 7e-6, None),
+    ],
+)
+def test_what_an_answer_costs(usage, more, litellm_usd, expected):
+    assert billed(usage, more, litellm_usd) == expected
+
+
+def test_anthropics_cache_is_part_of_the_input():
+    """Anthropic counts it beside its input tokens; LiteLLM adds it to the prompt's."""
+    from litellm import AnthropicConfig
+
+    from router.gateway.usage import reported_usage
+
+    counted = {
+        "input_tokens": 10, "cache_read_input_tokens": 700, "cache_creation_input_tokens": 200, "output_tokens": 5,
+    }  # fmt: skip
+    usage = reported_usage(AnthropicConfig().calculate_usage(counted, reasoning_content=None).model_dump())
+    assert (usage.input_tokens, usage.cached_input_tokens, usage.cache_write_tokens) == (910, 700, 200)
+    assert usage.output_tokens == 5 and not usage.tokens_estimated
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {}, {"prompt_tokens": None}, {"prompt_tokens": "3", "prompt_tokens_details": 3}, {"prompt_tokens_details": [1]},
+        {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 9}},
+        {"prompt_tokens": 3, "completion_tokens": 2, "completion_tokens_details": {"reasoning_tokens": 9}},
+        {"prompt_tokens": float("nan"), "completion_tokens": float("inf")}, {"prompt_tokens": -1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_usage_fails_a_request_and_no_part_is_larger_than_the_whole(usage):
+    from router.gateway.usage import reported_usage
+
+    found = reported_usage(usage)
+    assert (found.cached_input_tokens or 0) + (found.cache_write_tokens or 0) <= (found.input_tokens or 0)
+    assert (found.reasoning_tokens or 0) <= (found.output_tokens or 0)
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:

@@ -10,12 +10,13 @@ examples/litellm.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from router.decision import Decision
 from router.errors import DialError
+from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage
 from router.outcomes.log import OutcomeLog
 from router.portfolio.tiers import Offer
 from router.request import MODEL, needed_capabilities, read_dials, request_prompt, response_headers
@@ -37,8 +38,10 @@ class BrokerHook(CustomLogger):
     """LiteLLM callback that routes every request for `broker`; answers say why in the headers `x-broker-*`.
 
     router: may take other prices or another bundle at any time; they hold from the next request on.
-    outcomes: takes every decision and, of each answer, who gave it, its tokens, cost and latency. Whether the answer
-        was right is for someone else to say later, by the decision_id in the headers. Logging never fails a request.
+    outcomes: takes every decision and, of each answer, who gave it, its tokens, cost and latency. Tokens that the
+        provider did not count are estimated. An answer from LiteLLM's own cache costs nothing and has no tokens.
+        Whether the answer was right is for someone else to say later, by the decision_id in the headers. Logging
+        never fails a request.
     """
 
     def __init__(self, router: Router, outcomes: OutcomeLog | None = None) -> None:
@@ -83,16 +86,17 @@ class BrokerHook(CustomLogger):
         if self._outcomes is None or not isinstance(decision, Decision):
             return
         answer = kwargs.get("standard_logging_object") or {}
-        # LiteLLM says 0 for a stream whose tokens its provider did not count.
-        input_tokens, output_tokens = answer.get("prompt_tokens") or None, answer.get("completion_tokens") or None
-        model = answer.get("model_group") or metadata.get("model_group")
-        self._outcomes.outcome(
-            decision.decision_id,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            latency_ms=(end_time - start_time).total_seconds() * 1000,
-            **self._answered_by(model, input_tokens, output_tokens),
-        )
+        answered = self._answered_by(answer.get("model_group") or metadata.get("model_group"))
+        latency_ms = (end_time - start_time).total_seconds() * 1000
+        if kwargs.get("cache_hit"):  # LiteLLM has given an earlier answer again: no model was asked.
+            billed: dict[str, Any] = {"cache_hit": True, "cost_usd": 0.0}
+        else:
+            usage = self._usage(decision, answer, response_obj)
+            billed = asdict(usage)
+            if answered is not None:
+                billed["cost_usd"] = billed_usd(answered.offer, usage, answer.get("response_cost"))
+        who = {} if answered is None else answered.names
+        self._outcomes.outcome(decision.decision_id, latency_ms=latency_ms, **billed, **who)
 
     async def async_post_call_response_headers_hook(
         self,
@@ -104,7 +108,11 @@ class BrokerHook(CustomLogger):
     ) -> dict[str, str] | None:
         """Headers of the answer to a routed request, be it whole, streamed or an error; LiteLLM calls this."""
         decision = (data.get("metadata") or {}).get(DECISION_KEY)
-        return response_headers(decision) if isinstance(decision, Decision) else None
+        if not isinstance(decision, Decision):
+            return None
+        model = _answering_model(response)
+        answered = self._answered_by(model)
+        return response_headers(decision, model, None if answered is None else answered.tier)
 
     def _route(self, data: Mapping[str, Any]) -> tuple[Decision, list[Offer]]:
         """The decision for a request, and the offers to try, best first; raises DialError.
@@ -125,17 +133,46 @@ class BrokerHook(CustomLogger):
         )
         return decision, call.offers_to_try(decision)
 
-    def _answered_by(self, model: object, input_tokens: int | None, output_tokens: int | None) -> dict[str, Any]:
-        """Who answered, as the outcome log takes it, with the cost at present prices; empty where it is no offer."""
+    def _usage(self, decision: Decision, answer: Mapping[str, Any], response: object) -> Usage:
+        """The tokens of an answer as the provider counted them; what it did not count is estimated."""
+        reported = (answer.get("metadata") or {}).get("usage_object") or answer
+        usage = reported_usage(reported)
+        n_input, n_output = usage.input_tokens, usage.output_tokens
+        if n_input is not None and n_output is not None:
+            return usage
+        return replace(
+            usage,
+            input_tokens=n_input or round(decision.context_tokens) or None,
+            output_tokens=n_output or estimated_tokens(self._router.bundle, answer_text(response)),
+            tokens_estimated=True,
+        )
+
+    def _answered_by(self, model: object) -> _Answered | None:
+        """The offer of a model in the present price table; None where it has none."""
         for tier in self._router.prices.tiers:
             for offer in tier.offers:
                 if offer.model == model:
-                    who: dict[str, Any] = {"model": offer.model, "provider": offer.provider, "tier": tier.name}
-                    if input_tokens is not None and output_tokens is not None:
-                        usd = input_tokens * offer.usd_per_mtok_input + output_tokens * offer.usd_per_mtok_output
-                        who["cost_usd"] = usd / 1e6
-                    return who
-        return {}
+                    return _Answered(tier.name, offer)
+        return None
+
+
+class _Answered(NamedTuple):
+    """Who has answered a request."""
+
+    tier: str
+    offer: Offer
+
+    @property
+    def names(self) -> dict[str, str]:
+        """As the outcome log takes them."""
+        return {"model": self.offer.model, "provider": self.offer.provider, "tier": self.tier}
+
+
+def _answering_model(response: object) -> str | None:
+    """The `model_name` that has answered, which LiteLLM leaves in the headers of a response; None for an error."""
+    headers = (getattr(response, "_hidden_params", None) or {}).get("additional_headers") or {}
+    model = headers.get("x-litellm-model-group")
+    return model if isinstance(model, str) else None
 
 
 def _refusal(message: str) -> ProxyException:

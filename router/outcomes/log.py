@@ -28,7 +28,11 @@ from router.prompt import Messages, prompt_text, valid_unicode
 
 logger = logging.getLogger(__name__)
 
-_MOST = {"correct": 1.0, "input_tokens": 1e12, "output_tokens": 1e12, "cost_usd": 1e12, "latency_ms": 1e12}
+_MOST = {
+    "correct": 1.0, "input_tokens": 1e12, "output_tokens": 1e12, "cached_input_tokens": 1e12,
+    "cache_write_tokens": 1e12, "reasoning_tokens": 1e12, "cost_usd": 1e12, "latency_ms": 1e12,
+}  # fmt: skip
+_FLAGS = ("tokens_estimated", "cache_hit")
 
 
 class OutcomeLog:
@@ -88,6 +92,11 @@ class OutcomeLog:
         correct: float | None = None,
         input_tokens: int | None = None,
         output_tokens: int | None = None,
+        cached_input_tokens: int | None = None,
+        cache_write_tokens: int | None = None,
+        reasoning_tokens: int | None = None,
+        tokens_estimated: bool | None = None,
+        cache_hit: bool | None = None,
         cost_usd: float | None = None,
         latency_ms: float | None = None,
         model: str | None = None,
@@ -97,6 +106,10 @@ class OutcomeLog:
         """Take what became of a decision, at once or piece by piece; a later value replaces an earlier one.
 
         correct: whether the answer was right, or a score from 0 to 1; missing as long as nobody has judged it.
+        cached_input_tokens, cache_write_tokens: those of the input tokens that the provider read from its prompt cache,
+            or wrote into it. reasoning_tokens: those of the output tokens that are not in the visible answer.
+        tokens_estimated: the provider has not counted the tokens, so input_tokens, output_tokens or both are estimates.
+        cache_hit: an earlier answer was given again and no model was asked, so there are no tokens and no cost.
         model, provider, tier: who answered, where it was not the decision's offer. The propensity is that of the tier
             chosen, so a row that another tier answered has none.
         A second attempt, as after an escalation, is a second decision with its own outcome.
@@ -106,6 +119,11 @@ class OutcomeLog:
                 "correct": correct,
                 "input_tokens": input_tokens,
                 "output_tokens": output_tokens,
+                "cached_input_tokens": cached_input_tokens,
+                "cache_write_tokens": cache_write_tokens,
+                "reasoning_tokens": reasoning_tokens,
+                "tokens_estimated": tokens_estimated,
+                "cache_hit": cache_hit,
                 "cost_usd": cost_usd,
                 "latency_ms": latency_ms,
                 "model": model,
@@ -169,6 +187,10 @@ def _microseconds(timestamp: datetime) -> int:
 
 def _checked(name: str, value: Any) -> str | float | int:
     """A value as the log stores it; raises TypeError or ValueError where it has another type or is out of range."""
+    if name in _FLAGS:
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} is {type(value).__name__}; expected True or False")
+        return value
     if name not in _MOST:
         if not isinstance(value, str):
             raise TypeError(f"{name} is {type(value).__name__}; expected a text")
