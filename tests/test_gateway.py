@@ -549,12 +549,15 @@ def test_a_request_with_tools_falls_back_to_offers_that_know_tools(client, provi
     assert json.loads(call.function.arguments) == {"by": "frontier-cheap"}
 
 
-def test_a_requests_own_fallbacks_stay(client, providers):
+def test_a_requests_own_fallbacks_stay_and_are_logged_as_who_they_are(proxy, client, providers):
     providers["distilled-cheap"].status = 500
     assert ask(client, "broker/worth=0", extra_body={"fallbacks": ["frontier-dear"]})[0] == "frontier-dear"
     text, headers = ask(client, "broker/worth=0", extra_body={"fallbacks": [OUTSIDER]})
     assert text == headers["x-broker-model"] == OUTSIDER and "x-broker-tier" not in headers
     assert headers["x-broker-first-model"] == "distilled-cheap"
+    row = logged(proxy, headers["x-broker-decision-id"])
+    assert (row["model"], row["provider"], row["tier"]) == (OUTSIDER, "openai", "")
+    assert pd.isna(row["propensity"]) and pd.isna(row["cost_usd"])
 
 
 # ---- operation -------------------------------------------------------------------------------------

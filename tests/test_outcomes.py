@@ -108,6 +108,42 @@ def test_the_log_is_ingested_as_it_is(tmp_path):
     assert table.first_timestamp.date() == datetime.now(UTC).date()
 
 
+def test_an_answer_given_again_teaches_no_cost_and_an_estimate_no_ratio(tmp_path):
+    """Both still say whether the answer was right; neither is dropped."""
+    log = OutcomeLog(tmp_path, keep_prompts=True)
+    told = {
+        "again": {"cache_hit": True, "cost_usd": 0.0, "input_tokens": 7, "output_tokens": 9},
+        "estimated": {"tokens_estimated": True, "cost_usd": 0.5, "input_tokens": 7, "output_tokens": 9},
+        "counted": {"tokens_estimated": False, "cost_usd": 0.5, "input_tokens": 7, "output_tokens": 9},
+    }
+    for tier, prompt, outcome in [*((SMALL, *one) for one in told.items()), (LARGE, "counted", told["counted"])]:
+        decision = decide(tier)
+        log.decided(decision, prompt)
+        log.outcome(decision.decision_id, correct=True, **outcome)
+    assert {row["prompt"]: row["cache_hit"] for row in compacted(tmp_path).values()}["again"]
+    table = ingest(tmp_path, TIERS)
+    cells = {prompt: (index, 0) for index, prompt in enumerate(table.prompts)}
+    assert table.summary.quarantined == {} and all(table.correct[cell] == 1 for cell in cells.values())
+    known = {
+        prompt: [name for name in ("cost_usd", "input_tokens", "output_tokens") if getattr(table, name)[cell] > 0]
+        for prompt, cell in cells.items()
+    }
+    assert known["counted"] == ["cost_usd", "input_tokens", "output_tokens"]
+    assert known["estimated"] == ["cost_usd", "output_tokens"]
+    assert known["again"] == []
+
+
+def test_a_log_of_rows_without_the_newer_columns_takes_outcomes_with_them(tmp_path):
+    log, decision = OutcomeLog(tmp_path), decide()
+    log.decided(decision, "p")
+    log.compact()
+    [file] = partitions(tmp_path)
+    pq.write_table(pq.read_table(file, partitioning=None).drop_columns(["cache_hit", "cached_input_tokens"]), file)
+    log.outcome(decision.decision_id, cached_input_tokens=5, cache_hit=False)
+    row = compacted(tmp_path)[decision.decision_id]
+    assert (row["cached_input_tokens"], row["cache_hit"], row["tokens_estimated"]) == (5, False, None)
+
+
 def test_a_row_names_its_decision(tmp_path):
     decision = decide(LARGE, request_id="r-1", propensity=0.125)
     with OutcomeLog(tmp_path) as log:
@@ -234,7 +270,8 @@ def test_any_text_comes_back(tmp_path_factory, text):
 
 @pytest.mark.parametrize(
     "outcome", [{"correct": 1.5}, {"correct": float("nan")}, {"cost_usd": -1}, {"latency_ms": "slow"}, {"model": 3},
-                {"output_tokens": 10**400}, {"input_tokens": [1]}]
+                {"output_tokens": 10**400}, {"input_tokens": [1]}, {"cached_input_tokens": -1}, {"cache_hit": 1},
+                {"tokens_estimated": "yes"}]
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_and_counted(tmp_path, caplog, outcome):
     log, decision = OutcomeLog(tmp_path), decide()

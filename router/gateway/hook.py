@@ -86,17 +86,21 @@ class BrokerHook(CustomLogger):
         if self._outcomes is None or not isinstance(decision, Decision):
             return
         answer = kwargs.get("standard_logging_object") or {}
-        answered = self._answered_by(answer.get("model_group") or metadata.get("model_group"))
+        model = answer.get("model_group") or metadata.get("model_group")
+        answered = self._answered_by(model)
         latency_ms = (end_time - start_time).total_seconds() * 1000
         if kwargs.get("cache_hit"):  # LiteLLM has given an earlier answer again: no model was asked.
-            billed: dict[str, Any] = {"cache_hit": True, "cost_usd": 0.0}
+            outcome: dict[str, Any] = {"cache_hit": True, "cost_usd": 0.0}
         else:
             usage = self._usage(decision, answer, response_obj)
-            billed = asdict(usage)
+            outcome = asdict(usage)
             if answered is not None:
-                billed["cost_usd"] = billed_usd(answered.offer, usage, answer.get("response_cost"))
-        who = {} if answered is None else answered.names
-        self._outcomes.outcome(decision.decision_id, latency_ms=latency_ms, **billed, **who)
+                outcome["cost_usd"] = billed_usd(answered.offer, usage, answer.get("response_cost"))
+        if answered is not None:
+            outcome |= {"model": answered.offer.model, "provider": answered.offer.provider, "tier": answered.tier}
+        elif isinstance(model, str):
+            outcome |= {"model": model, "provider": str(answer.get("custom_llm_provider") or ""), "tier": ""}
+        self._outcomes.outcome(decision.decision_id, latency_ms=latency_ms, **outcome)
 
     async def async_post_call_response_headers_hook(
         self,
@@ -161,11 +165,6 @@ class _Answered(NamedTuple):
 
     tier: str
     offer: Offer
-
-    @property
-    def names(self) -> dict[str, str]:
-        """As the outcome log takes them."""
-        return {"model": self.offer.model, "provider": self.offer.provider, "tier": self.tier}
 
 
 def _answering_model(response: object) -> str | None:

@@ -110,8 +110,8 @@ class OutcomeLog:
             or wrote into it. reasoning_tokens: those of the output tokens that are not in the visible answer.
         tokens_estimated: the provider has not counted the tokens, so input_tokens, output_tokens or both are estimates.
         cache_hit: an earlier answer was given again and no model was asked, so there are no tokens and no cost.
-        model, provider, tier: who answered, where it was not the decision's offer. The propensity is that of the tier
-            chosen, so a row that another tier answered has none.
+        model, provider, tier: who answered, where it was not the decision's offer; an empty tier where it was no offer
+            of any. The propensity is that of the tier chosen, so a row that another tier answered has none.
         A second attempt, as after an escalation, is a second decision with its own outcome.
         """
         try:

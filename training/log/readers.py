@@ -19,6 +19,7 @@ from router.prompt import valid_unicode
 COLUMNS = (
     "prompt", "messages", "prompt_id", "model", "correct", "request_id", "provider", "dataset", "input_tokens",
     "output_tokens", "cost_usd", "latency_ms", "timestamp", "propensity", "question_key", "parsed",
+    "cache_hit", "tokens_estimated",
 )  # fmt: skip
 """The columns of the log format that are read; see data/README.md."""
 

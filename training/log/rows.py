@@ -185,7 +185,7 @@ def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str) 
                                   trim(correct) AS correct, trim(parsed) AS parsed),
                   {_number("timestamp")} AS epoch FROM f {clause}),
         h AS (SELECT * REPLACE (CASE WHEN coalesce(prompt, '') <> '' THEN prompt
-                                     WHEN messages IS NOT NULL THEN chat_text(messages) END AS prompt),
+                                     WHEN messages IS NOT NULL THEN chat_text(messages) END AS prompt, {_BILLED}),
                      {_ANY_TIME} AS any_time FROM g),
         i AS (SELECT *, {_REASON} AS reason FROM h)
         SELECT {log.number} AS file, hash(prompt) AS prompt_key, prompt, model, provider,
@@ -263,6 +263,12 @@ _CORRECT = f"CASE lower(correct) WHEN 'true' THEN 1.0 WHEN 'false' THEN 0.0 ELSE
 _EPOCH = "epoch / CASE WHEN epoch < 1e11 THEN 1 WHEN epoch < 1e14 THEN 1e3 WHEN epoch < 1e17 THEN 1e6 ELSE 1e9 END"
 _ANY_TIME = f"coalesce(TRY_CAST(timestamp AS TIMESTAMPTZ), TRY(to_timestamp({_EPOCH})))::TIMESTAMP"
 _TIMESTAMP = "CASE WHEN any_time BETWEEN TIMESTAMP '1970-01-01' AND TIMESTAMP '2199-12-31' THEN any_time END"
+_IS_CACHE_HIT = "TRY_CAST(cache_hit AS BOOLEAN)"  # No model was asked, so nothing was billed.
+_BILLED = f"""
+    CASE WHEN {_IS_CACHE_HIT} THEN NULL ELSE cost_usd END AS cost_usd,
+    CASE WHEN {_IS_CACHE_HIT} THEN NULL ELSE output_tokens END AS output_tokens,
+    CASE WHEN {_IS_CACHE_HIT} OR TRY_CAST(tokens_estimated AS BOOLEAN) THEN NULL ELSE input_tokens END AS input_tokens
+"""
 _AMOUNTS = ("input_tokens", "output_tokens", "cost_usd", "latency_ms")
 _BROKEN_AMOUNTS = " ".join(
     f"WHEN {_is_given(name)} AND coalesce(NOT {_number(name)} BETWEEN 0 AND 1e12, true) "
