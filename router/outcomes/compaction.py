@@ -237,14 +237,3 @@ def _attempt(event: Mapping[str, Any]) -> dict[str, Any]:
         "decision": json.dumps(decision, ensure_ascii=False),
         **{name: decision[name] for name in _OF_THE_DECISION},
     }
-
-
-_OF_THE_DECISION = ("decision_id", "request_id", "propensity", "tier", "bundle_id", "price_table_id")
-_COLUMNS = {
-    "prompt": "string", "prompt_id": "string", "model": "string", "provider": "string", "correct": "double",
-    "input_tokens": "int64", "output_tokens": "int64", "cached_input_tokens": "int64", "cache_write_tokens": "int64",
-    "reasoning_tokens": "int64", "tokens_estimated": "bool", "cache_hit": "bool", "cost_usd": "double",
-    "latency_ms": "double",
-    "propensity": "double", "request_id": "string", "decision_id": "string", "tier": "string", "bundle_id": "string",
-    "price_table_id": "string", "decision": "string",
-}  # fmt: skip
