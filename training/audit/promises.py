@@ -6,7 +6,8 @@ always asks the tier with the highest estimate. Before training that router is n
 - One that always asks the best tier. Most trained routers are close to it at slack 0.
 - One that is as accurate as the best tier, but right on other prompts, on as many as the best substitute is.
 
-A router that is more accurate than the best tier takes fewer prompts. No other can promise a quality of 1.
+A router that is more accurate than the best tier takes fewer prompts, and a less accurate one more. Only the former can
+promise a quality of 1.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def promise_takes(quality: float, needed: PromptsNeeded, best: str, n_training: 
     """How many prompts the promise takes and how many there are, in a sentence. best: name of the best tier."""
     if needed.like_best is None:
         return f"A promise of {quality:g} takes a router that is more accurate than {best}."
-    most = "more" if needed.like_substitute is None else f"up to about {needed.like_substitute:,}"
+    apart = "more" if needed.like_substitute is None else f"about {needed.like_substitute:,}"
     return (
-        f"A promise of {quality:g} takes about {needed.like_best:,} {COMPLETE_PROMPTS}, and {most} where the router "
-        f"departs from {best} at slack 0: there are {n_training:,}."
+        f"A promise of {quality:g} takes about {needed.like_best:,} {COMPLETE_PROMPTS}, for a router like {best}, and "
+        f"{apart} for one that is as accurate but right on other prompts: there are {n_training:,}."
     )

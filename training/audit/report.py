@@ -170,7 +170,8 @@ def audit_facts(audit: Audit) -> list[str]:
         "as a promise takes it is made about every second time, with twice as many mostly. How many it takes depends "
         f"on the router at slack 0: the first figure is for one that always asks {audit.best}, the second for one that "
         "is as accurate but right on other prompts, as the best substitute is. A router that is more accurate than "
-        f"{audit.best} takes fewer, and only such a router can promise 1. The report of a trained router says its own."
+        f"{audit.best} takes fewer, and only such a router can promise 1; a less accurate one takes more. The report "
+        "of a trained router says its own."
     )
     return facts
 
