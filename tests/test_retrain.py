@@ -131,10 +131,11 @@ def instead_of_training(bundle):
     """Does what `train` leaves behind, with a bundle that was trained before."""
 
     def train(logs, tiers, out, config, *, tracking_uri, progress, on_step):
-        with tracked_run(tracking_uri, out.name):
+        with tracked_run(tracking_uri, out.name) as tracker:
             shutil.copytree(bundle, out)
             shutil.copy(TrainingData.path_of(bundle), TrainingData.path_of(out))
-            return SimpleNamespace(bundle=out, log=ingest(logs, read_tiers(tiers)))
+            tracker.log_bundle(out)
+        return SimpleNamespace(bundle=out, log=ingest(logs, read_tiers(tiers)), tracking=tracker.outcome)
 
     return train
 

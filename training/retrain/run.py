@@ -32,10 +32,10 @@ from training.retrain.context import RetrainContext
 from training.retrain.log_check import read_known_files, read_new_files
 from training.retrain.log_files import LogFiles, find_log_files, new_files, with_present_names
 from training.retrain.receipt import Receipt
-from training.retrain.registry import impatient_tracking, register
+from training.retrain.registry import register
 from training.retrain.store import State, Store, StoredBundle, utc_now
 from training.retrain.verdict import Champion, judge
-from training.tracking import NO_TRACKING
+from training.tracking import NO_TRACKING, TRACKED, ambient_tracking_uri
 
 _NOTHING_NEW = "nothing new: every log file was read before, and the settings are the same"
 
@@ -54,8 +54,9 @@ def retrain(
 
     logs: files, folders or globs that name all that is to be trained on; the store knows what of it is new. Best is one
         file a day: a file is checked, and set aside, as a whole.
-    tracking_uri: of MLflow; None takes the store's own database, "none" tracks nothing. Where MLflow cannot be used,
-        the run goes on, the receipt says so, and the next run tells MLflow.
+    tracking_uri: of MLflow; "none" tracks nothing. None takes that of the active run of MLflow, else
+        MLFLOW_TRACKING_URI of the environment, else the store's own database. Where MLflow cannot be used, the run
+        goes on, the receipt says what failed, and the next run tells MLflow.
     on_step: told the name of each step that is done, those of training among them.
 
     A run that is killed at any moment leaves the last champion in its place, and the next run recovers by itself.
@@ -63,11 +64,11 @@ def retrain(
     promoted then.
     """
     config, place = config or RetrainConfig(), Store(store)
-    uri = place.tracking_uri if tracking_uri is None else tracking_uri
+    uri = tracking_uri or ambient_tracking_uri() or place.tracking_uri
     context = RetrainContext(store=place, config=config, uri=uri, progress=progress, on_step=on_step)
     tiers_read, tiers_text = read_tiers(tiers), Path(tiers).read_text(encoding="utf-8")
     found = find_log_files(logs)
-    with place.hold(), impatient_tracking():
+    with place.hold():
         state = with_present_names(place.recover(), found)
         on_step("recovered")
         settings = _settings(config, tiers_text)
@@ -100,14 +101,14 @@ def retrain(
 def rollback(store: str | Path, *, tracking_uri: str | None = None, model_name: str = "token-broker") -> Receipt:
     """Make the former champion champion again; no bundle that is trained on the present one's data is promoted then.
 
-    tracking_uri: of MLflow; None takes the store's own database where there is one. Where MLflow is not told now, the
-        next run of `retrain` tells it.
+    tracking_uri: as for `retrain`, but the store's own database is taken only where there is one. Where MLflow is not
+        told now, the next run of `retrain` tells it.
     Raises StoreBusyError, and StoreError where there is no earlier champion, or it is damaged.
     """
     place = Store(store)
-    uri = tracking_uri or (place.tracking_uri if place.has_tracking else NO_TRACKING)
+    uri = tracking_uri or ambient_tracking_uri() or (place.tracking_uri if place.has_tracking else NO_TRACKING)
     context = RetrainContext(store=place, config=RetrainConfig(model_name=model_name), uri=uri)
-    with place.hold(), impatient_tracking():
+    with place.hold():
         state = place.recover()
         if not state.former:
             raise StoreError(f"{place.folder}: no earlier champion to go back to")
@@ -153,16 +154,20 @@ def _nothing_usable(state: State, settings: dict[str, Any], files: LogFiles, con
 
 
 def _train(rows: CheckedLogs, tiers: str | Path, name: str, context: RetrainContext) -> tuple[TrainingResult, str]:
-    """Train the challenger; returns it, and what MLflow said where it cannot be used: training then goes untracked."""
+    """Train the challenger once; returns it, and what failed in MLflow.
+
+    Where MLflow cannot be used from the start, training goes untracked.
+    """
     out, settings = context.store.bundle(name), replace(context.config.training, cache=context.store.cache)
 
     def trained(uri: str) -> TrainingResult:
         return train(rows, tiers, out, settings, tracking_uri=uri, progress=context.progress, on_step=context.on_step)
 
     try:
-        return trained(context.uri), ""
-    except TrackingError as error:
+        result = trained(context.uri)
+    except TrackingError as error:  # raised before training begins
         return trained(NO_TRACKING), error.summary
+    return result, result.tracking if result.tracking not in (TRACKED, NO_TRACKING) else ""
 
 
 def _with_challenger(state: State, challenger: Bundle, *, promoted: bool) -> State:
