@@ -22,7 +22,7 @@ from typing import Any
 from router.bundle.bundle import Bundle
 from router.golden import check_golden
 from router.portfolio.prices import PriceTable
-from router.portfolio.tiers import read_tiers
+from router.portfolio.tiers import tiers_text
 from training.config import RetrainConfig
 from training.errors import StoreError, TrackingError
 from training.export.versions import versions
@@ -66,21 +66,21 @@ def retrain(
     config, place = config or RetrainConfig(), Store(store)
     uri = tracking_uri or ambient_tracking_uri() or place.tracking_uri
     context = RetrainContext(store=place, config=config, uri=uri, progress=progress, on_step=on_step)
-    tiers_read, tiers_text = read_tiers(tiers), Path(tiers).read_text(encoding="utf-8")
+    prices = PriceTable.parse(tiers_text(tiers), source=str(tiers))
     found = find_log_files(logs)
     with place.hold():
         state = with_present_names(place.recover(), found)
         on_step("recovered")
-        settings = _settings(config, tiers_text)
+        settings = _settings(config, prices.text)
         has_new_settings = settings != state.settings
         new = new_files(found, state.files, accept_change=config.accept_change)
         if not new and not has_new_settings:
             return _nothing_new(state, context)
 
-        champion = Champion.of(state, place, tiers_read)
+        champion = Champion.of(state, place, prices.tiers)
         with checked_logs(place.cache) as rows:
             files = read_new_files(
-                rows, found, new, state.files, tiers_read, champion.bundle, accept_change=config.accept_change
+                rows, found, new, state.files, prices.tiers, champion.bundle, accept_change=config.accept_change
             )
             on_step("examined")
             if not files.taken or not (files.taken_new or has_new_settings):
@@ -90,7 +90,7 @@ def retrain(
             read_known_files(rows, files.taken_before)
             result, tracking_problem = _train(rows, tiers, state.run_name, context)
             on_step("trained")
-            challenger, prices = Bundle.load(result.bundle), PriceTable.parse(tiers_text)
+            challenger = Bundle.load(result.bundle)
             verdict = judge(champion, challenger, result.log, rows, files, prices, state.rolled_back, config)
         on_step("judged")
         state = _with_challenger(state, challenger, promoted=verdict.promoted)
@@ -130,9 +130,9 @@ def rollback(store: str | Path, *, tracking_uri: str | None = None, model_name: 
 # ---- steps -----------------------------------------------------------------------------------------
 
 
-def _settings(config: RetrainConfig, tiers_text: str) -> dict[str, Any]:
+def _settings(config: RetrainConfig, tiers: str) -> dict[str, Any]:
     """All settings that can change a decision on the same logs, as state.json holds them."""
-    document = {**asdict(config), "tiers": hashlib.sha256(tiers_text.encode()).hexdigest()}
+    document = {**asdict(config), "tiers": hashlib.sha256(tiers.encode()).hexdigest()}
     del document["accept_change"], document["model_name"]
     return dict(json.loads(json.dumps(document, default=str)))
 
