@@ -4,9 +4,8 @@ import io
 import json
 import logging
 import shutil
-import socket
 import time
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pandas as pd
@@ -110,28 +109,10 @@ def test_without_tracking_nothing_is_imported_or_written(tmp_path, monkeypatch):
 # ---- what fails in MLflow costs nothing else -------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """A database that MLflow has prepared, which takes it seconds: to be copied."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    with tracking.asking_mlflow(1):
-        MlflowClient(sqlite_uri(path)).search_experiments()
-    return path
-
-
 @pytest.fixture
 def database(tmp_path, empty_database):
     """The tracking URI of a database of its own."""
     return sqlite_uri(Path(shutil.copy(empty_database, tmp_path / "mlflow.db")))
-
-
-@pytest.fixture
-def unwritable(tmp_path):
-    """A folder that nobody can write to, not even root."""
-    (tmp_path / "file").touch()
-    return tmp_path / "file" / "artifacts"
 
 
 def test_an_artifact_store_that_cannot_be_written_costs_neither_the_bundle_nor_a_second_training(
@@ -182,19 +163,9 @@ def test_an_error_of_the_run_is_never_hidden_by_one_of_mlflow(database, monkeypa
         raise ZeroDivisionError
 
 
-@contextmanager
-def silent_server():
-    """A server that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
-def test_a_server_that_never_answers_is_given_up_soon(monkeypatch):
-    monkeypatch.setattr(tracking, "REACH_S", 1)
-    monkeypatch.setattr(tracking, "N_RETRIES", 0)
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+def test_a_server_that_never_answers_is_given_up_soon(silent_server):
     began = time.monotonic()
-    with silent_server() as uri, pytest.raises(TrackingError, match="--tracking-uri"), tracked_run(uri, "a"):
+    with pytest.raises(TrackingError, match="--tracking-uri"), tracked_run(silent_server, "a"):
         pass
     assert time.monotonic() - began < 30
 

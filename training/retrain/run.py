@@ -28,16 +28,18 @@ from training.errors import StoreError, TrackingError
 from training.export.versions import versions
 from training.log.checked import CheckedLogs, checked_logs
 from training.pipeline import TrainingResult, train
+from training.retrain.command import accept_command
 from training.retrain.context import RetrainContext
 from training.retrain.log_check import read_known_files, read_new_files
 from training.retrain.log_files import LogFiles, find_log_files, new_files, with_present_names
 from training.retrain.receipt import Receipt
 from training.retrain.registry import register
 from training.retrain.store import State, Store, StoredBundle, utc_now
-from training.retrain.verdict import Champion, judge
+from training.retrain.verdict import Champion, Verdict, judge
 from training.tracking import NO_TRACKING, TRACKED, ambient_tracking_uri
 
 _NOTHING_NEW = "nothing new: every log file was read before, and the settings are the same"
+_AFTER_ROLLBACK = "add new log files and run retrain again; no challenger of the same data takes over"
 
 
 def retrain(
@@ -65,7 +67,10 @@ def retrain(
     """
     config, place = config or RetrainConfig(), Store(store)
     uri = tracking_uri or ambient_tracking_uri() or place.tracking_uri
-    context = RetrainContext(store=place, config=config, uri=uri, progress=progress, on_step=on_step)
+    command = accept_command(logs, tiers, store, config, tracking_uri)
+    context = RetrainContext(
+        store=place, config=config, uri=uri, progress=progress, accept_command=command, on_step=on_step
+    )
     prices = PriceTable.parse(tiers_text(tiers), source=str(tiers))
     found = find_log_files(logs)
     with place.hold():
@@ -75,7 +80,7 @@ def retrain(
         has_new_settings = settings != state.settings
         new = new_files(found, state.files, accept_change=config.accept_change)
         if not new and not has_new_settings:
-            return _nothing_new(state, context)
+            return _nothing_new(state, LogFiles(found=found, new={}, former=state.files), context)
 
         champion = Champion.of(state, place, prices.tiers)
         with checked_logs(place.cache) as rows:
@@ -94,7 +99,7 @@ def retrain(
             verdict = judge(champion, challenger, result.log, rows, files, prices, state.rolled_back, config)
         on_step("judged")
         state = _with_challenger(state, challenger, promoted=verdict.promoted)
-        receipt = Receipt.of(state, files.explain(verdict.reason), files=files, verdict=verdict)
+        receipt = _receipt(state, files.explain(verdict.reason), files, context, verdict=verdict)
         return _finish(state, receipt, context, tracking_problem)
 
 
@@ -123,7 +128,7 @@ def rollback(store: str | Path, *, tracking_uri: str | None = None, model_name: 
             former=tuple(former),
             rolled_back=(*state.rolled_back, taken_back.data_digest),
         )
-        reason = f"rolled back from {taken_back.bundle_id} to {state.bundle_id(name)}"
+        reason = f"rolled back from {taken_back.bundle_id} to {state.bundle_id(name)}; {_AFTER_ROLLBACK}"
         return _finish(state, Receipt.of(state, reason), context)
 
 
@@ -137,10 +142,13 @@ def _settings(config: RetrainConfig, tiers: str) -> dict[str, Any]:
     return dict(json.loads(json.dumps(document, default=str)))
 
 
-def _nothing_new(state: State, context: RetrainContext) -> Receipt:
+def _nothing_new(state: State, files: LogFiles, context: RetrainContext) -> Receipt:
     """Tell MLflow what it may have missed, and no more."""
+    reason = files.explain(_NOTHING_NEW)
+    if state.taken_back:
+        reason += f"; {state.taken_back} was rolled back: {_AFTER_ROLLBACK}"
     state, tracking = register(state, context)
-    return Receipt.of(state, _NOTHING_NEW, tracking=tracking)
+    return _receipt(state, reason, files, context, tracking=tracking)
 
 
 def _nothing_usable(state: State, settings: dict[str, Any], files: LogFiles, context: RetrainContext) -> Receipt:
@@ -148,9 +156,23 @@ def _nothing_usable(state: State, settings: dict[str, Any], files: LogFiles, con
     reason = files.explain("no new row that can be used")
     after = replace(state, settings=settings, files=files.watermark)
     if after == state and state.receipt is not None and state.receipt["set_aside"] == files.set_aside:
-        return Receipt.of(state, reason, files=files)
+        return _receipt(state, reason, files, context)
     after = replace(after, n_runs=state.n_runs + 1)
-    return _finish(after, Receipt.of(after, reason, files=files), context)
+    return _finish(after, _receipt(after, reason, files, context), context)
+
+
+def _receipt(
+    state: State,
+    reason: str,
+    files: LogFiles,
+    context: RetrainContext,
+    *,
+    verdict: Verdict | None = None,
+    tracking: str = NO_TRACKING,
+) -> Receipt:
+    """The receipt of a run of `retrain`, with the command that takes files which were set aside, if there are any."""
+    receipt = Receipt.of(state, reason, files=files, verdict=verdict, tracking=tracking)
+    return replace(receipt, accept_command=context.accept_command if files.can_be_accepted else "")
 
 
 def _train(rows: CheckedLogs, tiers: str | Path, name: str, context: RetrainContext) -> tuple[TrainingResult, str]:

@@ -90,6 +90,12 @@ class State:
         return self.bundles[name].bundle_id if name else None
 
     @property
+    def taken_back(self) -> str | None:
+        """The bundle_id of the last challenger where a champion of the same data was rolled back; else None."""
+        is_back = self.challenger and self.bundles[self.challenger].data_digest in self.rolled_back
+        return self.bundle_id(self.challenger) if is_back else None
+
+    @property
     def run_name(self) -> str:
         """The name of the bundle that the last run made, if it made one."""
         return f"{self.n_runs:06d}"
