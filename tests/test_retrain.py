@@ -224,6 +224,15 @@ def test_a_better_challenger_takes_over_and_watchers_follow(turn, day, quick, ch
     assert_sound(turn.store)
 
 
+def test_a_store_may_have_any_name(turn, day, quick, challenger):
+    folder = turn.folder.parent / "50%20 off? #[1] it's été"
+    turn.folder.rename(folder)
+    day(1).to_parquet(turn.logs / "day1.parquet")
+    receipt = retrain(turn.logs, turn.tiers, folder, CHEAPER_IS_BETTER, tracking_uri="none")
+    assert receipt.champion == bundle_id(challenger) == bundle_id(folder / "champion")
+    assert_sound(Store(folder))
+
+
 def test_what_is_not_better_with_confidence_does_not_take_over(turn, day, monkeypatch, first_turn):
     """The same bundle again decides the same, so nothing is better."""
     monkeypatch.setattr(line, "train", instead_of_training(turn.store.champion.resolve()))

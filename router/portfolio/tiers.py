@@ -120,7 +120,7 @@ def log_names(offer: Offer) -> tuple[str, ...]:
 _TIER_KEYS = {"name", "offers", "critical"}
 _OFFER_KEYS = {entry.name for entry in fields(Offer)} | {"self_hosted"}
 _OFFER_NEEDS = ("model", "provider", "region", "context_window")
-_PRICE_KEYS = ("usd_per_mtok_input", "usd_per_mtok_output")
+_PRICE_KEYS = PRICES[:2]
 _SELF_HOSTED_KEYS = tuple(entry.name for entry in fields(SelfHosted))
 
 _LEAST_USD_PER_MTOK = 1e-4
