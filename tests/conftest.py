@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from router import Router
-from training import TrainingConfig, TrainingResult, train
+from training import TrainingConfig, TrainingResult, tracking, train
 
 ROOT = Path(__file__).parent.parent
 SAMPLE_LOG = ROOT / "data" / "sample-log.parquet"
@@ -81,3 +83,30 @@ def real_logs() -> Path:
     if not folder:
         pytest.skip("BROKER_REAL_LOGS is not set: it names the folder of public outcome logs")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking database that MLflow has prepared, which takes it seconds: to be copied."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    with tracking.asking_mlflow(1):
+        MlflowClient(tracking.sqlite_uri(path)).search_experiments()
+    return path
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path) -> Path:
+    """A folder that nobody can write to, not even root: where its parent should be, there is a file."""
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "folder"
+
+
+@pytest.fixture
+def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server that takes connections and never answers; MLflow gives it one second."""
+    monkeypatch.setattr(tracking, "REACH_S", 1)
+    monkeypatch.setattr(tracking, "N_RETRIES", 0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"

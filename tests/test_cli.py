@@ -272,6 +272,20 @@ def test_a_log_that_was_all_trained_on_is_bad_input(run, small_bundle, small_log
     assert_refused(run("evaluate", "--bundle", small_bundle, "--logs", seen), 2, "no prompt to judge")
 
 
+def test_a_tracking_server_that_does_not_answer_is_bad_input_before_training(
+    run, sample, small_log, tmp_path, silent_server
+):
+    result = train_with(run, tmp_path, small_log, sample[1], "--tracking-uri", silent_server)
+    assert_refused(result, 2, f"tracking at {silent_server} failed", "--tracking-uri", "MLFLOW_TRACKING_URI")
+
+
+def test_a_folder_that_cannot_be_written_to_is_bad_input_before_training(run, sample, small_log, unwritable):
+    words = ["--logs", small_log, "--tiers", sample[1]]
+    result = run("train", *words, "--out", unwritable / "mine", "--tracking-uri", "none")
+    assert_refused(result, 2, f"{unwritable} cannot be written to", "--out")
+    assert_refused(run("retrain", *words, "--store", unwritable), 2, f"{unwritable} cannot be written to", "--store")
+
+
 def test_a_setting_out_of_range_is_bad_input(run, sample, small_log, tmp_path):
     assert_refused(train_with(run, tmp_path, small_log, sample[1], "--default-quality", "1.5"), 2, "default_quality")
 

@@ -1,11 +1,14 @@
 """Laws of `retrain`: only a better challenger takes over, whatever happens meanwhile."""
 
+import argparse
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -22,22 +25,28 @@ import training.retrain.verdict as judging
 from router import Router
 from router.bundle import Bundle
 from router.bundle.manifest import read_manifest
+from router.cli import main
 from router.golden import check_golden
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import read_tiers
 from router.watch import Watcher
 from training import TrainingConfig
+from training.cli import receipt_text, retrain_config
+from training.cli import retrain as retrain_command
 from training.config import RetrainConfig
 from training.errors import ConfigError, StoreBusyError, StoreError
 from training.evaluation.metrics import Interval
 from training.evaluation.training_data import TrainingData
 from training.export.golden import golden_entries
 from training.log.ingest import ingest
-from training.retrain import retrain, rollback
+from training.retrain import Receipt, retrain, rollback
+from training.retrain.command import accept_command
 from training.retrain.compare import Comparison, Measure, compare, cost_of_a_correct_answer, worse_segments_of
+from training.retrain.context import RetrainContext
 from training.retrain.drift import DriftReport, Finding
+from training.retrain.registry import register
 from training.retrain.store import Store
-from training.tracking import tracked_run
+from training.tracking import EXPERIMENT, sqlite_uri, tracked_run
 
 STEPS = ("recovered", "examined", "trained", "judged", "committed", "linked", "registered")
 CONTRACT = {
@@ -131,10 +140,11 @@ def instead_of_training(bundle):
     """Does what `train` leaves behind, with a bundle that was trained before."""
 
     def train(logs, tiers, out, config, *, tracking_uri, progress, on_step):
-        with tracked_run(tracking_uri, out.name):
+        with tracked_run(tracking_uri, out.name) as tracker:
             shutil.copytree(bundle, out)
             shutil.copy(TrainingData.path_of(bundle), TrainingData.path_of(out))
-            return SimpleNamespace(bundle=out, log=ingest(logs, read_tiers(tiers)))
+            tracker.log_bundle(out)
+        return SimpleNamespace(bundle=out, log=ingest(logs, read_tiers(tiers)), tracking=tracker.outcome)
 
     return train
 
@@ -214,6 +224,15 @@ def test_a_better_challenger_takes_over_and_watchers_follow(turn, day, quick, ch
     assert_sound(turn.store)
 
 
+def test_a_store_may_have_any_name(turn, day, quick, challenger):
+    folder = turn.folder.parent / "50%20 off? #[1] it's été"
+    turn.folder.rename(folder)
+    day(1).to_parquet(turn.logs / "day1.parquet")
+    receipt = retrain(turn.logs, turn.tiers, folder, CHEAPER_IS_BETTER, tracking_uri="none")
+    assert receipt.champion == bundle_id(challenger) == bundle_id(folder / "champion")
+    assert_sound(Store(folder))
+
+
 def test_what_is_not_better_with_confidence_does_not_take_over(turn, day, monkeypatch, first_turn):
     """The same bundle again decides the same, so nothing is better."""
     monkeypatch.setattr(line, "train", instead_of_training(turn.store.champion.resolve()))
@@ -244,9 +263,10 @@ def test_rolling_back_holds_until_there_is_something_new(turn, day, quick, first
     taken_back = turn()
     receipt = rollback(turn.folder, tracking_uri="none")
     assert receipt.champion == first_turn[1].champion == bundle_id(turn.store.champion)
-    assert taken_back.champion in receipt.reason
+    assert taken_back.champion in receipt.reason and "add new log files" in receipt.reason
     assert_sound(turn.store)
-    assert not turn().promoted
+    nothing = turn()
+    assert not nothing.promoted and "was rolled back: add new log files and run retrain again" in nothing.reason
     again = turn(replace(CHEAPER_IS_BETTER, worth_usd=1e-8))  # another setting, the same data
     assert not again.promoted and "rolled back" in again.reason
     with pytest.raises(StoreError, match="no earlier champion"):
@@ -478,10 +498,14 @@ def test_labels_flipped_for_one_model_are_set_aside_until_accepted(turn, day, qu
     receipt = turn()
     assert not receipt.promoted and list(receipt.set_aside) == [path]
     assert model in receipt.set_aside[path] and "--accept-change" in receipt.reason
+    assert receipt.accept_command.endswith("--accept-change")
+    again = turn()  # nothing new, but what is set aside is not forgotten
+    assert again.set_aside == receipt.set_aside and again.accept_command == receipt.accept_command
+    assert f"still set aside: {path}: {model}" in again.reason
     day(4).to_parquet(turn.logs / "day4.parquet")
     assert list(turn().set_aside) == [path]
     accepted = turn(replace(CHEAPER_IS_BETTER, accept_change=True))
-    assert accepted.rows_new > 0 and not accepted.set_aside
+    assert accepted.rows_new > 0 and not accepted.set_aside and not accepted.accept_command
 
 
 def test_an_honest_day_is_never_set_aside(turn, day, quick):
@@ -503,7 +527,9 @@ def test_a_half_written_file_is_taken_when_it_is_whole(turn, day, quick):
     whole = turn.folder / "whole.parquet"
     day(1).to_parquet(whole)
     (turn.logs / "day1.parquet").write_bytes(whole.read_bytes()[:2000])
-    assert "cannot be read" in turn().set_aside[str(turn.logs / "day1.parquet")]
+    receipt = turn()
+    assert "cannot be read" in receipt.set_aside[str(turn.logs / "day1.parquet")]
+    assert not receipt.accept_command  # which would not help
     receipts = (turn.folder / "receipts.jsonl").read_text()
     assert not turn().promoted and (turn.folder / "receipts.jsonl").read_text() == receipts
     shutil.copy(whole, turn.logs / "day1.parquet")
@@ -737,3 +763,119 @@ def test_the_registry_has_aliases_and_lineage_also_after_the_server_was_away(tur
 
     rollback(turn.folder)
     assert client.get_model_version_by_alias("token-broker", "champion").tags["bundle_id"] == first_turn[1].champion
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+def test_an_artifact_store_that_cannot_be_written_holds_nothing_up_and_the_next_run_makes_up_for_it(
+    turn, day, challenger, empty_database, unwritable, tmp_path, monkeypatch
+):
+    from mlflow import MlflowClient
+
+    trained, train = [], instead_of_training(challenger)
+
+    def counting(*arguments, **options):
+        trained.append(arguments)
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(line, "train", counting)
+    uri = sqlite_uri(Path(shutil.copy(empty_database, tmp_path / "mlflow.db")))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = MlflowClient(uri)
+    experiment = client.create_experiment(EXPERIMENT, artifact_location=unwritable.as_uri())
+    day(1).to_parquet(turn.logs / "day1.parquet")
+    receipt = turn(tracking_uri=None)
+    assert receipt.promoted and len(trained) == 1
+    assert receipt.tracking.startswith(f"tracking at {uri} failed: ") and str(unwritable.parent) in receipt.tracking
+    assert json.loads((turn.folder / "receipts.jsonl").read_text().splitlines()[-1])["tracking"] == receipt.tracking
+    assert str(unwritable.parent) in turn(tracking_uri=None).tracking  # still away, still no matter
+
+    unwritable.parent.unlink()
+    assert turn(tracking_uri=None).tracking == "ok"
+    champion = client.get_model_version_by_alias("token-broker", "champion")
+    assert champion.tags["bundle_id"] == receipt.champion
+    assert (Path(champion.source.removeprefix("file://")) / "manifest.json").exists()
+    assert not (turn.folder / "mlflow.db").exists() and client.search_runs([experiment])
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+def test_files_that_the_run_of_training_lacks_are_added_to_it_and_a_run_of_another_mlflow_is_made_anew(
+    turn, challenger, empty_database, tmp_path
+):
+    from mlflow import MlflowClient
+
+    first, second = (
+        sqlite_uri(Path(shutil.copy(empty_database, tmp_path / name))) for name in ("first.db", "second.db")
+    )
+    with tracked_run(first, "000001") as tracker:
+        pass
+    state = turn.store.recover()
+    state = replace(
+        state,
+        bundles={"000001": replace(state.bundles["000001"], mlflow_run_id=tracker.run_id)},
+        is_registry_current=False,
+    )
+    for uri, is_same in ((first, True), (second, False)):
+        context = RetrainContext(store=turn.store, config=CHEAPER_IS_BETTER, uri=uri)
+        assert register(state, context)[1] == "ok"
+        version = MlflowClient(uri).get_model_version_by_alias("token-broker", "champion")
+        assert (version.run_id == tracker.run_id) is is_same
+        assert (Path(version.source.removeprefix("file://")) / "router.onnx").exists()
+
+
+def test_a_server_that_never_answers_holds_nothing_up(turn, day, quick, silent_server):
+    day(1).to_parquet(turn.logs / "day1.parquet")
+    began = time.monotonic()
+    receipt = turn(tracking_uri=silent_server)
+    assert receipt.promoted and f"tracking at {silent_server} failed" in receipt.tracking
+    assert time.monotonic() - began < 60
+
+
+# ---- what people read ------------------------------------------------------------------------------
+
+
+def test_a_receipt_never_names_the_champion_as_its_own_challenger(turn, day, quick, first_turn, capsys):
+    def told(*words):
+        assert main([str(word) for word in words]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    first = first_turn[1].champion
+    day(1).to_parquet(turn.logs / "day1.parquet")
+    promoted = turn().champion
+    back = told("rollback", "--store", turn.folder, "--tracking-uri", "none")
+    assert back[0].startswith(f"rolled back from {promoted} to {first}; add new log files and run retrain again")
+    assert back[1:] == [f"champion {first}; the last challenger, {promoted}, is not in use"]
+    words = ["retrain", "--logs", turn.logs, "--tiers", turn.tiers, "--store", turn.folder, "--tracking-uri", "none"]
+    flipped(pd.concat([day(2), day(3), day(4)]), "frontier").to_parquet(turn.logs / "day2.parquet")
+    aside = told(*words, "--default-quality", "1.0", "--worth-usd", "1e-9", "--quality-margin", "1.0")
+    assert str(turn.logs / "day2.parquet") in aside[0]
+    assert shlex.split(aside[-1])[:2] == ["broker", "retrain"] and aside[-1].endswith(" --accept-change")
+
+
+def test_what_is_told_of_a_store_without_a_champion_or_with_a_new_one():
+    nothing = Receipt(run=1, promoted=False, reason="no new row", champion=None, challenger=None)
+    assert receipt_text(nothing) == "no new row\nno champion yet"
+    new = replace(nothing, promoted=True, reason="better", champion="a1", challenger="a1", tracking="ok")
+    assert receipt_text(new) == "promoted: better\nchampion a1"
+    assert receipt_text(replace(new, tracking="tracking at x failed: y")).endswith(
+        "\ntracking at x failed: y; the next run tries again"
+    )
+
+
+def test_the_command_that_accepts_a_change_is_the_run_itself(tmp_path):
+    config = RetrainConfig(
+        training=TrainingConfig(encoder="minilm", default_quality=0.9, drop_unparsed=True, keep_examples=True),
+        worth_usd=0.25,
+        quality_margin=0.01,
+        model_name="ours",
+    )
+    logs, tiers = ["my logs/*.parquet", tmp_path / "it's.jsonl"], tmp_path / "tiers.toml"
+    command = accept_command(logs, tiers, "store", config, "sqlite:///a b.db")
+    broker, name, *words = shlex.split(command)
+    parser = argparse.ArgumentParser()
+    retrain_command.add_arguments(parser)
+    options = parser.parse_args(words)
+    assert (broker, name, options.logs) == ("broker", "retrain", [str(log) for log in logs])
+    assert retrain_config(options) == replace(config, accept_change=True)
+    assert (options.tiers, str(options.store), options.tracking_uri) == (tiers, "store", "sqlite:///a b.db")
+    plain = accept_command("logs", "tiers.toml", "store", RetrainConfig(), None)
+    assert plain == "broker retrain --logs logs --tiers tiers.toml --store store --accept-change"

@@ -15,8 +15,7 @@ from chat_shapes import MEDIA_MESSAGES, TEXT_MESSAGES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router import BundleError, DialError, Policy, PriceError, Router, TierError
-from router.portfolio.tiers import parse_tiers
+from router import BundleError, DialError, Policy, PriceError, Router
 
 PROMPTS = [
     "Hello!",
@@ -492,24 +491,3 @@ def test_the_core_imports_only_numpy_onnxruntime_and_tokenizers():
     *core, others = run.stdout.splitlines()
     assert {"router.routing", "router.request", "router.bundle.manifest", "router.portfolio.quote"} <= set(core)
     assert others == "others:"
-
-
-@pytest.mark.parametrize("served", [1e-200, 1e-160])
-def test_own_hardware_that_serves_next_to_nothing_has_no_price(served):
-    text = f"""
-[[tiers]]
-name = "edge"
-[[tiers.offers]]
-model = "local/tiny"
-provider = "local"
-region = "local"
-context_window = 8192
-[tiers.offers.self_hosted]
-electricity_usd_per_hour = 0.04
-bandwidth_usd_per_hour = 0.0
-hardware_usd_per_hour = 0.1
-utilization = {served}
-mtok_per_hour = {served}
-"""
-    with pytest.raises(TierError, match="no finite price"):
-        parse_tiers(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from training.reports.tables import Table
 from training.retrain import Receipt
 from training.retrain import retrain as run_retraining
 from training.retrain import rollback as run_rollback
+from training.tracking import NO_TRACKING, TRACKED, ambient_tracking_uri, default_tracking_uri
 
 DEMO_BUNDLE = Path("models/demo")
 DEMO_PROMPTS = (
@@ -58,8 +60,13 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="of a Dask scheduler, for example tcp://host:8786, whose workers read the log",
     )
-    parser.add_argument("--tracking-uri", help='of MLflow; default: mlflow.db beside the bundle; "none" tracks nothing')
+    _tracking_argument(parser, "mlflow.db beside the bundle")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+
+
+def _tracking_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    help = f'of MLflow; default: the environment\'s MLFLOW_TRACKING_URI, else {default}; "none" tracks nothing'
+    parser.add_argument("--tracking-uri", help=help)
 
 
 def _examples_argument(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +103,7 @@ def _result_document(result: TrainingResult) -> dict[str, object]:
         "bundle": str(result.bundle),
         "bundle_id": result.manifest.bundle_id,
         "mlflow_run_id": result.manifest.mlflow_run_id,
+        "tracking": result.tracking,
         "n_prompts": result.log.summary.n_prompts,
         "n_embedded": result.n_embedded,
         "encoder_reused": result.encoder_reused,
@@ -230,9 +238,15 @@ def _demo(options: argparse.Namespace) -> int:
         f"\nWhere to look next:\n  {options.out / 'report.html'}   pictures and tables of this run"
         f'\n  broker route --bundle {options.out} --quality 0.95 --explain "your prompt"'
         f"\n  broker train --logs YOUR_LOG --tiers YOUR_TIERS.toml --out models/NAME   (format: data/README.md)"
-        f"\n  mlflow ui --backend-store-uri sqlite:///{options.out.parent / 'mlflow.db'}   every run, with its bundle"
+        f"\n  {_where_runs_are(options.out)}   every run, with its bundle"
     )
     return DONE
+
+
+def _where_runs_are(out: Path) -> str:
+    """The page of the tracking server, or the command that shows the runs of a database."""
+    uri = ambient_tracking_uri() or default_tracking_uri(out)
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def _retrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -251,12 +265,13 @@ def _retrain_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--accept-change", action="store_true", help="take log files that were set aside")
     parser.add_argument("--model-name", default=RetrainConfig.model_name, help="in MLflow's model registry")
-    parser.add_argument("--tracking-uri", help='of MLflow; default: mlflow.db in the store; "none" tracks nothing')
+    _tracking_argument(parser, "mlflow.db in the store")
     parser.add_argument("--json", action="store_true", help="print the receipt as one JSON document")
 
 
-def _retrain(options: argparse.Namespace) -> int:
-    config = RetrainConfig(
+def retrain_config(options: argparse.Namespace) -> RetrainConfig:
+    """The settings that the options of `broker retrain` stand for."""
+    return RetrainConfig(
         training=TrainingConfig(
             encoder=options.encoder,
             default_quality=options.default_quality,
@@ -268,6 +283,10 @@ def _retrain(options: argparse.Namespace) -> int:
         accept_change=options.accept_change,
         model_name=options.model_name,
     )
+
+
+def _retrain(options: argparse.Namespace) -> int:
+    config = retrain_config(options)
     receipt = run_retraining(
         options.logs, options.tiers, options.store, config, tracking_uri=options.tracking_uri, progress=True
     )
@@ -278,7 +297,7 @@ def _retrain(options: argparse.Namespace) -> int:
 def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", required=True, type=Path, help="folder of the store")
     parser.add_argument("--model-name", default=RetrainConfig.model_name, help="in MLflow's model registry")
-    parser.add_argument("--tracking-uri", help="of MLflow; default: mlflow.db in the store, where there is one")
+    _tracking_argument(parser, "mlflow.db in the store, where there is one")
     parser.add_argument("--json", action="store_true", help="print the receipt as one JSON document")
 
 
@@ -289,11 +308,23 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _say_receipt(receipt: Receipt, *, as_json: bool) -> None:
-    if as_json:
-        say(json.dumps(receipt.to_json(), ensure_ascii=False))
+    say(json.dumps(receipt.to_json(), ensure_ascii=False) if as_json else receipt_text(receipt))
+
+
+def receipt_text(receipt: Receipt) -> str:
+    """What a run of `retrain` or `rollback` did, for people."""
+    lines = [f"promoted: {receipt.reason}" if receipt.promoted else receipt.reason]
+    if receipt.champion is None:
+        lines.append("no champion yet")
+    elif receipt.challenger in (None, receipt.champion):
+        lines.append(f"champion {receipt.champion}")
     else:
-        promoted = "promoted: " if receipt.promoted else ""
-        say(f"{promoted}{receipt.reason}\nchampion {receipt.champion}, challenger {receipt.challenger}")
+        lines.append(f"champion {receipt.champion}; the last challenger, {receipt.challenger}, is not in use")
+    if receipt.accept_command:
+        lines += ["to take the log files that were set aside, look at them, then run:", f"  {receipt.accept_command}"]
+    if receipt.tracking not in (TRACKED, NO_TRACKING):
+        lines.append(f"{receipt.tracking}; the next run tries again")
+    return "\n".join(lines)
 
 
 def _audit_arguments(parser: argparse.ArgumentParser) -> None:

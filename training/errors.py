@@ -11,7 +11,11 @@ RouterError
     └── StoreBusyError  another run holds it
 """
 
+import re
+
 from router.errors import RouterError
+
+_CREDENTIALS = re.compile(r"(?<=//)[^/\s@]+@")
 
 
 class LogError(RouterError):
@@ -35,18 +39,21 @@ class ConfigError(RouterError, ValueError):
 class TrackingError(ConfigError):
     """MLflow cannot be reached, or refuses what it is told.
 
-    uri: the tracking URI. cause: what MLflow raised.
+    uri: the tracking URI. cause: what was raised, by MLflow or by what it uses.
     """
 
     def __init__(self, uri: str, cause: Exception) -> None:
         self.uri, self.cause = uri, cause
-        super().__init__(f"tracking at {uri} failed: {cause}; see --tracking-uri")
+        super().__init__(
+            f"{self.summary}; name another place with --tracking-uri or MLFLOW_TRACKING_URI, "
+            'or track nothing with --tracking-uri "none"'
+        )
 
     @property
     def summary(self) -> str:
-        """One line of at most about 400 characters, for a receipt."""
-        first = next(iter(str(self.cause).splitlines()), type(self.cause).__name__)
-        return f"tracking at {self.uri} failed: {first[:300]}"
+        """One line of at most about 400 characters, without names and passwords in addresses."""
+        first = next(iter(str(self.cause).splitlines()), "") or type(self.cause).__name__
+        return _CREDENTIALS.sub("", f"tracking at {self.uri} failed: {first[:300]}")
 
 
 class ClusterError(RouterError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from training.log.split import Split
 from training.log.table import OutcomeTable
 from training.reports.figures import report_figures
 from training.reports.report import write_report
-from training.tracking import default_tracking_uri, tracked_run
+from training.tracking import NO_TRACKING, ambient_tracking_uri, default_tracking_uri, tracked_run
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class TrainingResult:
     """What a run made and measured.
 
     label_distribution: share of each cheapest-correct label, per segment. n_embedded: prompts whose embedding was not
-    in the cache. encoder_reused: an earlier run had learned the encoder.
+    in the cache. encoder_reused: an earlier run had learned the encoder. tracking: "ok", "none" (nothing is tracked),
+    or what failed after training had begun, so that MLflow lacks a part of this run.
     """
 
     bundle: Path
@@ -65,6 +66,7 @@ class TrainingResult:
     parity: Parity
     n_embedded: int
     encoder_reused: bool
+    tracking: str
 
 
 def train(
@@ -84,19 +86,21 @@ def train(
     cluster: address of a Dask scheduler, such as tcp://host:8786 (extra `distributed`). Its workers read the log, which
         need not fit into one machine's memory, and fit the classifier on all of it. All else is fitted and judged here,
         on a sample. Logs and cache must stand on storage that all workers see. None does everything here.
-    tracking_uri: of MLflow; None takes a sqlite database beside the bundle, "none" tracks nothing.
+    tracking_uri: of MLflow; "none" tracks nothing. None takes that of the active run of MLflow, in which this one is
+        then nested; else MLFLOW_TRACKING_URI of the environment; else a sqlite database beside the bundle.
     progress: bars on stderr. on_step: called with the name of each step when it is done.
 
     Beside the bundle stand `<out>-training.parquet` (what `evaluate` fits its baselines on; no prompt text) and, where
     rows were broken, `<out>-quarantine.parquet`.
 
     Raises LogError, TierError, ConfigError, EncoderError, ParityError, ClusterError; `out` is then left as it was.
+    TrackingError is a ConfigError: the run cannot be started in MLflow. What fails in MLflow later stops nothing: it is
+    a warning, and in the result.
     """
     out, config = Path(out), config or TrainingConfig()
-    check_target(out)
     prices = PriceTable.parse(tiers_text(tiers), source=str(tiers))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    uri = default_tracking_uri(out) if tracking_uri is None else tracking_uri
+    check_target(out)
+    uri = tracking_uri or ambient_tracking_uri() or default_tracking_uri(out)
     with tracked_run(uri, out.name) as tracker, tqdm(desc="train", unit="step", delay=1, disable=not progress) as bar:
 
         def done(step: str) -> None:
@@ -109,7 +113,10 @@ def train(
         # One thread for linear algebra: the same bundle on any number of cores, and pools of threads that wait for each
         # other in every small step are many times slower as soon as the machine has other work.
         with backend_at(cluster, context) as backend, threadpool_limits(1):
-            return _run(logs, prices, out, backend, context)
+            result = _run(logs, prices, out, backend, context)
+    if tracker.problem is not None:
+        logger.warning("%s; the bundle is complete, but MLflow lacks a part of this run", tracker.outcome)
+    return replace(result, tracking=tracker.outcome)
 
 
 def _run(
@@ -165,6 +172,7 @@ def _run(
         parity=parity,
         n_embedded=embeddings.n_computed,
         encoder_reused=encoder_reused,
+        tracking=NO_TRACKING,
     )
     _track(result, known.costs.estimated_share, context)
     context.tracker.log_figures(figures)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from router.errors import PriceError, TierError
 from router.portfolio.quote import Quote, usable_offers
-from router.portfolio.tiers import PRICES, Offer, Tier, parse_tiers
+from router.portfolio.tiers import PRICES, Offer, Tier, parse_tiers, tiers_text
 
 
 @dataclass(frozen=True)
 class PriceTable:
     """Offers and prices of every tier, in the order of the tiers of a bundle.
 
-    id: the first 16 hexadecimal digits of the SHA-256 of the file's text.
+    id: the first 16 hexadecimal digits of the SHA-256 of the file's text, without a byte order mark.
     """
 
     tiers: tuple[Tier, ...]
@@ -37,8 +37,8 @@ class PriceTable:
         Raises PriceError where the file cannot be read, is not valid, or has other tiers.
         """
         try:
-            table = cls.parse(Path(path).read_bytes().decode("utf-8"), str(path))
-        except (OSError, UnicodeDecodeError, TierError) as error:
+            table = cls.parse(tiers_text(path), str(path))
+        except TierError as error:
             raise PriceError(f"price table refused: {error}") from error
         found = {tier.name: tier for tier in table.tiers}
         if set(found) != set(tier_names):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,13 @@ def read_tiers(path: str | Path) -> tuple[Tier, ...]:
 
 
 def tiers_text(path: str | Path) -> str:
-    """The text of a tiers.toml; raises TierError where it cannot be read."""
+    """The text of a tiers.toml, without a byte order mark; raises TierError where it cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TierError(f"{path}: cannot be read ({error}); expected a tiers.toml") from error
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise TierError(f"{path}: cannot be read ({error.strerror}); expected a tiers.toml") from error
+    except UnicodeDecodeError as error:
+        raise TierError(f"{path}: byte {error.start} is not UTF-8; save the file with the encoding UTF-8") from error
 
 
 def parse_tiers(text: str, source: str = "tiers.toml") -> tuple[Tier, ...]:
@@ -117,11 +119,17 @@ def log_names(offer: Offer) -> tuple[str, ...]:
 
 _TIER_KEYS = {"name", "offers", "critical"}
 _OFFER_KEYS = {entry.name for entry in fields(Offer)} | {"self_hosted"}
-_SELF_HOSTED_KEYS = {entry.name for entry in fields(SelfHosted)}
+_OFFER_NEEDS = ("model", "provider", "region", "context_window")
+_PRICE_KEYS = PRICES[:2]
+_SELF_HOSTED_KEYS = tuple(entry.name for entry in fields(SelfHosted))
+
+_LEAST_USD_PER_MTOK = 1e-4
+"""No model is so cheap: the cheapest cost about 0.01 USD per million tokens. A price per token is below this."""
 
 
 def _tier(entry: Any, place: str) -> Tier:
     _refuse_unknown(_table(entry, place), _TIER_KEYS, place)
+    _refuse_missing(entry, ("name",), place)
     name = _text(entry, "name", place)
     offers = entry.get("offers")
     if not isinstance(offers, list) or not offers:
@@ -138,6 +146,7 @@ def _tier(entry: Any, place: str) -> Tier:
 
 def _offer(entry: Any, place: str) -> Offer:
     _refuse_unknown(_table(entry, place), _OFFER_KEYS, place)
+    _refuse_missing(entry, _OFFER_NEEDS + (() if "self_hosted" in entry else _PRICE_KEYS), place)
     usd_per_mtok_input, usd_per_mtok_output = _prices(entry, place)
     return Offer(
         model=_text(entry, "model", place),
@@ -155,13 +164,15 @@ def _offer(entry: Any, place: str) -> Offer:
 
 
 def _prices(entry: Mapping[str, Any], place: str) -> tuple[float, float]:
-    listed = {"usd_per_mtok_input", "usd_per_mtok_output"} & set(entry)
     if "self_hosted" not in entry:
-        return _number(entry, "usd_per_mtok_input", place), _number(entry, "usd_per_mtok_output", place)
-    if listed:
-        raise TierError(f"{place}: both self_hosted and {', '.join(sorted(listed))}; expected one of the two")
+        prices = _number(entry, "usd_per_mtok_input", place), _number(entry, "usd_per_mtok_output", place)
+        _refuse_prices_per_token(prices, place)
+        return prices
+    if listed := sorted(set(_PRICE_KEYS) & set(entry)):
+        raise TierError(f"{place}: both self_hosted and {', '.join(listed)}; expected one of the two")
     hourly = _table(entry["self_hosted"], f"{place}, self_hosted")
-    _refuse_unknown(hourly, _SELF_HOSTED_KEYS, f"{place}, self_hosted")
+    _refuse_unknown(hourly, set(_SELF_HOSTED_KEYS), f"{place}, self_hosted")
+    _refuse_missing(hourly, _SELF_HOSTED_KEYS, f"{place}, self_hosted")
     cost = SelfHosted(
         electricity_usd_per_hour=_number(hourly, "electricity_usd_per_hour", place),
         bandwidth_usd_per_hour=_number(hourly, "bandwidth_usd_per_hour", place),
@@ -176,6 +187,18 @@ def _prices(entry: Mapping[str, Any], place: str) -> tuple[float, float]:
             "expected utilization x mtok_per_hour to be well above 0"
         )
     return cost.usd_per_mtok, cost.usd_per_mtok
+
+
+def _refuse_prices_per_token(prices: tuple[float, float], place: str) -> None:
+    """Raises TierError where the prices can only be meant per token; prices of 0 say nothing."""
+    paid = [price for price in prices if price > 0]
+    if paid and max(paid) < _LEAST_USD_PER_MTOK:
+        found = " and ".join(f"{price:g}" for price in prices)
+        meant = " and ".join(f"{1e6 * price:g}" for price in prices)
+        raise TierError(
+            f"{place}: usd_per_mtok_input and usd_per_mtok_output are {found}, which look like prices per token; "
+            f"expected USD per million tokens: {meant}"
+        )
 
 
 def _table(entry: Any, place: str) -> Mapping[str, Any]:
@@ -193,8 +216,7 @@ def _number(
     if not is_number or not (value >= 0 if above is None else value > above) or value > most:
         least = "of at least 0" if above is None else f"above {above:g}"
         limit = "" if math.isinf(most) else f" and at most {most:g}"
-        found = "nothing" if value is None else repr(value)
-        raise TierError(f"{place}: {key} is {found}; expected a number {least}{limit}")
+        raise TierError(f"{place}: {key} is {value!r}; expected a number {least}{limit}")
     return float(value)
 
 
@@ -205,7 +227,7 @@ def _optional_number(entry: Mapping[str, Any], key: str, place: str) -> float | 
 def _text(entry: Mapping[str, Any], key: str, place: str) -> str:
     value = entry.get(key)
     if not isinstance(value, str) or not value:
-        raise TierError(f"{place}: {key} is {'nothing' if value is None else repr(value)}; expected a text")
+        raise TierError(f"{place}: {key} is {value!r}; expected a text")
     return value
 
 
@@ -219,6 +241,12 @@ def _texts(entry: Mapping[str, Any], key: str, place: str) -> tuple[str, ...]:
 def _refuse_unknown(entry: Mapping[str, Any], known: set[str], place: str) -> None:
     if unknown := sorted(set(entry) - known):
         raise TierError(f"{place}: unknown {', '.join(unknown)}; expected only {', '.join(sorted(known))}")
+
+
+def _refuse_missing(entry: Mapping[str, Any], needed: Sequence[str], place: str) -> None:
+    if missing := [key for key in needed if key not in entry]:
+        verb = "is" if len(missing) == 1 else "are"
+        raise TierError(f"{place}: {', '.join(missing)} {verb} missing; expected {', '.join(needed)}")
 
 
 def _refuse_repeated(names: list[str], what: str) -> None:

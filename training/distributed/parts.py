@@ -32,7 +32,7 @@ from training.log.checked import database
 from training.log.costs import attempt_costs
 from training.log.ingest import broken_rows, pivot, refuse_unusable_log, to_cells, write_quarantine
 from training.log.labels import UNKNOWN, label_cheapest_correct
-from training.log.rows import append_log, fetch, quoted
+from training.log.rows import append_log, fetch, quoted, quoted_path
 from training.log.split import Split, fold_numbers, group_positions
 from training.log.table import CELL_MEASURES, IngestSummary, OutcomeTable, is_partial_count
 
@@ -74,8 +74,8 @@ def gather_broken(broken: Sequence[Path], quarantine: Path | None, *, is_usable:
     is_usable: whether there are other rows; raises LogError where not.
     """
     with database() as db:
-        if found := [str(path) for path in broken if path.exists()]:
-            db.execute(f"INSERT INTO raw BY NAME SELECT * FROM read_parquet({found})")
+        if found := ", ".join(quoted_path(path) for path in broken if path.exists()):
+            db.execute(f"INSERT INTO raw BY NAME SELECT * FROM read_parquet([{found}])")
         write_quarantine(db, quarantine)
         if not is_usable:
             refuse_unusable_log(db)
@@ -104,8 +104,8 @@ def pivot_part(
     """Write the table of one part, pivoted as that of a whole log is."""
     with database(WORKER_MEMORY) as db:
         db.execute("SET threads = 1")
-        files = [str(path) for path in rows]
-        db.execute(f"INSERT INTO raw BY NAME SELECT * EXCLUDE (part) FROM read_parquet({files}) WHERE part = {part}")
+        files = ", ".join(quoted_path(path) for path in rows)
+        db.execute(f"INSERT INTO raw BY NAME SELECT * EXCLUDE (part) FROM read_parquet([{files}]) WHERE part = {part}")
         to_cells(db, tiers, drop_unparsed)
         found = pivot(db, tuple(tier.name for tier in tiers))
     write_table(found, table)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +55,21 @@ class BundleDraft:
 
 
 def check_target(target: Path) -> None:
-    """Raise ConfigError where `target` is a file, or a folder that holds something other than a bundle."""
+    """See that a bundle can be written to `target`; its parent folder is made where there is none.
+
+    Raises ConfigError where `target` is a file, or a folder that holds something other than a bundle, or where nothing
+    can be written beside it; OSError where the disk is full.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise ConfigError(
+            f"{target.parent} cannot be written to ({error.strerror}); name another folder with --out"
+        ) from error
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_FILE).exists()):
         raise ConfigError(f"{target} exists and is no bundle; name a new folder with --out, or remove it")
 
@@ -71,7 +87,6 @@ def draft_bundle(
     The runtime can load the draft already. manifest: without files. Where this raises, the folder is removed.
     Raises BundleError where the runtime cannot load what was written, OSError where it cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
     folder.mkdir()
     try:

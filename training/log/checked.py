@@ -31,7 +31,7 @@ def database(memory_limit: str = MEMORY_LIMIT) -> Iterator[duckdb.DuckDBPyConnec
 def checked_logs(folder: Path | None = None, memory_limit: str = MEMORY_LIMIT) -> Iterator[CheckedLogs]:
     """An empty CheckedLogs, whose database is removed at the end.
 
-    folder: where the database stands; None takes the system's folder for temporary files.
+    folder: where the database stands; None takes the system's folder for temporary files, as does a path with a "?".
     While it is in use, DuckDB's errors become LogError where `memory_limit` is too small, and OSError where it cannot
     write, for example because the disk is full.
     """
@@ -48,6 +48,8 @@ def checked_logs(folder: Path | None = None, memory_limit: str = MEMORY_LIMIT) -
 def _temporary(folder: Path | None, memory_limit: str) -> Iterator[CheckedLogs]:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+        if "?" in str(folder.resolve()):
+            folder = None  # DuckDB cannot write its log there: it takes what follows for a query
     with tempfile.TemporaryDirectory(prefix=".token-broker-", dir=folder) as temporary:
         rows = CheckedLogs(Path(temporary) / "log.duckdb", memory_limit)
         try:

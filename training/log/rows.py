@@ -7,6 +7,7 @@ its content and the reason. See data/README.md for the format.
 from __future__ import annotations
 
 import csv
+import glob
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def _append_frame(db: duckdb.DuckDBPyConnection, log: _Log, frame: pd.DataFrame)
 
 
 def _append_parquet(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
-    rows = _from_table(db, f"read_parquet({quoted(str(path))})", pq.read_schema(path).names)
+    rows = _from_table(db, f"read_parquet({quoted_path(path)})", pq.read_schema(path).names)
     _insert(db, log, rows, _TABLE_ROW)
 
 
@@ -133,7 +134,7 @@ def _append_csv(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
     columns = ", ".join(f"{quoted(name)}: 'VARCHAR'" for name in distinct(names))
     for is_strict in (True, False):
         table = (
-            f"read_csv({quoted(str(path))}, columns = {{{columns}}}, header = true, auto_detect = false, "
+            f"read_csv({quoted_path(path)}, columns = {{{columns}}}, header = true, auto_detect = false, "
             f"delim = {quoted(delimiter)}, quote = '\"', escape = '\"', strict_mode = {is_strict}, "
             f"max_line_size = {MAX_LINE_BYTES}, store_rejects = true, "
             "rejects_table = 'rejects', rejects_scan = 'rejected_scans')"
@@ -239,7 +240,7 @@ def _joined_prompts(db: duckdb.DuckDBPyConnection, log: _Log) -> tuple[str, str]
     if beside is None or not beside.exists():
         return "f.prompt AS prompt", ""
     try:
-        rows = _from_table(db, f"read_parquet({quoted(str(beside))})", pq.read_schema(beside).names)
+        rows = _from_table(db, f"read_parquet({quoted_path(beside)})", pq.read_schema(beside).names)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         _append_unreadable(db, log, str(beside), error)
         return "f.prompt AS prompt", ""
@@ -306,3 +307,8 @@ def _identifier(name: str) -> str:
 def quoted(text: str) -> str:
     """A text as a literal of SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def quoted_path(path: Path) -> str:
+    """A file to read as a literal of SQL: this file only, though DuckDB takes a path for a glob."""
+    return quoted(glob.escape(str(path)))

@@ -40,11 +40,20 @@ def _files(source: str) -> list[Path]:
     elif path.exists():
         found = [path]
     else:
-        found = [Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file()]
+        found = [Path(name) for name in glob.glob(_pattern(source), recursive=True) if Path(name).is_file()]
     files = sorted(item for item in found if format_of(item) and item.name != PROMPTS_FILE)
     if not files:
         raise LogError(f"{source}: found no log; expected a file, folder or glob of .parquet, .jsonl or .csv")
     return files
+
+
+def _pattern(source: str) -> str:
+    """A glob in which the leading folders that exist as they are written stand for themselves."""
+    path = Path(source)
+    for folder in path.parents:
+        if folder.is_dir():
+            return str(Path(glob.escape(str(folder))) / path.relative_to(folder))
+    return source
 
 
 def _is_same(first: Path, second: Path) -> bool:

@@ -110,7 +110,7 @@ def _contradiction(outcomes: Sequence[tuple[str, str, float]], champion: Bundle,
         if of_tier.sum() < MIN_EXAMINED:
             continue
         p, y = expected[of_tier], correct[of_tier]
-        answers = f"{len(y):,} answers; labels or model changed? look, then --accept-change"
+        answers = f"{len(y):,} answers; did the labels or the model change? if that is right: --accept-change"
         if _exceeds(y - p, LEAST_SHIFT) or _exceeds(p - y, LEAST_SHIFT):
             return f"{tier} answered {y.mean():.0%} right where {p.mean():.0%} was expected ({answers})"
         all_flipped = float(((1 - 2 * p) ** 2).mean())  # what flipping every label adds to the Brier score

@@ -126,13 +126,21 @@ class LogFiles:
             n_found += known[digest].n_prompts
         return newest
 
+    @property
+    def can_be_accepted(self) -> bool:
+        """Whether `accept_change` would take a file that is set aside; it cannot take one that cannot be read."""
+        unreadable = {str(self.found[digest]) for digest, new in self.new.items() if new.is_unreadable}
+        return bool(self.set_aside.keys() - unreadable)
+
     def explain(self, reason: str) -> str:
-        """The reason, and which new file was set aside, and why."""
-        files = [new.file for new in self.new.values() if new.file.set_aside]
+        """The reason, and which new file was set aside, and why; where no file is new, which is still set aside."""
+        new = {new.file.path: new.file.set_aside for new in self.new.values() if new.file.set_aside}
+        files, still = (new, "") if self.new else (self.set_aside, "still ")
         if not files:
             return reason
         others = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
-        return f"{reason}; set aside: {files[0].path}{others}: {files[0].set_aside}"
+        path, why = next(iter(files.items()))
+        return f"{reason}; {still}set aside: {path}{others}: {why}"
 
     @property
     def _known(self) -> dict[str, LogFile]:

@@ -21,7 +21,8 @@ class Receipt:
         not compared. worth_usd: of a correct answer, in the net value. n_judged: prompts that they were compared on.
     drift: `level` and `summary` of the drift report; None where there was none. It stops no promotion.
     promised, champion_kept: the quality that the former champion promises, and what it kept on recent prompts.
-    set_aside: by log file of this run's logs, why it is kept out. tracking: "ok", "none", or what failed.
+    set_aside: by log file of this run's logs, why it is kept out. accept_command: the command line that takes them all
+        the same; "" where there is none to take. tracking: "ok", "none", or what failed.
     """
 
     run: int
@@ -40,6 +41,7 @@ class Receipt:
     promised: float | None = None
     champion_kept: Mapping[str, Any] | None = None
     set_aside: Mapping[str, str] = field(default_factory=dict)
+    accept_command: str = ""
     tracking: str = "none"
     finished_utc: str = ""
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from training.errors import TrackingError
 from training.retrain.context import RetrainContext
-from training.retrain.store import State, Store, StoredBundle
-from training.tracking import NO_TRACKING, MlflowTracker, tracked_run, without_notices
+from training.retrain.store import State, StoredBundle
+from training.tracking import NO_TRACKING, REACH_S, TRACKED, WRITE_S, asking_mlflow, mlflow_client, tracked_run
 
 
 def register(state: State, context: RetrainContext) -> tuple[State, str]:
@@ -23,37 +20,41 @@ def register(state: State, context: RetrainContext) -> tuple[State, str]:
     if context.uri == NO_TRACKING:
         return state, NO_TRACKING
     if state.is_registry_current:
-        return state, "ok"
-    from mlflow.exceptions import MlflowException
-
+        return state, TRACKED
     try:
-        with without_notices():
-            _register_bundles(state, context.store, context.uri, context.config.model_name)
-    except TrackingError as error:
-        return state, error.summary
-    except (MlflowException, OSError) as error:
-        return state, TrackingError(context.uri, error).summary
+        with asking_mlflow(REACH_S):
+            client = _client_with_model(context.uri, context.config.model_name)
+        with asking_mlflow(WRITE_S):
+            _register_bundles(client, state, context)
+    except Exception as error:  # whatever it is, it must not hold up retraining
+        problem = error if isinstance(error, TrackingError) else TrackingError(context.uri, error)
+        return state, problem.summary
     state = replace(state, unregistered=(), is_registry_current=True)
     context.store.commit(state)
-    return state, "ok"
+    return state, TRACKED
 
 
-def _register_bundles(state: State, store: Store, uri: str, model: str) -> None:
-    """Register bundles that are not registered yet, by bundle_id, and point the aliases."""
-    from mlflow import MlflowClient
+def _client_with_model(uri: str, model: str) -> Any:
+    """A client of MLflow, in whose registry the model is."""
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(uri, registry_uri=uri)
+    client = mlflow_client(uri)
     try:
         client.create_registered_model(model, description="Routers of `broker retrain`")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    return client
+
+
+def _register_bundles(client: Any, state: State, context: RetrainContext) -> None:
+    """Register bundles that are not registered yet, by bundle_id, and point the aliases."""
+    model = context.config.model_name
     versions_found = client.search_model_versions(f"name='{model}'")
     found = {version.tags.get("bundle_id"): version.version for version in versions_found}
     for name in dict.fromkeys([*state.unregistered, state.champion, state.challenger]):
         if name and (stored := state.bundles[name]).bundle_id not in found:
-            found[stored.bundle_id] = _new_version(client, uri, store.bundle(name), stored, model)
+            found[stored.bundle_id] = _new_version(client, context.uri, context.store.bundle(name), stored, model)
     for alias, name in (("challenger", state.challenger), ("champion", state.champion)):
         if name:
             client.set_registered_model_alias(model, alias, found[state.bundles[name].bundle_id])
@@ -62,28 +63,38 @@ def _register_bundles(state: State, store: Store, uri: str, model: str) -> None:
 def _new_version(client: Any, uri: str, folder: Path, stored: StoredBundle, model: str) -> str:
     """Register one bundle with its lineage; returns the version.
 
-    Where its training was not tracked, a run is made for it.
+    Where MLflow does not have the run of its training, a run is made for it. Where that run lacks files of the bundle,
+    they are added.
     """
     lineage = {name: value for name, value in asdict(stored).items() if value}
-    run_id = stored.mlflow_run_id
-    if not run_id:
+    run = _run_of_training(client, stored)
+    if run is None:
         with tracked_run(uri, folder.name) as tracker:
-            assert isinstance(tracker, MlflowTracker)
             tracker.log_params(lineage)
             tracker.log_bundle(folder)
-            run_id = tracker.run_id
-    source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
-    return str(client.create_model_version(model, source, run_id, tags=lineage).version)
+        if tracker.problem is not None:
+            raise tracker.problem
+        run = client.get_run(tracker.run_id)
+    elif not {path.name for path in folder.iterdir()} <= _names_of_artifacts(client, run):
+        client.log_artifacts(run.info.run_id, str(folder), "bundle")
+    source = f"{run.info.artifact_uri}/bundle"
+    return str(client.create_model_version(model, source, run.info.run_id, tags=lineage).version)
 
 
-@contextmanager
-def impatient_tracking() -> Iterator[None]:
-    """Let MLflow give up soon on a server that does not answer; settings in the environment take precedence."""
-    impatience = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-    added = {name: value for name, value in impatience.items() if name not in os.environ}
-    os.environ.update(added)
+def _run_of_training(client: Any, stored: StoredBundle) -> Any:
+    """The run of MLflow in which a bundle was trained; None where this MLflow has none."""
+    from mlflow.exceptions import MlflowException
+
+    if not stored.mlflow_run_id:
+        return None
     try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
+        return client.get_run(stored.mlflow_run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _names_of_artifacts(client: Any, run: Any) -> set[str]:
+    """Names of the files of the bundle that a run has."""
+    return {PurePosixPath(item.path).name for item in client.list_artifacts(run.info.run_id, "bundle")}

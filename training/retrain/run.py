@@ -22,22 +22,24 @@ from typing import Any
 from router.bundle.bundle import Bundle
 from router.golden import check_golden
 from router.portfolio.prices import PriceTable
-from router.portfolio.tiers import read_tiers
+from router.portfolio.tiers import tiers_text
 from training.config import RetrainConfig
 from training.errors import StoreError, TrackingError
 from training.export.versions import versions
 from training.log.checked import CheckedLogs, checked_logs
 from training.pipeline import TrainingResult, train
+from training.retrain.command import accept_command
 from training.retrain.context import RetrainContext
 from training.retrain.log_check import read_known_files, read_new_files
 from training.retrain.log_files import LogFiles, find_log_files, new_files, with_present_names
 from training.retrain.receipt import Receipt
-from training.retrain.registry import impatient_tracking, register
+from training.retrain.registry import register
 from training.retrain.store import State, Store, StoredBundle, utc_now
-from training.retrain.verdict import Champion, judge
-from training.tracking import NO_TRACKING
+from training.retrain.verdict import Champion, Verdict, judge
+from training.tracking import NO_TRACKING, TRACKED, ambient_tracking_uri
 
 _NOTHING_NEW = "nothing new: every log file was read before, and the settings are the same"
+_AFTER_ROLLBACK = "add new log files and run retrain again; no challenger of the same data takes over"
 
 
 def retrain(
@@ -54,8 +56,9 @@ def retrain(
 
     logs: files, folders or globs that name all that is to be trained on; the store knows what of it is new. Best is one
         file a day: a file is checked, and set aside, as a whole.
-    tracking_uri: of MLflow; None takes the store's own database, "none" tracks nothing. Where MLflow cannot be used,
-        the run goes on, the receipt says so, and the next run tells MLflow.
+    tracking_uri: of MLflow; "none" tracks nothing. None takes that of the active run of MLflow, else
+        MLFLOW_TRACKING_URI of the environment, else the store's own database. Where MLflow cannot be used, the run
+        goes on, the receipt says what failed, and the next run tells MLflow.
     on_step: told the name of each step that is done, those of training among them.
 
     A run that is killed at any moment leaves the last champion in its place, and the next run recovers by itself.
@@ -63,23 +66,26 @@ def retrain(
     promoted then.
     """
     config, place = config or RetrainConfig(), Store(store)
-    uri = place.tracking_uri if tracking_uri is None else tracking_uri
-    context = RetrainContext(store=place, config=config, uri=uri, progress=progress, on_step=on_step)
-    tiers_read, tiers_text = read_tiers(tiers), Path(tiers).read_text(encoding="utf-8")
+    uri = tracking_uri or ambient_tracking_uri() or place.tracking_uri
+    command = accept_command(logs, tiers, store, config, tracking_uri)
+    context = RetrainContext(
+        store=place, config=config, uri=uri, progress=progress, accept_command=command, on_step=on_step
+    )
+    prices = PriceTable.parse(tiers_text(tiers), source=str(tiers))
     found = find_log_files(logs)
-    with place.hold(), impatient_tracking():
+    with place.hold():
         state = with_present_names(place.recover(), found)
         on_step("recovered")
-        settings = _settings(config, tiers_text)
+        settings = _settings(config, prices.text)
         has_new_settings = settings != state.settings
         new = new_files(found, state.files, accept_change=config.accept_change)
         if not new and not has_new_settings:
-            return _nothing_new(state, context)
+            return _nothing_new(state, LogFiles(found=found, new={}, former=state.files), context)
 
-        champion = Champion.of(state, place, tiers_read)
+        champion = Champion.of(state, place, prices.tiers)
         with checked_logs(place.cache) as rows:
             files = read_new_files(
-                rows, found, new, state.files, tiers_read, champion.bundle, accept_change=config.accept_change
+                rows, found, new, state.files, prices.tiers, champion.bundle, accept_change=config.accept_change
             )
             on_step("examined")
             if not files.taken or not (files.taken_new or has_new_settings):
@@ -89,25 +95,25 @@ def retrain(
             read_known_files(rows, files.taken_before)
             result, tracking_problem = _train(rows, tiers, state.run_name, context)
             on_step("trained")
-            challenger, prices = Bundle.load(result.bundle), PriceTable.parse(tiers_text)
+            challenger = Bundle.load(result.bundle)
             verdict = judge(champion, challenger, result.log, rows, files, prices, state.rolled_back, config)
         on_step("judged")
         state = _with_challenger(state, challenger, promoted=verdict.promoted)
-        receipt = Receipt.of(state, files.explain(verdict.reason), files=files, verdict=verdict)
+        receipt = _receipt(state, files.explain(verdict.reason), files, context, verdict=verdict)
         return _finish(state, receipt, context, tracking_problem)
 
 
 def rollback(store: str | Path, *, tracking_uri: str | None = None, model_name: str = "token-broker") -> Receipt:
     """Make the former champion champion again; no bundle that is trained on the present one's data is promoted then.
 
-    tracking_uri: of MLflow; None takes the store's own database where there is one. Where MLflow is not told now, the
-        next run of `retrain` tells it.
+    tracking_uri: as for `retrain`, but the store's own database is taken only where there is one. Where MLflow is not
+        told now, the next run of `retrain` tells it.
     Raises StoreBusyError, and StoreError where there is no earlier champion, or it is damaged.
     """
     place = Store(store)
-    uri = tracking_uri or (place.tracking_uri if place.has_tracking else NO_TRACKING)
+    uri = tracking_uri or ambient_tracking_uri() or (place.tracking_uri if place.has_tracking else NO_TRACKING)
     context = RetrainContext(store=place, config=RetrainConfig(model_name=model_name), uri=uri)
-    with place.hold(), impatient_tracking():
+    with place.hold():
         state = place.recover()
         if not state.former:
             raise StoreError(f"{place.folder}: no earlier champion to go back to")
@@ -122,24 +128,27 @@ def rollback(store: str | Path, *, tracking_uri: str | None = None, model_name: 
             former=tuple(former),
             rolled_back=(*state.rolled_back, taken_back.data_digest),
         )
-        reason = f"rolled back from {taken_back.bundle_id} to {state.bundle_id(name)}"
+        reason = f"rolled back from {taken_back.bundle_id} to {state.bundle_id(name)}; {_AFTER_ROLLBACK}"
         return _finish(state, Receipt.of(state, reason), context)
 
 
 # ---- steps -----------------------------------------------------------------------------------------
 
 
-def _settings(config: RetrainConfig, tiers_text: str) -> dict[str, Any]:
+def _settings(config: RetrainConfig, tiers: str) -> dict[str, Any]:
     """All settings that can change a decision on the same logs, as state.json holds them."""
-    document = {**asdict(config), "tiers": hashlib.sha256(tiers_text.encode()).hexdigest()}
+    document = {**asdict(config), "tiers": hashlib.sha256(tiers.encode()).hexdigest()}
     del document["accept_change"], document["model_name"]
     return dict(json.loads(json.dumps(document, default=str)))
 
 
-def _nothing_new(state: State, context: RetrainContext) -> Receipt:
+def _nothing_new(state: State, files: LogFiles, context: RetrainContext) -> Receipt:
     """Tell MLflow what it may have missed, and no more."""
+    reason = files.explain(_NOTHING_NEW)
+    if state.taken_back:
+        reason += f"; {state.taken_back} was rolled back: {_AFTER_ROLLBACK}"
     state, tracking = register(state, context)
-    return Receipt.of(state, _NOTHING_NEW, tracking=tracking)
+    return _receipt(state, reason, files, context, tracking=tracking)
 
 
 def _nothing_usable(state: State, settings: dict[str, Any], files: LogFiles, context: RetrainContext) -> Receipt:
@@ -147,22 +156,40 @@ def _nothing_usable(state: State, settings: dict[str, Any], files: LogFiles, con
     reason = files.explain("no new row that can be used")
     after = replace(state, settings=settings, files=files.watermark)
     if after == state and state.receipt is not None and state.receipt["set_aside"] == files.set_aside:
-        return Receipt.of(state, reason, files=files)
+        return _receipt(state, reason, files, context)
     after = replace(after, n_runs=state.n_runs + 1)
-    return _finish(after, Receipt.of(after, reason, files=files), context)
+    return _finish(after, _receipt(after, reason, files, context), context)
+
+
+def _receipt(
+    state: State,
+    reason: str,
+    files: LogFiles,
+    context: RetrainContext,
+    *,
+    verdict: Verdict | None = None,
+    tracking: str = NO_TRACKING,
+) -> Receipt:
+    """The receipt of a run of `retrain`, with the command that takes files which were set aside, if there are any."""
+    receipt = Receipt.of(state, reason, files=files, verdict=verdict, tracking=tracking)
+    return replace(receipt, accept_command=context.accept_command if files.can_be_accepted else "")
 
 
 def _train(rows: CheckedLogs, tiers: str | Path, name: str, context: RetrainContext) -> tuple[TrainingResult, str]:
-    """Train the challenger; returns it, and what MLflow said where it cannot be used: training then goes untracked."""
+    """Train the challenger once; returns it, and what failed in MLflow.
+
+    Where MLflow cannot be used from the start, training goes untracked.
+    """
     out, settings = context.store.bundle(name), replace(context.config.training, cache=context.store.cache)
 
     def trained(uri: str) -> TrainingResult:
         return train(rows, tiers, out, settings, tracking_uri=uri, progress=context.progress, on_step=context.on_step)
 
     try:
-        return trained(context.uri), ""
-    except TrackingError as error:
+        result = trained(context.uri)
+    except TrackingError as error:  # raised before training begins
         return trained(NO_TRACKING), error.summary
+    return result, result.tracking if result.tracking not in (TRACKED, NO_TRACKING) else ""
 
 
 def _with_challenger(state: State, challenger: Bundle, *, promoted: bool) -> State:

@@ -15,6 +15,7 @@ decision depends on a clock.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -25,10 +26,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from router.files import UNFINISHED, replacing, sync
 from training.errors import StoreBusyError, StoreError
+from training.tracking import sqlite_uri
 
 STATE_FORMAT = 1
 
@@ -88,6 +90,12 @@ class State:
         return self.bundles[name].bundle_id if name else None
 
     @property
+    def taken_back(self) -> str | None:
+        """The bundle_id of the last challenger where a champion of the same data was rolled back; else None."""
+        is_back = self.challenger and self.bundles[self.challenger].data_digest in self.rolled_back
+        return self.bundle_id(self.challenger) if is_back else None
+
+    @property
     def run_name(self) -> str:
         """The name of the bundle that the last run made, if it made one."""
         return f"{self.n_runs:06d}"
@@ -138,7 +146,7 @@ class Store:
     @property
     def tracking_uri(self) -> str:
         """The store's own MLflow database."""
-        return f"sqlite:///{self._mlflow}"
+        return sqlite_uri(self._mlflow)
 
     @property
     def has_tracking(self) -> bool:
@@ -149,10 +157,10 @@ class Store:
     def hold(self) -> Iterator[None]:
         """Keep every other run out. The kernel ends this when the process ends, however it ends.
 
-        Raises StoreBusyError at once where another run holds the store.
+        Raises StoreBusyError at once where another run holds the store; StoreError where the folder cannot be written
+        to; OSError where the disk is full.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+", encoding="utf-8") as file:
+        with self._open_lock() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -165,6 +173,17 @@ class Store:
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {utc_now()}\n")
             file.flush()
             yield
+
+    def _open_lock(self) -> TextIO:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return (self.folder / "lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise StoreError(
+                f"{self.folder} cannot be written to ({error.strerror}); name another folder with --store"
+            ) from error
 
     def recover(self) -> State:
         """Return the state that was committed last, and bring link, receipts and bundles in line with it.

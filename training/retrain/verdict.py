@@ -101,7 +101,10 @@ def _decide(
 ) -> tuple[bool, str]:
     """Whether the challenger takes over, and why, in one line."""
     if challenger.manifest.training["data_digest"] in rolled_back:
-        return False, "trained on the same data as a champion that was rolled back"
+        return False, (
+            "trained on the same data as a champion that was rolled back; "
+            "a challenger can take over when there are new log files"
+        )
     golden = check_golden(challenger.path)
     if not golden.passed:
         return False, f"golden prompts failed: {len(golden.other_tier)} of {golden.n_prompts} went to another tier"

@@ -1,0 +1,102 @@
+"""What tiers.toml and price files may say, and how a wrong one is refused."""
+
+import codecs
+
+import pytest
+
+from router import PriceError, TierError
+from router.portfolio.prices import PriceTable
+from router.portfolio.tiers import parse_tiers, read_tiers
+
+OFFER = {
+    "model": '"acme/small"', "provider": '"acme"', "region": '"eu"', "context_window": "8192",
+    "usd_per_mtok_input": "0.1", "usd_per_mtok_output": "0.4",
+}  # fmt: skip
+
+
+def text_of(offer):
+    """A tiers.toml of one tier with this offer."""
+    lines = "".join(f"{key} = {value}\n" for key, value in offer.items())
+    return f'[[tiers]]\nname = "édge"\n[[tiers.offers]]\n{lines}'
+
+
+# ---- encodings -------------------------------------------------------------------------------------
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path):
+    plain, marked = tmp_path / "plain.toml", tmp_path / "marked.toml"
+    plain.write_bytes(text_of(OFFER).encode())
+    marked.write_bytes(codecs.BOM_UTF8 + text_of(OFFER).encode())
+    assert read_tiers(marked) == read_tiers(plain)
+    assert PriceTable.read(marked, ["édge"]).id == PriceTable.read(plain, ["édge"]).id
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_another_encoding_is_named_with_the_remedy(tmp_path, encoding):
+    path = tmp_path / "tiers.toml"
+    path.write_bytes(text_of(OFFER).encode(encoding))
+    with pytest.raises(TierError, match="tiers.toml: byte [0-9]+ is not UTF-8; save the file with the encoding UTF-8"):
+        read_tiers(path)
+    with pytest.raises(PriceError, match="price table refused: .*tiers.toml: byte [0-9]+ is not UTF-8"):
+        PriceTable.read(path, ["édge"])
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(TierError, match="nowhere.toml: cannot be read"):
+        read_tiers(tmp_path / "nowhere.toml")
+
+
+# ---- what is missing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", OFFER)
+def test_what_an_offer_lacks_is_missing_not_nothing(key):
+    with pytest.raises(TierError, match=rf"tier 1 \(édge\), offer 1: {key} is missing; expected "):
+        parse_tiers(text_of({name: value for name, value in OFFER.items() if name != key}))
+
+
+def test_all_that_is_missing_is_said_at_once():
+    with pytest.raises(TierError, match="provider, context_window, usd_per_mtok_output are missing"):
+        parse_tiers(text_of({name: OFFER[name] for name in ("model", "region", "usd_per_mtok_input")}))
+    with pytest.raises(TierError, match="tier 1: name is missing"):
+        parse_tiers("[[tiers]]\ncritical = true\n")
+    with pytest.raises(TierError, match="self_hosted: bandwidth_usd_per_hour, .*mtok_per_hour are missing"):
+        hosted = {name: value for name, value in OFFER.items() if not name.startswith("usd")}
+        parse_tiers(text_of({**hosted, "self_hosted": "{ electricity_usd_per_hour = 1 }"}))
+
+
+# ---- prices ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("paid", "answer"), [("1e-7", "4e-7"), ("3e-6", "0.000015"), ("1e-8", "0")])
+def test_prices_per_token_are_pointed_out(paid, answer):
+    with pytest.raises(TierError, match="look like prices per token; expected USD per million tokens: ") as refusal:
+        parse_tiers(text_of({**OFFER, "usd_per_mtok_input": paid, "usd_per_mtok_output": answer}))
+    assert str(refusal.value).endswith(f": {1e6 * float(paid):g} and {1e6 * float(answer):g}")
+
+
+@pytest.mark.parametrize(("paid", "answer"), [("0", "0"), ("0.01", "0.02"), ("0.0025", "0"), ("1e-6", "0.3")])
+def test_cheap_and_free_offers_are_taken(paid, answer):
+    (tier,) = parse_tiers(text_of({**OFFER, "usd_per_mtok_input": paid, "usd_per_mtok_output": answer}))
+    assert (tier.offers[0].usd_per_mtok_input, tier.offers[0].usd_per_mtok_output) == (float(paid), float(answer))
+
+
+@pytest.mark.parametrize("served", [1e-200, 1e-160])
+def test_own_hardware_that_serves_next_to_nothing_has_no_price(served):
+    text = f"""
+[[tiers]]
+name = "edge"
+[[tiers.offers]]
+model = "local/tiny"
+provider = "local"
+region = "local"
+context_window = 8192
+[tiers.offers.self_hosted]
+electricity_usd_per_hour = 0.04
+bandwidth_usd_per_hour = 0.0
+hardware_usd_per_hour = 0.1
+utilization = {served}
+mtok_per_hour = {served}
+"""
+    with pytest.raises(TierError, match="no finite price"):
+        parse_tiers(text)

@@ -1,0 +1,37 @@
+"""The command line that takes log files which were set aside."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.config import RetrainConfig
+
+
+def accept_command(
+    logs: str | Path | Sequence[str | Path],
+    tiers: str | Path,
+    store: str | Path,
+    config: RetrainConfig,
+    tracking_uri: str | None,
+) -> str:
+    """The `broker retrain` of these arguments with --accept-change, quoted for a shell.
+
+    Settings that the command line does not have are left out.
+    """
+    sources = [logs] if isinstance(logs, str | Path) else logs
+    words = ["broker", "retrain", "--logs", *map(str, sources), "--tiers", str(tiers), "--store", str(store)]
+    usual, training = RetrainConfig(), config.training
+    for option, value, default in (
+        ("--encoder", training.encoder, usual.training.encoder),
+        ("--default-quality", training.default_quality, usual.training.default_quality),
+        ("--worth-usd", config.worth_usd, usual.worth_usd),
+        ("--quality-margin", config.quality_margin, usual.quality_margin),
+        ("--model-name", config.model_name, usual.model_name),
+        ("--tracking-uri", tracking_uri or None, None),
+    ):
+        if value != default:
+            words += [option, str(value)]
+    words += ["--drop-unparsed"] * training.drop_unparsed + ["--keep-examples"] * training.keep_examples
+    return shlex.join([*words, "--accept-change"])
