@@ -31,9 +31,8 @@ _COLUMNS = {
     "prompt": "string", "prompt_id": "string", "model": "string", "provider": "string", "correct": "double",
     "input_tokens": "int64", "output_tokens": "int64", "cached_input_tokens": "int64", "cache_write_tokens": "int64",
     "reasoning_tokens": "int64", "tokens_estimated": "bool", "cache_hit": "bool", "cost_usd": "double",
-    "latency_ms": "double",
-    "propensity": "double", "request_id": "string", "decision_id": "string", "tier": "string", "bundle_id": "string",
-    "price_table_id": "string", "decision": "string",
+    "latency_ms": "double", "propensity": "double", "request_id": "string", "decision_id": "string", "tier": "string",
+    "bundle_id": "string", "price_table_id": "string", "decision": "string",
 }  # fmt: skip
 
 
