@@ -17,6 +17,9 @@ calls of an agent, each with its context sent again, or a long system prompt. Th
 MIN_INPUT_FACTOR = 0.05
 """Of the prompt's tokens, at least: where most of them are read from a cache at a lower price."""
 
+NEGLIGIBLE = 0.01
+"""A factor so near to 1 is 1: less is the noise of counting."""
+
 
 @dataclass(frozen=True)
 class InputModel:
@@ -47,7 +50,8 @@ class InputModel:
             if seen.any():
                 is_learned[tier] = np.median(ratio[seen, tier]) > MAX_INPUT_FACTOR
                 share = input_tokens[seen, tier].sum() / max(context_tokens[seen].sum(), 1.0)
-                factor[tier] = 0.0 if is_learned[tier] else np.clip(share, MIN_INPUT_FACTOR, MAX_INPUT_FACTOR)
+                share = 1.0 if abs(share - 1) < NEGLIGIBLE else np.clip(share, MIN_INPUT_FACTOR, MAX_INPUT_FACTOR)
+                factor[tier] = 0.0 if is_learned[tier] else share
         if not is_learned.any():
             return cls(factor, None)
         tokens = np.where(is_learned, input_tokens, np.nan)
