@@ -172,16 +172,22 @@ def test_train_on_three_hundred_prompts_prints_one_document_and_keeps_to_its_pla
     assert document["n_prompts"] == document["n_embedded"] == 300
     assert document["rows_quarantined"] == 1
     assert document["mlflow_run_id"] is None
+    assert document["log"]["quarantined"] == {"not a JSON object": 1}
+    assert document["log"]["quarantine"] == str(small_bundle.with_name("small-quarantine.parquet"))
     assert sum(document["label_distribution"].values()) == pytest.approx(1)
     assert {path.name for path in small_bundle.parent.iterdir()} == {
         "small", "small-training.parquet", "small-quarantine.parquet", ".cache", "printed.json",
     }  # fmt: skip
 
 
-def test_evaluate_prints_one_json_document_and_nothing_else(run, small_bundle, small_log):
-    code, stdout, _ = run("evaluate", "--bundle", small_bundle, "--logs", small_log, "--json")
+def test_evaluate_prints_one_json_document_and_nothing_else(run, small_bundle, small_log, tmp_path):
+    quarantine = tmp_path / "broken.parquet"
+    words = ["--bundle", small_bundle, "--logs", small_log, "--quarantine", quarantine]
+    code, stdout, _ = run("evaluate", *words, "--json")
     assert code == 0
     document = json.loads(stdout)
+    assert document["log"]["quarantined"] == {"not a JSON object": 1}
+    assert document["log"]["quarantine"] == str(quarantine) and len(pd.read_parquet(quarantine)) == 1
     assert document["tiers"] == ["edge", "distilled", "frontier"]
     assert document["n_trained_on"] + document["n_prompts"] + document["n_incomplete"] == 300
 
@@ -207,7 +213,41 @@ def test_evaluate_begins_with_the_verdict(run, small_bundle, small_log):
     code, stdout, _ = run("evaluate", "--bundle", small_bundle, "--logs", small_log)
     assert code == 0
     assert stdout.startswith("The router ")
+    beside = small_bundle.with_name("small-evaluation-quarantine.parquet")
+    assert "1 rows quarantined: not a JSON object" in stdout and f"broken rows are in {beside}" in stdout
+    beside.unlink()
     assert "ROUTER AND BASELINES" in stdout
+
+
+def test_audit_says_what_it_did_not_read_and_where_that_is(run, small_log, sample, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiers = tmp_path / "tiers.toml"
+    tiers.write_text(sample[1].read_text().replace("sim/edge-4b", "sim/nano-1b"))
+    words = ["audit", "--logs", small_log, "--tiers", tiers]
+    code, stdout, _ = run(*words)
+    assert code == 0 and "1 rows quarantined: not a JSON object" in stdout and "rows of models in no tier" in stdout
+    assert "broken rows are in audit-quarantine.parquet" in stdout and (tmp_path / "audit-quarantine.parquet").exists()
+    log = json.loads(run(*words, "--json", "--html", tmp_path / "page.html")[1])["log"]
+    assert sum(log["in_no_tier"].values()) > 200 and log["n_used"] < log["n_rows"] - 200
+    assert log["quarantine"] == str(tmp_path / "page-quarantine.parquet")
+    assert "not a JSON object" in (tmp_path / "page.html").read_text()
+
+
+def test_maps_reach_every_command(run, small_log, small_bundle, sample, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [json.loads(line) for line in small_log.read_text().splitlines()[:-1]]
+    thumbs = tmp_path / "thumbs.jsonl"
+    thumbs.write_text("".join(json.dumps({**row, "correct": 1 if row["correct"] else -1}) + "\n" for row in rows))
+    how = ["--map", "correct=correct:1"]
+    for words in (["audit", "--tiers", sample[1]], ["evaluate", "--bundle", small_bundle]):
+        assert_refused(run(*words, "--logs", thumbs), 2, "-1 (", "--map correct=correct/5")
+        code, stdout, _ = run(*words, "--logs", thumbs, *how)
+        assert code == 0 and "quarantined" not in stdout
+    assert_refused(train_with(run, tmp_path, thumbs, sample[1]), 2, "-1 (")
+    assert_refused(train_with(run, tmp_path, thumbs, sample[1], "--map", "correct"), 2, "the map 'correct'")
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join(thumbs.read_text().splitlines()[:9]))
+    assert_refused(train_with(run, tmp_path, few, sample[1], *how), 2, "found")
 
 
 # ---- what is refused -------------------------------------------------------------------------------

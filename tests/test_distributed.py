@@ -22,7 +22,7 @@ from training.distributed import cluster as clusters
 from training.distributed import workers
 from training.encoders.embed import embed
 from training.encoders.static import StaticRecipe, learn_static
-from training.errors import ClusterError, ConfigError, LogError
+from training.errors import ClusterError, ConfigError, LabelError, LogError
 from training.evaluation.training_data import TrainingData
 from training.fit.estimator import label_forest_of
 from training.fit.task import Task
@@ -50,15 +50,16 @@ def two_workers():
 
 @pytest.fixture(scope="module")
 def log_files(sample_log, tmp_path_factory):
-    """The sample log in several files and formats, with broken rows, repeats and a file that cannot be read."""
+    """The sample log in several files and formats, all that a summary speaks of, a file that cannot be read."""
     folder = tmp_path_factory.mktemp("logs")
     log = pd.read_parquet(sample_log)
     log["timestamp"] = log["timestamp"].astype(str)
     first, second, third = (log.iloc[rows::3].copy() for rows in range(3))
-    first.to_parquet(folder / "a.parquet")
-    second.astype({"correct": object}).assign(correct=np.where(np.arange(len(second)) % 97, second.correct, 7)).to_json(
-        folder / "b.jsonl", orient="records", lines=True
-    )
+    first["output_tokens"] = first.output_tokens.where(np.arange(len(first)) % 50 > 0, 0)
+    first.assign(usd_per_mtok_input=1.0, pscore=0.5).to_parquet(folder / "a.parquet")
+    second.astype({"correct": object}).assign(
+        correct=np.where(np.arange(len(second)) % 197, second.correct, 7)
+    ).to_json(folder / "b.jsonl", orient="records", lines=True)
     pd.concat([third, third.head(50)]).to_csv(folder / "c.csv", index=False)
     (folder / "d.parquet").write_bytes(b"not a table")
     return folder
@@ -79,7 +80,7 @@ def test_the_table_is_that_of_one_process_whatever_the_number_of_parts(
 ):
     tiers = read_tiers(sample_tiers)
     whole = ingest(log_files, tiers, quarantine=tmp_path / "local.parquet")
-    assert whole.summary.quarantined and whole.summary.repeated
+    assert whole.summary.quarantined and whole.summary.repeated and whole.summary.unknown and whole.summary.not_used
     for rows_per_part in (clusters.ROWS_PER_PART, 1000):
         monkeypatch.setattr(clusters, "ROWS_PER_PART", rows_per_part)
         monkeypatch.setattr(clusters, "ROWS_PER_READ", rows_per_part)
@@ -92,6 +93,21 @@ def test_the_table_is_that_of_one_process_whatever_the_number_of_parts(
         pd.testing.assert_frame_equal(
             pd.read_parquet(tmp_path / "quarantine.parquet"), pd.read_parquet(tmp_path / "local.parquet")
         )
+
+
+def test_a_cluster_reads_columns_that_are_made_from_others(two_workers, sample_log, sample_tiers, tmp_path):
+    tiers, path = read_tiers(sample_tiers), tmp_path / "stars.jsonl"
+    stars = pd.read_parquet(sample_log, columns=["prompt", "model", "correct"]).head(900)
+    stars.assign(correct=stars.correct * 4 + 1).to_json(path, orient="records", lines=True)
+    with pytest.raises(LabelError, match=r"stars.jsonl.*: 5 \("):
+        table_of(two_workers, path, tiers, tmp_path)
+    maps = ("correct=correct:5",)
+    with at(two_workers, tmp_path, TrainingConfig(maps=maps)) as cluster:
+        found = cluster.ingest(path, tiers, tmp_path / "quarantine.parquet")
+    np.testing.assert_array_equal(found.correct, ingest(stars, tiers).correct)
+    with at(two_workers, tmp_path, TrainingConfig(maps=("correct=score",))) as cluster:
+        with pytest.raises(LogError, match="no log has the column score"):
+            cluster.ingest(path, tiers, tmp_path / "quarantine.parquet")
 
 
 def test_a_sample_has_whole_groups_and_a_digest_of_all_that_it_was_drawn_from(

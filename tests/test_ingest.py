@@ -19,21 +19,23 @@ from hypothesis import strategies as st
 
 from router.errors import TierError
 from router.portfolio.tiers import parse_tiers
+from router.prompt import valid_unicode
 from training.errors import LogError
 from training.log.checked import checked_logs
 from training.log.ingest import ingest
+from training.log.readers import NOT_UTF8
 
 TIERS_TOML = """
 [[tiers]]
 name = "small"
 offers = [
-    { model = "s1", aliases = ["s1-latest"], provider = "east", region = "x", context_window = 9, usd_per_mtok_input = 1, usd_per_mtok_output = 2 },
-    { model = "s1", provider = "west", region = "x", context_window = 9, usd_per_mtok_input = 3, usd_per_mtok_output = 6 },
-    { model = "s2", provider = "east", region = "x", context_window = 9, usd_per_mtok_input = 1, usd_per_mtok_output = 1 },
+    { model = "s1", aliases = ["s1-latest"], provider = "east", region = "x", context_window = 2000000, usd_per_mtok_input = 1, usd_per_mtok_output = 2 },
+    { model = "s1", provider = "west", region = "x", context_window = 2000000, usd_per_mtok_input = 3, usd_per_mtok_output = 6 },
+    { model = "s2", provider = "east", region = "x", context_window = 2000000, usd_per_mtok_input = 1, usd_per_mtok_output = 1 },
 ]
 [[tiers]]
 name = "large"
-offers = [{ model = "l1", provider = "east", region = "x", context_window = 9, usd_per_mtok_input = 10, usd_per_mtok_output = 20 }]
+offers = [{ model = "l1", provider = "east", region = "x", context_window = 2000000, usd_per_mtok_input = 10, usd_per_mtok_output = 20 }]
 """  # noqa: E501
 TIERS = parse_tiers(TIERS_TOML)
 PAIR = [{"prompt": "p", "model": "s1", "correct": True}, {"prompt": "p", "model": "l1", "correct": False}]
@@ -72,6 +74,10 @@ def broken(path: Path):
     return pq.read_table(path).to_pylist()
 
 
+def quarantined(log, **settings):
+    return ingest(log, TIERS, **settings).summary.quarantined
+
+
 def is_whole(summary):
     return summary.n_used + sum(summary.quarantined.values()) + sum(summary.in_no_tier.values()) == summary.n_rows
 
@@ -87,9 +93,9 @@ def test_unobserved_cells_stay_open():
 
 def test_repeats_are_averaged_first_and_then_the_models_of_a_tier():
     rows = [("s1", 1), ("s1", 0), ("s1-latest", 0), ("s2", 1)]  # an alias is its model: s1 a third, s2 one
-    table = ingest(frame(*({"prompt": "q", "model": m, "correct": c, "cost_usd": c} for m, c in rows)), TIERS)
+    table = ingest(frame(*({"prompt": "q", "model": m, "correct": c, "cost_usd": c + 1} for m, c in rows)), TIERS)
     assert cell(table, "q", "small") == pytest.approx((1 / 3 + 1) / 2)
-    assert cell(table, "q", "small", "cost_usd") == pytest.approx((1 / 3 + 1) / 2)
+    assert cell(table, "q", "small", "cost_usd") == pytest.approx((1 / 3 + 1) / 2 + 1)
     assert table.summary.repeated == 2
 
 
@@ -146,6 +152,29 @@ def test_a_long_name_takes_no_room_for_every_prompt():
     assert table.segments.dtype.itemsize + table.groups.dtype.itemsize < 1_000
 
 
+def test_the_price_at_the_time_of_an_attempt_is_averaged_and_makes_its_cost():
+    tokens = {"prompt": "q", "correct": 1, "input_tokens": 1e6, "output_tokens": 1e6}
+    log = frame(
+        {**tokens, "model": "s1", "usd_per_mtok_input": 5.0, "usd_per_mtok_output": 7.0},
+        {**tokens, "model": "s1", "usd_per_mtok_input": 7.0, "usd_per_mtok_output": 7.0},
+        {**tokens, "model": "l1"},
+    )
+    table = ingest(log, TIERS)
+    assert cell(table, "q", "small", "usd_per_mtok_input") == 6 and cell(table, "q", "small", "cost_usd") == 13
+    assert np.isnan(cell(table, "q", "large", "usd_per_mtok_output")) and cell(table, "q", "large", "cost_usd") == 30
+    again = ingest(log.assign(usd_per_mtok_output=8.0, cost_usd=1.0), TIERS)
+    without = ingest(log.drop(columns=["usd_per_mtok_input", "usd_per_mtok_output"]).assign(cost_usd=1.0), TIERS)
+    assert again.digest != without.digest
+    assert ingest(log.assign(usd_per_mtok_input=None, usd_per_mtok_output=None, cost_usd=1.0), TIERS).digest == (
+        without.digest
+    )
+
+
+def test_a_column_of_missing_prices_changes_no_digest():
+    names = ("usd_per_mtok_input", "usd_per_mtok_output", "cached_input_tokens", "reasoning_tokens")
+    assert ingest(frame(**dict.fromkeys(names)), TIERS).digest == pair_digest()
+
+
 def test_the_digest_does_not_depend_on_the_order_of_rows():
     rng = np.random.default_rng(0)
     n = 3_000
@@ -189,6 +218,8 @@ def formats():
     yield "a.jsonl.zst", pa.compress(jsonl(*PAIR), "zstd", asbytes=True)
     yield "a.csv", csv_text.encode()
     yield "bom.csv", b"\xef\xbb\xbf" + csv_text.encode()
+    yield "bom.csv.gz", gzip.compress(b"\xef\xbb\xbf" + csv_text.encode())
+    yield "bom.jsonl.zst", pa.compress(b"\xef\xbb\xbf" + jsonl(*PAIR), "zstd", asbytes=True)
     yield "crlf.csv", csv_text.replace("\n", "\r\n").encode()
     yield "mixed-ends.csv", csv_text.replace("\n", "\r\n", 2).encode()
     yield "semicolon.csv", csv_text.replace(",", ";").encode()
@@ -235,6 +266,70 @@ def test_any_text_is_a_prompt(tmp_path, prompt):
 def test_a_lone_surrogate_in_a_frame_is_replaced():
     log = pd.DataFrame(PAIR).astype({"prompt": object}).assign(prompt=pd.Series(["\ud800"] * 2, dtype=object))
     assert ingest(log, TIERS).prompts == ["?"]
+
+
+@pytest.mark.parametrize(
+    ("escaped", "prompt"),
+    [
+        ("\\ud800", "?"),
+        ("a\\udc00\\ud83d", "a??"),
+        ("\\ud83d\\ude42 \\uD83D", "🙂 ?"),
+        ("\\\\ud800", "\\ud800"),
+        ("\\\\\\ud800\\u00e9", "\\?é"),
+    ],
+)
+def test_a_lone_surrogate_in_a_line_is_replaced_as_the_runtime_does(tmp_path, escaped, prompt):
+    line = '{"prompt": "' + escaped + '", "model": "%s", "correct": 1}\n'
+    assert valid_unicode(json.loads(line % "s1")["prompt"]) == prompt
+    chat = '{"messages": [{"role": "user", "content": "' + escaped + '"}], "model": "%s", "correct": 1}\n'
+    for each in (line, chat):
+        path = write(tmp_path / "a.jsonl", (each % "s1" + each % "l1").encode())
+        assert ingest(path, TIERS).prompts == [prompt]
+
+
+class OnlyPandas:
+    """A frame of a library that converts to pandas."""
+
+    def to_pandas(self):
+        return pd.DataFrame(PAIR)
+
+
+def test_a_frame_of_another_library_is_read_alone_and_in_a_list():
+    table = pa.Table.from_pandas(pd.DataFrame(PAIR))
+    for frame_of_another in (table, OnlyPandas()):
+        assert ingest(frame_of_another, TIERS).digest == pair_digest()
+        assert ingest([frame_of_another], TIERS).digest == pair_digest()
+    polars = pytest.importorskip("polars")
+    chat = polars.DataFrame({"messages": [CHAT] * 2, "model": ["s1", "l1"], "correct": [True, None]})
+    assert ingest([chat, frame()], TIERS).prompts == ingest([chat.to_pandas(), frame()], TIERS).prompts
+
+
+@pytest.mark.parametrize("log", [pa.array([1]), pd.Series([1.5])])
+def test_what_is_no_frame_is_refused_with_its_type(log):
+    with pytest.raises(LogError, match="expected a path, a glob or a DataFrame|; expected a DataFrame"):
+        ingest([log], TIERS)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz", "a.csv.gz"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_file_of_another_encoding_says_so(tmp_path, name, encoding):
+    text = pd.DataFrame(PAIR).to_csv(index=False) if "csv" in name else jsonl(*PAIR).decode()
+    content = text.encode(encoding)
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    [(reason, count)] = ingest([path, frame()], TIERS).summary.quarantined.items()
+    assert reason.startswith("cannot be read: the file is UTF-") and "save it again as UTF-8" in reason and count == 1
+
+
+def test_lines_in_latin_1_say_so_and_cost_only_themselves(tmp_path):
+    rows = [*PAIR, {**PAIR[0], "prompt": "café"}]
+    texts = {
+        "a.csv": pd.DataFrame(rows).to_csv(index=False),
+        "b.jsonl": "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows),
+    }
+    for name, text in texts.items():
+        summary = ingest(write(tmp_path / name, text.encode("latin-1")), TIERS).summary
+        [reason] = summary.quarantined
+        assert "not UTF-8; save the file again as UTF-8" in reason and summary.n_used == 2
 
 
 CHAT = [
@@ -369,7 +464,7 @@ def test_correct_is_read_in_every_usual_spelling_and_missing_is_not_judged_yet(t
 
 
 BROKEN_VALUES = [
-    ("correct", ["yes", 2, -0.1, "inf", [1]], "correct is not true, false or a number in 0..1"),
+    ("correct", ["yes", 2, "inf", [1]], "correct is not true, false or a number in 0..1"),
     ("input_tokens", [-1, "inf", "1,000", 1e30], "input_tokens is not a number from 0 to 1e12"),
     ("cost_usd", [-1e-9, "free", 1e308], "cost_usd is not a number from 0 to 1e12"),
     ("propensity", [0, 1.1, "x"], "propensity is not a number above 0 and at most 1"),
@@ -380,7 +475,8 @@ BROKEN_VALUES = [
     ),
     ("parsed", ["perhaps"], "parsed is not true or false"),
     ("model", ["", None, " "], "no model"),
-    ("prompt", ["", None, ["a"]], "no prompt"),
+    ("prompt", ["", None], "no prompt"),
+    ("prompt", [["a"], {"a": 1}], "prompt is a list or an object; put chats into `messages`"),
 ]
 
 
@@ -409,6 +505,83 @@ def test_no_quarantine_file_where_nothing_is_broken(tmp_path):
     assert not (tmp_path / "q.parquet").exists()
 
 
+# Values that count as not logged
+
+
+def test_a_count_of_0_tokens_is_unknown_and_the_outcome_stays():
+    log = frame({"prompt": "q", "model": "s1", "correct": 1, "input_tokens": 0, "output_tokens": 0, "cost_usd": 0.5})
+    table = ingest(log, TIERS)
+    assert cell(table, "q", "small") == 1 and cell(table, "q", "small", "cost_usd") == 0.5
+    assert np.isnan(cell(table, "q", "small", "input_tokens")) and np.isnan(cell(table, "q", "small", "output_tokens"))
+    assert table.summary.unknown == {"input_tokens is 0": 1, "output_tokens is 0": 1}
+    assert "1 values taken as unknown: input_tokens is 0" in str(table.summary) and is_whole(table.summary)
+
+
+def test_0_among_the_counts_of_repeated_attempts_is_left_out_of_their_mean():
+    rows = [{"prompt": "q", "model": "s1", "correct": 1, "output_tokens": n} for n in (0, 10, 20)]
+    assert cell(ingest(frame(*rows), TIERS), "q", "small", "output_tokens") == 15
+
+
+def test_a_cost_of_0_is_a_cost_only_where_the_tier_is_free():
+    tokens = {"correct": 1, "input_tokens": 1e6, "output_tokens": 1e6, "cost_usd": 0}
+    log = frame({**tokens, "prompt": "q", "model": "s1", "provider": "east"}, {**tokens, "prompt": "q", "model": "l1"})
+    table = ingest(log, TIERS)
+    assert cell(table, "q", "small", "cost_usd") == 3 and cell(table, "q", "large", "cost_usd") == 30
+    assert table.summary.unknown == {"cost_usd is 0 in a paid tier": 2}
+    free = parse_tiers(TIERS_TOML.replace("usd_per_mtok_input = 10, usd_per_mtok_output = 20", FREE))
+    assert cell(ingest(log, free), "q", "large", "cost_usd") == 0
+    assert ingest(log, free).summary.unknown == {"cost_usd is 0 in a paid tier": 1}
+
+
+FREE = "usd_per_mtok_input = 0, usd_per_mtok_output = 0"
+
+
+@pytest.mark.parametrize("name", ["input_tokens", "output_tokens"])
+@pytest.mark.parametrize(("count", "cost", "is_known"), [
+    (2_000_000, None, True),
+    (2_000_001, None, False),
+    (2**32 - 1, None, False),
+    (2**32 - 1, 0.002, False),
+    (2e11, 1e9, False),
+    (8_000_000, 160, True),  # the sum over the calls of an agent, which its cost confirms
+    (8_000_000, 0.01, False),
+])  # fmt: skip
+def test_a_count_beyond_the_window_is_unknown_unless_its_cost_says_that_it_is_a_sum(name, count, cost, is_known):
+    log = frame({"prompt": "q", "model": "l1", "correct": 1, name: count, "cost_usd": cost})
+    table = ingest(log, TIERS)
+    np.testing.assert_array_equal(cell(table, "q", "large", name), count if is_known else NAN)
+    assert table.summary.unknown == ({} if is_known else {f"{name} is beyond the context window": 1})
+    assert cell(table, "q", "large") == 1
+
+
+def test_columns_that_are_nearly_those_of_the_format_are_pointed_at(tmp_path):
+    row = {
+        "prompt_tokens": 1, "completion_tokens": 2, "spend": 0.1, "startTime": "2026-01-02", "response_model": "x",
+        "usage": {"prompt_tokens": 1}, "Dataset": "a", "colour": "red", "cached_input_tokens": 1,
+    }  # fmt: skip
+    expected = {
+        "prompt_tokens": "input_tokens", "completion_tokens": "output_tokens", "spend": "cost_usd",
+        "startTime": "timestamp", "usage.prompt_tokens": "input_tokens", "Dataset": "dataset",
+    }  # fmt: skip
+    log = frame(**{name: [value] * 2 for name, value in row.items()})
+    path = write(tmp_path / "a.jsonl", jsonl(*({**each, **row} for each in PAIR)))
+    for source in (log, path, write(tmp_path / "b.parquet", log)):
+        summary = ingest(source, TIERS).summary
+        assert summary.not_used == expected
+        assert "spend is not used: did you mean cost_usd?" in str(summary)
+    assert ingest(frame(cost_usd=1.0, spend=0.1), TIERS).summary.not_used == {}
+    elsewhere = ingest([frame(cost_usd=1.0), frame(spend=0.1)], TIERS).summary
+    assert elsewhere.not_used == {"spend": "cost_usd"}, "each log by itself"
+
+
+def test_a_file_of_broken_rows_is_no_log_of_its_folder(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl(*PAIR, {}))
+    summary = ingest(path, TIERS, quarantine=tmp_path / "b-quarantine.parquet").summary
+    assert summary.quarantine == str(tmp_path / "b-quarantine.parquet") and summary.quarantine in summary.lines
+    assert ingest(tmp_path, TIERS).summary.n_rows == 3
+    assert ingest(frame(), TIERS, quarantine=tmp_path / "none.parquet").summary.quarantine is None
+
+
 def test_a_missing_optional_value_breaks_nothing():
     names = ["input_tokens", "output_tokens", "cost_usd", "latency_ms", "propensity", "timestamp", "parsed"]
     for missing in ([None, NAN], ["", "NaN"], [pd.NA, pd.NaT]):
@@ -429,6 +602,14 @@ def test_a_time_is_read_in_every_usual_spelling(tmp_path):
         table = ingest(log, TIERS)
         assert (table.first_timestamp, table.last_timestamp) == (NOON, NOON)
         assert not table.summary.quarantined
+
+
+@pytest.mark.parametrize(
+    "written", [46024.5, "46024.5", "20260102", 20260102, "20260102.0", pd.Timestamp("2026-01-02").value / 1e9]
+)
+def test_days_of_a_spreadsheet_and_days_without_dashes_are_not_seconds_of_1970(written):
+    table = ingest(frame(timestamp=[written] * 2), TIERS)
+    assert table.first_timestamp.date() == NOON.date() and not table.summary.quarantined
 
 
 def test_a_prompt_was_asked_when_it_was_asked_last_or_at_no_known_time():
@@ -466,7 +647,7 @@ def test_a_broken_json_line_costs_only_itself(tmp_path):
     bad = [b'{"prompt": "x", "mod', b"[1, 2]", b'"text"', b"null", b'{"prompt": "\xff"}', b'{"prompt": "a\0b"}', b"{}"]
     path = write(tmp_path / "a.jsonl", b"\n".join(bad) + b"\n" + jsonl(*PAIR))
     table = ingest(path, TIERS, quarantine=tmp_path / "q.parquet")
-    assert table.summary.quarantined == {"not a JSON object": 5, "no model": 1, "not UTF-8": 1}
+    assert table.summary.quarantined == {"not a JSON object": 5, "no model": 1, NOT_UTF8: 1}
     assert cell(table, "p", "small") == 1 and is_whole(table.summary)
     contents = {row["content"] for row in broken(tmp_path / "q.parquet")}
     assert '{"prompt": "\\xff"}' in contents and bad[0].decode() in contents
@@ -585,8 +766,13 @@ def test_a_log_whose_rows_are_all_removed_is_refused_and_more_can_be_read(tmp_pa
         ([], "no row at all"),
         (pd.DataFrame(), "no row at all"),
         (pd.DataFrame({"question": ["x"]}), "no model"),
+        (pd.DataFrame({"question": ["x"]}), "missing: prompt .or messages, or prompt_id., model, correct; found the"),
+        (pd.DataFrame({"question": ["x"]}), "columns question; question is not used: did you mean prompt?"),
         (pd.DataFrame(PAIR).assign(prompt=None), "no prompt"),
+        (pd.DataFrame(PAIR).assign(prompt=[[{"role": "user", "content": "p"}]] * 2), "put chats into `messages`"),
         (pd.DataFrame(PAIR).drop(columns="correct"), "2 rows not judged yet"),
+        (pd.DataFrame(PAIR).drop(columns="correct"), "no column `correct`; found the columns model, prompt; .*--map"),
+        (pd.DataFrame(PAIR).assign(correct=None), "`correct` is empty in all of them"),
         (pd.DataFrame(PAIR[:1]), "two tiers"),
         (pd.DataFrame(PAIR).assign(model="stranger"), "stranger"),
     ],
@@ -638,7 +824,9 @@ def test_an_empty_file_is_refused(tmp_path, name):
 
 
 def test_where_all_is_broken_the_quarantine_is_written_and_the_log_refused(tmp_path):
-    with pytest.raises(LogError, match="no usable row"):
+    with pytest.raises(
+        LogError, match=r"no usable row \(found DataFrame 1: no prompt \(2 rows\)\).*rows are in .*q.parq"
+    ):
         ingest(pd.DataFrame(PAIR).assign(prompt=""), TIERS, quarantine=tmp_path / "q.parquet")
     assert len(broken(tmp_path / "q.parquet")) == 2
 
@@ -673,3 +861,43 @@ def test_whatever_a_line_holds_the_rest_is_used_and_the_numbers_add_up(tmp_path_
     summary = ingest(path, TIERS).summary
     assert is_whole(summary) and summary.n_used >= 2
     assert summary.n_rows == 2 + sum(line.strip(" \t\r") != "" for line in content.decode().split("\n"))
+
+
+OPTIONAL = {
+    "output_tokens": st.sampled_from([0, 7, 2**32 - 1]),
+    "input_tokens": st.sampled_from([0, 7, 2**32 - 1]),
+    "cost_usd": st.sampled_from([0, 0.25, -1]),
+    "usd_per_mtok_input": st.sampled_from([0, 3.0]),
+    "propensity": st.sampled_from([0.5, 2]),
+    "timestamp": st.sampled_from(["2026-01-02", "never"]),
+    "dataset": st.just("d"),
+    "parsed": st.booleans(),
+}
+
+
+@st.composite
+def sparse_logs(draw):
+    """Logs with any of the optional columns, each perhaps missing for one tier."""
+    optional = draw(st.lists(st.sampled_from(sorted(OPTIONAL)), unique=True))
+    missing_for = {name: draw(st.sampled_from(["s1", "l1", ""])) for name in optional}
+    rows = []
+    for prompt in "abc":
+        for model in ("s1", "l1", "stranger"):
+            row = {"prompt": prompt, "model": model, "correct": draw(st.sampled_from([0, 1, None]))}
+            rows.append(row | {name: draw(OPTIONAL[name]) for name in optional if missing_for[name] != model})
+    return rows
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(rows=sparse_logs(), drop_unparsed=st.booleans())
+def test_a_log_with_any_optional_columns_makes_a_table_and_a_summary_that_adds_up(rows, drop_unparsed):
+    table = ingest(frame(*rows), TIERS, drop_unparsed=drop_unparsed)
+    summary = table.summary
+    assert is_whole(summary) and summary.n_rows == 2 + len(rows)
+    judged = np.isfinite(table.correct).sum()
+    assert judged + summary.unjudged + summary.unparsed + summary.repeated == summary.n_used
+    assert judged == sum(summary.observed_per_tier.values())
+    for name in ("input_tokens", "output_tokens"):
+        counts = getattr(table, name)
+        assert set(counts[np.isfinite(counts)]) <= {7}
+    assert not (table.cost_usd == 0).any() and json.dumps(summary.to_json())

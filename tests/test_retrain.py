@@ -144,7 +144,8 @@ def instead_of_training(bundle):
             shutil.copytree(bundle, out)
             shutil.copy(TrainingData.path_of(bundle), TrainingData.path_of(out))
             tracker.log_bundle(out)
-        return SimpleNamespace(bundle=out, log=ingest(logs, read_tiers(tiers)), tracking=tracker.outcome)
+        log = ingest(logs, read_tiers(tiers), quarantine=out.with_name(f"{out.name}-quarantine.parquet"))
+        return SimpleNamespace(bundle=out, log=log, tracking=tracker.outcome)
 
     return train
 
@@ -418,9 +419,9 @@ def n_read(monkeypatch):
     """How often each log file was read, by its name."""
     counted, read = Counter(), checked.append_log
 
-    def counting(db, source, number):
+    def counting(db, source, number, maps=()):
         counted[Path(source).name] += 1
-        read(db, source, number)
+        read(db, source, number, maps)
 
     for module in (checked, reading):
         monkeypatch.setattr(module, "append_log", counting)
@@ -467,9 +468,9 @@ def test_nothing_of_the_rows_stays_in_the_store(turn, day, quick):
 
 
 def test_a_known_file_that_cannot_be_read_any_more_stops_the_run(turn, day, quick, first_turn, monkeypatch):
-    def no_room(db, path, number):
+    def no_room(db, path, number, maps):
         if Path(path).name != "day0.parquet":
-            return read(db, path, number)
+            return read(db, path, number, maps)
         return db.execute(
             f"INSERT INTO raw BY NAME SELECT {number} AS file, 'no space left' AS reason, true AS is_unreadable"
         )
@@ -523,6 +524,34 @@ def test_a_day_of_garbage_is_set_aside(turn, first_turn):
     assert turn().reason.startswith("nothing new")
 
 
+def test_the_receipt_says_what_was_not_read_of_the_files_that_were_taken(turn, day, quick):
+    strangers = day(1).head(5).assign(model="nobody's")
+    broken = day(1).tail(5).assign(model=None)
+    pd.concat([day(1), strangers, broken]).to_parquet(turn.logs / "day1.parquet")
+    log = turn().to_json()["log"]
+    assert log["in_no_tier"] == {"nobody's": 5} and log["quarantined"] == {"no model": 5}
+    assert log["n_rows"] == log["n_used"] + 10
+    assert len(pd.read_parquet(log["quarantine"])) == 5
+
+
+def test_a_day_in_another_encoding_is_set_aside_and_the_receipt_says_so(turn, day, quick):
+    path = turn.logs / "day1.csv"
+    day(1).to_csv(path, index=False, encoding="utf-16")
+    assert "the file is UTF-16; save it again as UTF-8" in turn().set_aside[str(path)]
+    day(1).to_csv(path, index=False)
+    assert not turn().set_aside
+
+
+def test_a_day_with_outcomes_on_another_scale_is_set_aside_until_a_map_says_what_they_mean(turn, day, quick):
+    path = turn.logs / "day1.parquet"
+    day(1).assign(correct=day(1).correct * 2.0 - 1).to_parquet(path)
+    for config in (CHEAPER_IS_BETTER, replace(CHEAPER_IS_BETTER, accept_change=True)):
+        receipt = turn(config)
+        assert "-1.0 (" in receipt.set_aside[str(path)] and "--map" in receipt.reason
+    training = replace(CHEAPER_IS_BETTER.training, maps=("correct=correct:1",))
+    assert not turn(replace(CHEAPER_IS_BETTER, training=training)).set_aside
+
+
 def test_a_half_written_file_is_taken_when_it_is_whole(turn, day, quick):
     whole = turn.folder / "whole.parquet"
     day(1).to_parquet(whole)
@@ -538,7 +567,7 @@ def test_a_half_written_file_is_taken_when_it_is_whole(turn, day, quick):
 
 
 def test_a_file_that_a_full_disk_kept_from_being_read_is_not_lost(turn, day, quick, challenger, monkeypatch):
-    def no_room(db, path, number):
+    def no_room(db, path, number, maps):
         db.execute(f"INSERT INTO raw BY NAME SELECT {number} AS file, 'no space left' AS reason, true AS is_unreadable")
 
     day(1).to_parquet(turn.logs / "day1.parquet")

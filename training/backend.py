@@ -49,7 +49,8 @@ class LocalBackend:
 
     def ingest(self, logs: LogSource | Sequence[LogSource], tiers: Sequence[Tier], quarantine: Path) -> OutcomeTable:
         """The whole log."""
-        return ingest(logs, tiers, quarantine=quarantine, drop_unparsed=self.context.config.drop_unparsed)
+        config = self.context.config
+        return ingest(logs, tiers, quarantine=quarantine, drop_unparsed=config.drop_unparsed, maps=config.maps)
 
     def fit_label_forest(self, encoder: Encoder, tiers: Sequence[Tier], mean_output_tokens: np.ndarray) -> None:
         """None: the training prompts are the table's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from training.config import RetrainConfig, TrainingConfig
 from training.evaluation.evaluate import evaluate as run_evaluation
 from training.evaluation.result import Evaluation, FullEvaluation, OffPolicyEvaluation
 from training.log.ingest import count_attempts, ingest
+from training.log.table import IngestSummary
 from training.pipeline import TrainingResult
 from training.pipeline import train as run_training
 from training.reports.evaluation_tables import evaluation_tables, label_table
@@ -30,6 +32,7 @@ from training.retrain import rollback as run_rollback
 from training.tracking import NO_TRACKING, TRACKED, ambient_tracking_uri, default_tracking_uri
 
 DEMO_BUNDLE = Path("models/demo")
+AUDIT_QUARANTINE = Path("audit-quarantine.parquet")
 DEMO_PROMPTS = (
     "Good morning! How are you today?",
     "Write a SQL query that returns the three newest orders of each customer.",
@@ -51,6 +54,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--default-quality", type=float, default=0.98, help="of a request without dials")
     parser.add_argument("--drop-unparsed", action="store_true", help="treat truncated generations as unobserved")
     _examples_argument(parser)
+    _map_argument(parser)
     parser.add_argument("--note", default="", help="stands in report and manifest, for example what the log is")
     parser.add_argument(
         "--cache", type=Path, help="folder of embeddings and encoders; default: .cache beside the bundle"
@@ -75,12 +79,35 @@ def _examples_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _map_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        dest="maps",
+        metavar="COLUMN=SOURCE",
+        help="make a column of the log from another: model=response_model takes its name, correct=score/5 divides, "
+        "correct=thumb:1 is right where thumb is 1; may be given again",
+    )
+
+
+def _quarantine_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--quarantine", type=Path, help=f"Parquet file for broken rows; default: {default}")
+
+
+def _writable(quarantine: Path) -> Path | None:
+    """The file that a command chose by itself; None where it cannot write there."""
+    folder = quarantine.parent
+    return quarantine if os.access(folder, os.W_OK) else None
+
+
 def _train(options: argparse.Namespace) -> int:
     config = TrainingConfig(
         encoder=options.encoder,
         seed=options.seed,
         default_quality=options.default_quality,
         drop_unparsed=options.drop_unparsed,
+        maps=tuple(options.maps),
         keep_examples=options.keep_examples,
         note=options.note,
         cache=options.cache,
@@ -105,6 +132,7 @@ def _result_document(result: TrainingResult) -> dict[str, object]:
         "mlflow_run_id": result.manifest.mlflow_run_id,
         "tracking": result.tracking,
         "n_prompts": result.log.summary.n_prompts,
+        "log": result.log.summary.to_json(),
         "n_embedded": result.n_embedded,
         "encoder_reused": result.encoder_reused,
         "rows_quarantined": sum(result.log.summary.quarantined.values()),
@@ -118,7 +146,7 @@ def _result_text(result: TrainingResult) -> str:
     return "\n".join(
         [
             result.evaluation.verdict,
-            f"log: {result.log.summary}",
+            result.log.summary.lines,
             f"trained on {training['n_trained_on']:,} prompts, judged on {result.evaluation.n_prompts:,} others; "
             f"embedded {result.n_embedded:,} new prompts",
             "",
@@ -143,6 +171,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROVIDER=FACTOR",
         help="replay the log with a provider's prices multiplied, for example alibaba=0.1; may be given again",
     )
+    _map_argument(parser)
+    _quarantine_argument(parser, "NAME-evaluation-quarantine.parquet beside the bundle")
     parser.add_argument("--json", action="store_true", help="print the evaluation as one JSON document")
 
 
@@ -157,6 +187,8 @@ def _price_factor(text: str) -> tuple[str, float]:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    bundle = options.bundle.resolve()
+    beside = bundle.with_name(f"{bundle.name}-evaluation-quarantine.parquet")
     with tqdm(desc="evaluate", unit="step", delay=1) as bar:
 
         def done(step: str) -> None:
@@ -170,10 +202,13 @@ def _evaluate(options: argparse.Namespace) -> int:
             price_factors=dict(options.price_factor),
             quality=options.quality,
             worth_usd=options.worth_usd,
+            maps=options.maps,
+            quarantine=options.quarantine or _writable(beside),
             on_step=done,
         )
     if options.json:
-        say(json.dumps(evaluation.to_json(), ensure_ascii=False))
+        document = {**evaluation.to_json(), "log": evaluation.log and evaluation.log.to_json()}
+        say(json.dumps(document, ensure_ascii=False))
     else:
         say(_evaluation_text(evaluation))
     return DONE
@@ -190,6 +225,7 @@ def _evaluation_text(evaluation: Evaluation) -> str:
         [
             evaluation.verdict,
             *([evaluation.chosen.text] if isinstance(evaluation, FullEvaluation) else []),
+            *([evaluation.log.lines] if evaluation.log else []),
             f"{evaluation.n_prompts:,} prompts judged (left out: {left_out})",
             "",
             _tables_text(evaluation_tables(evaluation)),
@@ -256,6 +292,7 @@ def _retrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", default="static", help=_ENCODERS)
     parser.add_argument("--default-quality", type=float, default=0.98, help="of a request without dials")
     parser.add_argument("--drop-unparsed", action="store_true", help="treat truncated generations as unobserved")
+    _map_argument(parser)
     _examples_argument(parser)
     parser.add_argument("--worth-usd", type=float, help="what a correct answer is worth; default: what it costs")
     parser.add_argument(
@@ -276,6 +313,7 @@ def retrain_config(options: argparse.Namespace) -> RetrainConfig:
             encoder=options.encoder,
             default_quality=options.default_quality,
             drop_unparsed=options.drop_unparsed,
+            maps=tuple(options.maps),
             keep_examples=options.keep_examples,
         ),
         worth_usd=options.worth_usd,
@@ -320,6 +358,9 @@ def receipt_text(receipt: Receipt) -> str:
         lines.append(f"champion {receipt.champion}")
     else:
         lines.append(f"champion {receipt.champion}; the last challenger, {receipt.challenger}, is not in use")
+    if receipt.log is not None:
+        lines.append(IngestSummary(**receipt.log).lines)
+    lines += [f"set aside: {path}: {reason}" for path, reason in receipt.set_aside.items()]
     if receipt.accept_command:
         lines += ["to take the log files that were set aside, look at them, then run:", f"  {receipt.accept_command}"]
     if receipt.tracking not in (TRACKED, NO_TRACKING):
@@ -331,13 +372,16 @@ def _audit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--logs", nargs="+", required=True, help="outcome logs: files, folders or globs")
     parser.add_argument("--tiers", required=True, type=Path, help="tiers.toml")
     parser.add_argument("--html", type=Path, help="write one self-contained page with pictures here")
+    _map_argument(parser)
+    _quarantine_argument(parser, "PAGE-quarantine.parquet beside --html, else audit-quarantine.parquet here")
     parser.add_argument("--json", action="store_true", help="print the audit as one JSON document")
 
 
 def _audit(options: argparse.Namespace) -> int:
     tiers = read_tiers(options.tiers)
-    table = ingest(options.logs, tiers)
-    attempts = count_attempts(options.logs, tiers) if table.summary.repeated else None
+    beside = options.html.with_name(f"{options.html.stem}-quarantine.parquet") if options.html else AUDIT_QUARANTINE
+    table = ingest(options.logs, tiers, maps=options.maps, quarantine=options.quarantine or _writable(beside))
+    attempts = count_attempts(options.logs, tiers, maps=options.maps) if table.summary.repeated else None
     found = run_audit(table, tiers, attempts)
     if options.html:
         options.html.write_text(audit_html(found), encoding="utf-8")

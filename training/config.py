@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from training.errors import ConfigError
+from training.log.columns import parse_maps
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class TrainingConfig:
     test_share: share of the questions that training never sees and the report is made on.
     confidence: with which the dial's promises hold. default_quality: of a request without dials.
     drop_unparsed: treat the outcome of a truncated generation as unobserved.
+    maps: how columns of the log are made from others, for example "correct=score/5"; see data/README.md.
     keep_examples: store some prompts of each cluster in the bundle, for explanations; without it no prompt is stored.
     note: stands in the report, the model card and the manifest, for example what the log is.
     cache: folder of embeddings and encoders; None takes `.cache` beside the bundle.
@@ -27,12 +29,14 @@ class TrainingConfig:
     confidence: float = 0.95
     default_quality: float = 0.98
     drop_unparsed: bool = False
+    maps: tuple[str, ...] = ()
     keep_examples: bool = False
     note: str = ""
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where a setting is out of range."""
+        """Raises ConfigError where a setting is out of range, and MapError, which is one."""
+        parse_maps(self.maps)
         for name in ("test_share", "confidence"):
             value = getattr(self, name)
             if not 0 < value < 1:

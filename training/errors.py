@@ -2,9 +2,11 @@
 
 RouterError
 ├── LogError        the outcome log cannot be used as it is
+│   └── LabelError      its column `correct` has other values than true, false and 0..1
 ├── EncoderError    an encoder cannot be made or exported
 ├── ParityError     the exported graph does not decide as the models it was made from
 ├── ConfigError     a training setting is out of range
+│   ├── MapError        a column map cannot be understood
 │   └── TrackingError   MLflow cannot be reached, or refuses
 ├── ClusterError    the workers of a cluster could not finish
 └── StoreError      the store of `broker retrain` cannot be used as it is
@@ -22,6 +24,33 @@ class LogError(RouterError):
     """The outcome log cannot be used as it is."""
 
 
+class LabelError(LogError):
+    """A log's outcomes are on another scale than true, false and 0..1, so that its rows would be lost by their outcome.
+
+    source: the log. values: the most frequent values that cannot be read, with their counts. n_unreadable, n_labelled:
+    rows with such a value, and with any.
+    """
+
+    def __init__(self, source: str, values: dict[str, int], n_unreadable: int, n_labelled: int) -> None:
+        super().__init__(source, values, n_unreadable, n_labelled)
+        self.source, self.values = source, values
+        self.n_unreadable, self.n_labelled = n_unreadable, n_labelled
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.problem}"
+
+    @property
+    def problem(self) -> str:
+        """What is wrong and what to do, without the name of the log."""
+        seen = ", ".join(f"{value} ({count:,} times)" for value, count in self.values.items())
+        return (
+            f"{self.n_unreadable:,} of {self.n_labelled:,} values of `correct` are not true, false or a number in "
+            f"0..1; most frequent of these: {seen}. Say what correct means, for example --map correct=correct/5 for "
+            "1 to 5, --map correct=correct/100 for percent, --map correct=correct:1 where only 1 is correct, or "
+            "--map correct=OTHER_COLUMN"
+        )
+
+
 class EncoderError(RouterError):
     """An encoder cannot be made or exported."""
 
@@ -34,6 +63,19 @@ class ParityError(RouterError):
 
 class ConfigError(RouterError, ValueError):
     """A training setting is out of range."""
+
+
+class MapError(ConfigError):
+    """A column map cannot be understood.
+
+    text: the map as it was given. problem: what is wrong with it.
+    """
+
+    def __init__(self, text: str, problem: str) -> None:
+        super().__init__(
+            f"found the map {text!r}: {problem}; for example correct=score/5, correct=thumb:1 or model=name"
+        )
+        self.text, self.problem = text, problem
 
 
 class TrackingError(ConfigError):

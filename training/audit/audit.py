@@ -47,6 +47,7 @@ def audit(
             tier: float(a) if n else None for tier, a, n in zip(table.tiers, mean, n_outcomes, strict=True)
         },
         "estimated_cost_share": costs.estimated_share,
+        "log": table.summary,
     }
     if complete.sum() < MIN_COMPLETE:
         return Audit(

@@ -31,7 +31,11 @@ _CAPTIONS = {
 def audit_text(audit: Audit) -> str:
     """The audit for a terminal of 110 columns, the verdict first; about 50 lines."""
     facts = "\n".join(textwrap.fill(fact, _WIDTH) for fact in audit_facts(audit))
-    return "\n\n".join([textwrap.fill(audit.verdict, _WIDTH), *map(_table_text, audit_tables(audit)), facts])
+    log = "\n".join(
+        textwrap.fill(line, _WIDTH, break_long_words=False, break_on_hyphens=False)
+        for line in audit.log.lines.splitlines()
+    )
+    return "\n\n".join([textwrap.fill(audit.verdict, _WIDTH), log, *map(_table_text, audit_tables(audit)), facts])
 
 
 def _table_text(table: Table) -> str:
@@ -45,7 +49,7 @@ def _table_text(table: Table) -> str:
 def audit_html(audit: Audit) -> str:
     """The audit as one HTML document."""
     pictures = "".join(picture(figure, _CAPTIONS[name]) for name, figure in audit_figures(audit).items())
-    facts = "".join(f"<p>{html.escape(fact)}</p>" for fact in audit_facts(audit))
+    facts = "".join(f"<p>{html.escape(fact)}</p>" for fact in [audit.log.lines, *audit_facts(audit)])
     tables = "".join(table.html() for table in audit_tables(audit))
     return page("Routing audit", audit.verdict, f"{pictures}{facts}{tables}")
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from training.evaluation.metrics import Interval
+from training.log.table import IngestSummary
 
 MIN_LOSS = 0.002
 """A tier pays where doing without it loses at least this accuracy, or its worth in money."""
@@ -94,6 +95,7 @@ class Audit:
     n_complete: prompts that every tier answered. n_training: those of them that `broker train` would train on, by its
     default settings; the others are held out. n_outcomes, observed_accuracy: per tier, each on its own prompts.
     estimated_cost_share: share of the attempts without a logged cost.
+    log: what was read of the log, and what was not.
     action: "route", "do not route" or "not enough outcomes". verdict: the reason, in a sentence.
     best: the tier with the highest accuracy, on complete prompts. oracle: accuracy of knowing which tier is right.
     needed: prompts that a promise of each quality takes.
@@ -107,6 +109,7 @@ class Audit:
     n_outcomes: dict[str, int]
     observed_accuracy: dict[str, float | None]
     estimated_cost_share: float
+    log: IngestSummary
     action: str
     verdict: str
     best: str | None = None

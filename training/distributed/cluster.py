@@ -19,7 +19,6 @@ from typing import Any
 
 import lightgbm
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -42,9 +41,9 @@ from training.encoders.cache import write_encoder
 from training.encoders.encoder import Encoder
 from training.errors import ConfigError
 from training.fit.classifier import LABEL_ROUNDS, FitForest, Forest, lightgbm_settings
-from training.log.checked import CheckedLogs
-from training.log.ingest import refuse_single_tier_log
-from training.log.sources import LogSource, log_sources
+from training.log.columns import parse_maps
+from training.log.refusals import refuse_single_tier_log
+from training.log.sources import LogSource, as_sources, log_sources
 from training.log.split import Split
 from training.log.table import OutcomeTable
 
@@ -111,8 +110,9 @@ class DaskBackend:
         batches = _batches(paths, n_rows, min(ROWS_PER_READ, sum(n_rows) // (2 * len(self.workers.addresses))))
         rows = [self._file("rows", number) for number in range(len(batches))]
         broken = [self._file("broken", number) for number in range(len(batches))]
-        n_good = self.workers.run(read_rows, batches, rows, broken, n_parts=n_parts)
-        quarantined = gather_broken(broken, quarantine, is_usable=sum(n_good) > 0)
+        maps = parse_maps(self.context.config.maps)
+        found = self.workers.run(read_rows, batches, rows, broken, n_parts=n_parts, maps=maps)
+        gathered = gather_broken(broken, quarantine, found, maps)
         self.context.done("rows")
         self._tables = [self._file("table", part) for part in range(n_parts)]
         parts = self.workers.run(
@@ -125,7 +125,7 @@ class DaskBackend:
         )
         for path in rows:
             path.unlink()
-        facts = whole_log(parts, quarantined)
+        facts = whole_log(parts, gathered)
         self.context.done("tables")
         table = self._sample(facts, tuple(tier.name for tier in tiers))
         refuse_single_tier_log(table)
@@ -228,8 +228,7 @@ def _item(values: Sequence[Any], place: int) -> Any:
 
 def _files(logs: LogSource | Sequence[LogSource], quarantine: Path) -> list[Path]:
     """Log files by their full names; raises ConfigError for a DataFrame."""
-    sources = [logs] if isinstance(logs, str | Path | pd.DataFrame | CheckedLogs) else list(logs)
-    found = list(log_sources(sources, quarantine))
+    found = list(log_sources(as_sources(logs), quarantine))
     if not all(isinstance(path, Path) for path in found):
         raise ConfigError("found a DataFrame for a log; with a cluster give files, which its workers can read")
     return [path.resolve() for path in found if isinstance(path, Path)]

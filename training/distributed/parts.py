@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -28,11 +28,14 @@ from training.encoders.cache import read_encoder
 from training.encoders.embed import embed
 from training.encoders.encoder import Encoder
 from training.fit.cross_fit import N_FOLDS
+from training.log.cells import to_cells
 from training.log.checked import database
+from training.log.columns import ColumnMap, quoted, quoted_path
 from training.log.costs import attempt_costs
-from training.log.ingest import broken_rows, pivot, refuse_unusable_log, to_cells, write_quarantine
+from training.log.ingest import broken_rows, pivot, write_quarantine
 from training.log.labels import UNKNOWN, label_cheapest_correct
-from training.log.rows import append_log, fetch, quoted, quoted_path
+from training.log.refusals import found_columns, refuse_missing_sources, refuse_unreadable_labels, refuse_unusable_log
+from training.log.rows import append_log, fetch
 from training.log.split import Split, fold_numbers, group_positions
 from training.log.table import CELL_MEASURES, IngestSummary, OutcomeTable, is_partial_count
 
@@ -41,45 +44,69 @@ WORKER_MEMORY = "1GB"
 
 _MIN_ROW_GROUP, _MAX_ROW_GROUP = 2_048, 100_000
 _TEXTS = ("prompt_ids", "groups", "segments")
+_PRICES = ("usd_per_mtok_input", "usd_per_mtok_output")
 _DIGESTS: int = 2**256
 
 
 # ---- rows ------------------------------------------------------------------------------------------
 
 
-def read_rows(paths: Sequence[Path], rows: Path, broken: Path, n_parts: int) -> int:
+@dataclass(frozen=True)
+class RowFacts:
+    """What a worker found in its log files. columns, not_used: as an IngestSummary has them."""
+
+    n_usable: int
+    columns: tuple[str, ...]
+    not_used: dict[str, str]
+
+
+def read_rows(
+    paths: Sequence[Path], rows: Path, broken: Path, n_parts: int, maps: Sequence[ColumnMap] = ()
+) -> RowFacts:
     """Check the rows of log files and write them ordered by part, so that a reader of one part skips the others.
 
     broken: a file for rows that cannot be used, with source, reason and content; not written where there is none.
-    Returns the number of usable rows.
+    Raises LabelError.
     """
     with database(WORKER_MEMORY) as db:
         db.execute("SET threads = 1")
         for number, path in enumerate(paths):
-            append_log(db, path, number)
+            append_log(db, path, number, maps)
+        refuse_unreadable_labels(db)
         [(n_good,)] = fetch(db, "SELECT count(*) FILTER (reason IS NULL) FROM raw")
         row_group = int(np.clip(n_good // n_parts, _MIN_ROW_GROUP, _MAX_ROW_GROUP))
         db.execute(
-            f"COPY (SELECT * EXCLUDE (file, source, reason, content, is_unreadable), prompt_key % {n_parts} AS part "
-            f"FROM raw WHERE reason IS NULL ORDER BY part) TO {quoted(str(rows))} "
+            "COPY (SELECT * EXCLUDE (file, source, reason, content, label, is_unreadable), "
+            f"prompt_key % {n_parts} AS part FROM raw WHERE reason IS NULL ORDER BY part) TO {quoted(str(rows))} "
             f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group})"
         )
         write_quarantine(db, broken)
-    return int(n_good)
+        columns, not_used = found_columns(db, maps)
+    return RowFacts(n_usable=int(n_good), columns=columns, not_used=not_used)
 
 
-def gather_broken(broken: Sequence[Path], quarantine: Path | None, *, is_usable: bool) -> dict[str, int]:
-    """One quarantine file of all workers' broken rows; returns how many there are by reason.
+def gather_broken(
+    broken: Sequence[Path], quarantine: Path | None, found: Sequence[RowFacts], maps: Sequence[ColumnMap]
+) -> dict[str, Any]:
+    """One quarantine file of all workers' broken rows; returns what an IngestSummary says of the log as a whole.
 
-    is_usable: whether there are other rows; raises LogError where not.
+    Raises LogError where there are no other rows, or no log has the source of a map.
     """
+    columns = tuple(sorted({name for facts in found for name in facts.columns}))
+    not_used = dict(sorted({name: meant for facts in found for name, meant in facts.not_used.items()}.items()))
+    refuse_missing_sources(columns, maps)
     with database() as db:
-        if found := ", ".join(quoted_path(path) for path in broken if path.exists()):
-            db.execute(f"INSERT INTO raw BY NAME SELECT * FROM read_parquet([{found}])")
-        write_quarantine(db, quarantine)
-        if not is_usable:
-            refuse_unusable_log(db)
-        return broken_rows(db)
+        if files := ", ".join(quoted_path(path) for path in broken if path.exists()):
+            db.execute(f"INSERT INTO raw BY NAME SELECT * FROM read_parquet([{files}])")
+        written = write_quarantine(db, quarantine)
+        if not any(facts.n_usable for facts in found):
+            refuse_unusable_log(db, columns, not_used, maps, quarantine if written else None)
+        return {
+            "quarantined": broken_rows(db),
+            "columns": columns,
+            "not_used": not_used,
+            "quarantine": str(quarantine) if written else None,
+        }
 
 
 # ---- tables ----------------------------------------------------------------------------------------
@@ -123,16 +150,18 @@ def pivot_part(
 
 def _digest(table: OutcomeTable) -> int:
     """A sum of digests of the prompts' outcomes, the same in whatever order and however divided."""
-    cells = np.concatenate(
-        [getattr(table, name) for name in ("correct", "output_tokens", "cost_usd", "propensity")], axis=1
-    ).astype(np.float32)
-    rows = zip(table.prompt_ids.tolist(), cells, strict=True)
-    digests = (hashlib.sha256(prompt_id.encode() + row.tobytes()).digest() for prompt_id, row in rows)
+    always, prices = (
+        np.concatenate([getattr(table, name) for name in names], axis=1).astype(np.float32)
+        for names in (("correct", "output_tokens", "cost_usd", "propensity"), _PRICES)
+    )
+    logged = [row.tobytes() if np.isfinite(row).any() else b"" for row in prices]
+    rows = zip(table.prompt_ids.tolist(), always, logged, strict=True)
+    digests = (hashlib.sha256(name.encode() + row.tobytes() + price).digest() for name, row, price in rows)
     return sum(int.from_bytes(digest, "big") for digest in digests) % _DIGESTS
 
 
-def whole_log(parts: Sequence[PartFacts], quarantined: dict[str, int]) -> PartFacts:
-    """The facts of all parts together, and of the rows that no part has."""
+def whole_log(parts: Sequence[PartFacts], gathered: Mapping[str, Any]) -> PartFacts:
+    """The facts of all parts together, and of the rows that no part has. gathered: of `gather_broken`."""
     summaries = [part.summary for part in parts]
     is_sparse = is_partial_count(sum(part.n_observed for part in parts), sum(part.n_judged for part in parts))
     n_without = sum(part.n_without_propensity for part in parts)
@@ -140,16 +169,17 @@ def whole_log(parts: Sequence[PartFacts], quarantined: dict[str, int]) -> PartFa
     in_no_tier = _added(summary.in_no_tier for summary in summaries)
     return PartFacts(
         summary=IngestSummary(
-            n_rows=sum(summary.n_rows for summary in summaries) + sum(quarantined.values()),
+            n_rows=sum(summary.n_rows for summary in summaries) + sum(gathered["quarantined"].values()),
             n_used=sum(summary.n_used for summary in summaries),
             n_prompts=sum(summary.n_prompts for summary in summaries),
-            quarantined=quarantined,
             in_no_tier=dict(sorted(in_no_tier.items(), key=lambda entry: (-entry[1], entry[0]))),
             unjudged=sum(summary.unjudged for summary in summaries),
             unparsed=sum(summary.unparsed for summary in summaries),
             repeated=sum(summary.repeated for summary in summaries),
             observed_per_tier=_added(summary.observed_per_tier for summary in summaries),
             without_propensity=n_without if is_sparse else 0,
+            unknown=dict(sorted(_added(summary.unknown for summary in summaries).items())),
+            **gathered,
         ),
         n_observed=sum(part.n_observed for part in parts),
         n_judged=sum(part.n_judged for part in parts),
@@ -160,7 +190,7 @@ def whole_log(parts: Sequence[PartFacts], quarantined: dict[str, int]) -> PartFa
     )
 
 
-def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for more in counts:
         total.update(more)

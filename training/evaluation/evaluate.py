@@ -57,6 +57,8 @@ def evaluate(
     price_factors: Mapping[str, float] | None = None,
     quality: float | None = None,
     worth_usd: float | None = None,
+    maps: Sequence[str] = (),
+    quarantine: Path | None = None,
     seed: int = 0,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Evaluation:
@@ -70,11 +72,13 @@ def evaluate(
     prices: a file in the format of tiers.toml; price_factors: by provider, what its prices are multiplied by. With
         either, the same bundle decides at these prices, and attempts cost what their logged tokens cost at them.
     quality, worth_usd: dials to judge, as for Router.route; without them, the default quality.
+    maps: how columns of the logs are made from others, as for TrainingConfig. quarantine: a file for broken rows; None
+        writes none.
     Raises BundleError, PriceError, DialError, LogError (also where nothing is left to judge on).
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     tiers, change = loaded.prices.tiers, np.ones(len(loaded.manifest.tiers))
-    table = ingest(logs, tiers)
+    table = ingest(logs, tiers, maps=maps, quarantine=quarantine)
     on_step("ingest")
     dials = resolve_dials(loaded.manifest, RouterPolicy(), quality, worth_usd, critical=False)
     if prices is not None or price_factors:
@@ -88,8 +92,8 @@ def evaluate(
     training = replace(training, cost_usd=training.cost_usd * change)  # the baselines see today's prices too
     evaluation = evaluate_table(loaded, table, training, dials=dials, seed=seed, on_step=on_step)
     if isinstance(evaluation, OffPolicyEvaluation) and evaluation.refused:
-        raise LogError(f"no prompt to judge: {evaluation.refused}")
-    return evaluation
+        raise LogError(f"no prompt to judge: {evaluation.refused} (read: {table.summary})")
+    return replace(evaluation, log=table.summary)
 
 
 def _mean_cost(table: OutcomeTable, tiers: Sequence[Tier]) -> np.ndarray:

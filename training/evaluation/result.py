@@ -16,6 +16,7 @@ from training.evaluation.dials import DialResult, dials_text
 from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.net_value import NetValue
 from training.evaluation.off_policy import ESTIMATORS, OffPolicyReport
+from training.log.table import IngestSummary
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Evaluation(ABC):
     n_prompts: prompts judged. n_trained_on: left out because the bundle was, or may have been, trained on them.
     n_incomplete: left out because they lack outcomes. n_not_drawn: left out because the sample was large enough.
     estimated_cost_share: share of the judged attempts without a logged cost.
+    log: what was read of the log, and what was not; None where a table was judged.
     """
 
     bundle_id: str
@@ -56,6 +58,7 @@ class Evaluation(ABC):
     n_incomplete: int
     n_not_drawn: int
     estimated_cost_share: float
+    log: IngestSummary | None = None
 
     @property
     @abstractmethod

@@ -13,8 +13,10 @@ import duckdb
 import numpy as np
 
 from training.errors import LogError
+from training.log.columns import ColumnMap, quoted
 from training.log.readers import first_line
-from training.log.rows import append_log, create_raw, fetch, quoted
+from training.log.refusals import unreadable_labels
+from training.log.rows import append_log, create_raw, fetch
 
 MEMORY_LIMIT = "4GB"
 """Of DuckDB; what goes beyond it is spilled to disk."""
@@ -23,20 +25,23 @@ MEMORY_LIMIT = "4GB"
 @contextmanager
 def database(memory_limit: str = MEMORY_LIMIT) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database on disk with an empty table `raw`; it is removed at the end. Raises duckdb.Error."""
-    with _temporary(None, memory_limit) as rows:
+    with _temporary(None, memory_limit, ()) as rows:
         yield rows.connection
 
 
 @contextmanager
-def checked_logs(folder: Path | None = None, memory_limit: str = MEMORY_LIMIT) -> Iterator[CheckedLogs]:
+def checked_logs(
+    folder: Path | None = None, memory_limit: str = MEMORY_LIMIT, maps: Sequence[ColumnMap] = ()
+) -> Iterator[CheckedLogs]:
     """An empty CheckedLogs, whose database is removed at the end.
 
     folder: where the database stands; None takes the system's folder for temporary files, as does a path with a "?".
+    maps: columns that are made from others, in all files.
     While it is in use, DuckDB's errors become LogError where `memory_limit` is too small, and OSError where it cannot
     write, for example because the disk is full.
     """
     try:
-        with _temporary(folder, memory_limit) as rows:
+        with _temporary(folder, memory_limit, maps) as rows:
             yield rows
     except duckdb.OutOfMemoryException as error:
         raise LogError(f"memory_limit {memory_limit} is too small ({first_line(error)}); give a larger one") from error
@@ -45,13 +50,13 @@ def checked_logs(folder: Path | None = None, memory_limit: str = MEMORY_LIMIT) -
 
 
 @contextmanager
-def _temporary(folder: Path | None, memory_limit: str) -> Iterator[CheckedLogs]:
+def _temporary(folder: Path | None, memory_limit: str, maps: Sequence[ColumnMap]) -> Iterator[CheckedLogs]:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         if "?" in str(folder.resolve()):
             folder = None  # DuckDB cannot write its log there: it takes what follows for a query
     with tempfile.TemporaryDirectory(prefix=".token-broker-", dir=folder) as temporary:
-        rows = CheckedLogs(Path(temporary) / "log.duckdb", memory_limit)
+        rows = CheckedLogs(Path(temporary) / "log.duckdb", memory_limit, maps)
         try:
             yield rows
         finally:
@@ -63,7 +68,7 @@ class FileFacts:
     """What was found in one log file.
 
     n_prompts: distinct prompts of its usable rows. last_timestamp: of its usable rows, UTC; None where none has one.
-    is_unreadable: the file, or `prompts.parquet` beside it, cannot be read.
+    is_unreadable: the file, or `prompts.parquet` beside it, cannot be read, or its outcomes are on another scale.
     reason: why; else why most of its broken rows are broken; "" where none is.
     """
 
@@ -81,8 +86,8 @@ class CheckedLogs:
     Make one with `checked_logs`. It connects to its database when it is used, and `release` gives the memory back.
     """
 
-    def __init__(self, path: Path, memory_limit: str) -> None:
-        self.memory_limit = memory_limit
+    def __init__(self, path: Path, memory_limit: str, maps: Sequence[ColumnMap] = ()) -> None:
+        self.memory_limit, self.maps = memory_limit, tuple(maps)
         self._path = path
         self._numbers: dict[Path, int] = {}
         self._db: duckdb.DuckDBPyConnection | None = None
@@ -120,7 +125,7 @@ class CheckedLogs:
         if path in self._numbers:
             raise ValueError(f"{path} was read already")
         number = self._numbers[path] = len(self._numbers)
-        append_log(self.connection, path, number)
+        append_log(self.connection, path, number, self.maps)
         [(n_rows, n_broken, n_prompts, last, is_unreadable)] = fetch(
             self.connection,
             "SELECT count(*), count(reason), count(DISTINCT prompt_key) FILTER (reason IS NULL), "
@@ -132,18 +137,20 @@ class CheckedLogs:
             f"SELECT reason FROM raw WHERE file = {number} AND reason IS NOT NULL "
             "GROUP BY reason ORDER BY bool_or(is_unreadable) NULLS LAST, count(*) DESC, reason LIMIT 1",
         )
+        bad_labels = unreadable_labels(self.connection, number)
         return FileFacts(
             n_rows=n_rows,
             n_broken=n_broken,
             n_prompts=n_prompts,
             last_timestamp=last,
-            is_unreadable=is_unreadable,
-            reason=reasons[0][0] if reasons else "",
+            is_unreadable=is_unreadable or bool(bad_labels),
+            reason=bad_labels[0].problem if bad_labels and not is_unreadable else reasons[0][0] if reasons else "",
         )
 
     def remove(self, path: Path) -> None:
         """Forget the rows of a file, so that they are in no table made from these logs."""
-        self.connection.execute(f"DELETE FROM raw WHERE file = {self._numbers[path]}")
+        number = self._numbers[path]
+        self.connection.execute(f"DELETE FROM raw WHERE file = {number}; DELETE FROM log_columns WHERE file = {number}")
 
     def outcomes(self, path: Path, max_prompts: int) -> list[tuple[str, str, float]]:
         """Prompt, model and mean correctness (0..1) of the judged rows of a file, of at most so many prompts."""

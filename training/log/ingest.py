@@ -5,20 +5,28 @@ DuckDB reads, checks and pivots the rows in a database on disk, so that only the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
-import pandas as pd
 
-from router.portfolio.tiers import Tier, log_names
-from training.errors import LogError
+from router.portfolio.tiers import Tier
+from training.log.cells import to_cells
 from training.log.checked import MEMORY_LIMIT, CheckedLogs, checked_logs
-from training.log.rows import append_log, fetch, quoted
-from training.log.sources import LogSource, log_sources
+from training.log.columns import parse_maps, quoted
+from training.log.refusals import (
+    found_columns,
+    refuse_missing_sources,
+    refuse_single_tier_log,
+    refuse_unreadable_labels,
+    refuse_unusable_log,
+)
+from training.log.rows import append_log, fetch
+from training.log.sources import LogSource, as_sources, log_sources
 from training.log.table import CELL_MEASURES, IngestSummary, OutcomeTable, is_partial
 
 
@@ -28,33 +36,41 @@ def ingest(
     *,
     quarantine: Path | None = None,
     drop_unparsed: bool = False,
+    maps: Sequence[str] = (),
     memory_limit: str = MEMORY_LIMIT,
 ) -> OutcomeTable:
     """Read logs into one table.
 
-    logs: files, folders, globs (Parquet, JSONL, CSV), DataFrames; or one CheckedLogs, of which no file is read again.
+    logs: files, folders, globs (Parquet, JSONL, CSV), DataFrames of pandas or with the Arrow interface; or one
+        CheckedLogs, of which no file is read again.
     quarantine: a Parquet file to write broken rows to, each with its source and reason. It is not written where no
         row is broken, and never read as a log.
     drop_unparsed: treat the outcome of a truncated generation (`parsed` = false) as unobserved.
-    memory_limit: of DuckDB; what goes beyond it is spilled to disk. CheckedLogs have a limit of their own.
+    maps: how columns are made from others, for example "correct=score/5"; see data/README.md.
+    memory_limit: of DuckDB; what goes beyond it is spilled to disk. CheckedLogs have maps and a limit of their own.
 
-    Raises LogError where no row can be used, where fewer than two tiers have outcomes, or where memory_limit is too
-    small; OSError where the disk is full.
+    Raises LabelError where outcomes are on another scale than 0..1; LogError where no row can be used, where fewer than
+    two tiers have outcomes, where no log has a column that a map names, or where memory_limit is too small; MapError;
+    OSError where the disk is full.
     """
-    with _cells(logs, tiers, quarantine, drop_unparsed, memory_limit) as db:
+    with _cells(logs, tiers, quarantine, drop_unparsed, maps, memory_limit) as (db, facts):
         table = pivot(db, tuple(tier.name for tier in tiers))
+    table = replace(table, summary=replace(table.summary, **facts))
     refuse_single_tier_log(table)
     return table
 
 
-def count_attempts(logs: LogSource | Sequence[LogSource], tiers: Sequence[Tier]) -> tuple[np.ndarray, np.ndarray]:
+def count_attempts(
+    logs: LogSource | Sequence[LogSource], tiers: Sequence[Tier], *, maps: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """How often each tier was asked each prompt and answered it correctly; `ingest` has only the mean.
 
     Returns (n_attempts, n_correct), float64 (n_prompts, n_tiers), with rows and columns as `ingest` of the same log.
     A fractional outcome counts as correct from 0.5 on. The models of a tier are counted together.
     Raises LogError as `ingest` does.
     """
-    with _cells(logs, tiers, quarantine=None, drop_unparsed=False, memory_limit=MEMORY_LIMIT) as db:
+    settings: dict[str, Any] = {"quarantine": None, "drop_unparsed": False, "maps": maps, "memory_limit": MEMORY_LIMIT}
+    with _cells(logs, tiers, **settings) as (db, _):
         [(n_prompts,)] = fetch(db, "SELECT count(*) FROM prompts")
         counts = np.zeros((2, n_prompts, len(tiers)))
         for row, tier, n_attempts, n_correct in fetch(db, _ATTEMPT_COUNTS):
@@ -74,116 +90,51 @@ def _cells(
     tiers: Sequence[Tier],
     quarantine: Path | None,
     drop_unparsed: bool,
+    maps: Sequence[str],
     memory_limit: str,
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database with the logs' rows, prompts and cells; the broken rows are in `quarantine`."""
-    with _rows(logs, quarantine, memory_limit) as db:
-        write_quarantine(db, quarantine)
-        refuse_unusable_log(db)
+) -> Iterator[tuple[duckdb.DuckDBPyConnection, dict[str, Any]]]:
+    """A database with the logs' rows, prompts and cells, and what the summary says of the logs as a whole.
+
+    The broken rows are in `quarantine`.
+    """
+    with _rows(logs, quarantine, maps, memory_limit) as rows:
+        db = rows.connection
+        columns, near = found_columns(db, rows.maps)
+        written = write_quarantine(db, quarantine)
+        refuse_missing_sources(columns, rows.maps)
+        refuse_unreadable_labels(db)
+        refuse_unusable_log(db, columns, near, rows.maps, quarantine if written else None)
         to_cells(db, tiers, drop_unparsed)
-        yield db
+        yield db, {"columns": columns, "not_used": near, "quarantine": str(quarantine) if written else None}
 
 
 @contextmanager
 def _rows(
-    logs: LogSource | Sequence[LogSource], quarantine: Path | None, memory_limit: str
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database with the logs' rows as table `raw`, for tables that are made from it."""
+    logs: LogSource | Sequence[LogSource], quarantine: Path | None, maps: Sequence[str], memory_limit: str
+) -> Iterator[CheckedLogs]:
+    """The logs' rows as table `raw` of a database, for tables that are made from it."""
     if isinstance(logs, CheckedLogs):
-        with logs.derived() as db:
-            yield db
+        with logs.derived():
+            yield logs
         return
-    sources = list(logs) if isinstance(logs, Iterable) and not isinstance(logs, str | pd.DataFrame) else [logs]
-    with checked_logs(memory_limit=memory_limit) as rows:
-        for number, source in enumerate(log_sources(sources, quarantine)):
-            append_log(rows.connection, source, number)
-        yield rows.connection
+    made = parse_maps(maps)
+    with checked_logs(memory_limit=memory_limit, maps=made) as rows:
+        for number, source in enumerate(log_sources(as_sources(logs), quarantine)):
+            append_log(rows.connection, source, number, made)
+        yield rows
 
 
-def write_quarantine(db: duckdb.DuckDBPyConnection, quarantine: Path | None) -> None:
-    """Write broken rows to a Parquet file, if there are any and `quarantine` is not None."""
+def write_quarantine(db: duckdb.DuckDBPyConnection, quarantine: Path | None) -> bool:
+    """Write broken rows to a Parquet file, if there are any and `quarantine` is not None; returns whether it did."""
     [(n_broken,)] = fetch(db, "SELECT count(reason) FROM raw")
-    if quarantine is not None and n_broken:
-        quarantine.parent.mkdir(parents=True, exist_ok=True)
-        db.execute(
-            "COPY (SELECT source, reason, content FROM raw WHERE reason IS NOT NULL ORDER BY ALL) "
-            f"TO {quoted(str(quarantine))} (FORMAT parquet, COMPRESSION zstd)"
-        )
-
-
-def refuse_unusable_log(db: duckdb.DuckDBPyConnection) -> None:
-    """Raises LogError where every row is broken."""
-    [(n_good,)] = fetch(db, "SELECT count(*) FILTER (reason IS NULL) FROM raw")
-    if n_good == 0:
-        reasons = fetch(db, "SELECT DISTINCT source || ': ' || reason FROM raw ORDER BY 1 LIMIT 3")
-        found = "; ".join(reason for (reason,) in reasons) or "no row at all"
-        raise LogError(f"the log has no usable row (found {found}); each row needs a prompt, a model and `correct`")
-
-
-def to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparsed: bool) -> None:
-    """Make `prompts` and `cells` (prompt, tier) from the rows: first repeats are averaged, then the models of a tier.
-
-    An alias counts as its model. Sums are exact, so that no mean depends on the order of the rows. The propensity of a
-    cell is that of its attempts. Where a prompt was asked more than once, it is the probability that at least one of
-    these requests chose the tier, if all of them had the mean propensity of the cell's attempts.
-    """
+    if quarantine is None or not n_broken:
+        return False
+    quarantine.parent.mkdir(parents=True, exist_ok=True)
     db.execute(
-        "CREATE TABLE offers "
-        "(name VARCHAR, model INTEGER, provider VARCHAR, tier INTEGER, usd_in DOUBLE, usd_out DOUBLE)"
+        "COPY (SELECT source, reason, content FROM raw WHERE reason IS NOT NULL ORDER BY ALL) "
+        f"TO {quoted(str(quarantine))} (FORMAT parquet, COMPRESSION zstd)"
     )
-    offers = [(index, offer) for index, tier in enumerate(tiers) for offer in tier.offers]
-    models = {offer.model: number for number, (_, offer) in enumerate(offers)}
-    db.executemany(
-        "INSERT INTO offers VALUES (?, ?, ?, ?, ?, ?)",
-        [
-            (name, models[offer.model], offer.provider, index, offer.usd_per_mtok_input, offer.usd_per_mtok_output)
-            for index, offer in offers
-            for name in log_names(offer)
-        ],
-    )
-    is_set_aside = f"{drop_unparsed} AND raw.correct IS NOT NULL AND coalesce(NOT raw.parsed, false)"
-    db.execute(f"""
-        CREATE VIEW attempts AS
-        WITH named AS (SELECT name, min(model) AS model, min(tier) AS tier,
-                              avg(usd_in) AS usd_in, avg(usd_out) AS usd_out FROM offers GROUP BY 1),
-        priced AS (SELECT name, provider, avg(usd_in) AS usd_in, avg(usd_out) AS usd_out FROM offers GROUP BY 1, 2)
-        SELECT raw.* REPLACE (
-                   named.model AS model, CASE WHEN NOT ({is_set_aside}) THEN raw.correct END AS correct,
-                   coalesce(raw.cost_usd, (raw.input_tokens * coalesce(priced.usd_in, named.usd_in)
-                       + raw.output_tokens * coalesce(priced.usd_out, named.usd_out)) / 1e6) AS cost_usd),
-               raw.model AS name, named.tier, raw.correct IS NULL AS is_unjudged,
-               {is_set_aside} AS is_set_aside
-        FROM raw LEFT JOIN named ON raw.model = named.name
-                 LEFT JOIN priced ON raw.model = priced.name AND raw.provider = priced.provider
-        WHERE reason IS NULL
-    """)
-    db.execute("""
-        CREATE TABLE prompts AS
-        SELECT prompt_key, any_value(prompt) AS prompt, sha256(any_value(prompt))[:16] AS prompt_id,
-               coalesce(min(dataset), '') AS segment, min(question_key) AS question_key, max(timestamp) AS asked_at
-        FROM attempts WHERE tier IS NOT NULL GROUP BY 1
-    """)
-    db.execute(
-        "CREATE TABLE places AS SELECT prompt_key, row_number() OVER (ORDER BY prompt_id) - 1 AS row FROM prompts"
-    )
-    db.execute("CREATE MACRO exact_mean(x) AS CASE WHEN min(x) = max(x) THEN min(x) ELSE avg(x::DECIMAL(38, 18)) END")
-    means = ", ".join(f"exact_mean({name}) AS {name}" for name in _MEASURES)
-    db.execute(f"""
-        CREATE TABLE per_model AS
-        SELECT prompt_key, tier, model, count(*) AS n_rows, count(*) FILTER (is_unjudged) AS n_unjudged,
-               count(*) FILTER (is_set_aside) AS n_set_aside, {means}
-        FROM attempts WHERE tier IS NOT NULL GROUP BY 1, 2, 3
-    """)
-    db.execute("""
-        CREATE TABLE chosen AS
-        SELECT prompt_key, tier, exact_mean(propensity) AS share, sum(count(*)) OVER (PARTITION BY prompt_key) AS n
-        FROM attempts WHERE tier IS NOT NULL AND correct IS NOT NULL AND propensity IS NOT NULL GROUP BY 1, 2
-    """)
-    db.execute(f"""
-        CREATE TABLE cells AS
-        SELECT row, tier, {means}, any_value(CASE WHEN n = 1 THEN share ELSE 1 - pow(1 - share, n) END) AS propensity
-        FROM per_model JOIN places USING (prompt_key) LEFT JOIN chosen USING (prompt_key, tier) GROUP BY 1, 2
-    """)
+    return True
 
 
 def pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTable:
@@ -218,7 +169,6 @@ def pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTable
     )
 
 
-_MEASURES = ("correct", "input_tokens", "output_tokens", "cost_usd")
 _PROMPTS_IN_ORDER = r"""
     WITH bare AS (SELECT *, nullif(lower(regexp_replace(prompt, '[^\p{L}\p{N}]', '', 'g')), '') AS letters FROM prompts)
     SELECT prompt_id, prompt, coalesce(question_key, sha256(coalesce(letters, prompt))[:16]) AS question_group, segment,
@@ -245,6 +195,13 @@ def _summary(
         unparsed=n_unparsed,
         repeated=n_used - n_distinct,
         observed_per_tier={tier: int(n) for tier, n in zip(tiers, np.isfinite(correct).sum(0), strict=True)},
+        unknown=dict(
+            fetch(
+                db,
+                "SELECT doubt, count(*) FROM (SELECT unnest(doubts) AS doubt FROM attempts WHERE tier IS NOT NULL) "
+                "WHERE doubt IS NOT NULL GROUP BY 1 ORDER BY 1",
+            )
+        ),
         without_propensity=int((np.isfinite(correct) & np.isnan(propensity)).sum()) if is_partial(correct) else 0,
     )
 
@@ -253,12 +210,3 @@ def broken_rows(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
     """How many rows are broken, by reason, the most frequent reason first."""
     query = "SELECT reason, count(*) FROM raw WHERE reason IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
     return dict(fetch(db, query))
-
-
-def refuse_single_tier_log(table: OutcomeTable) -> None:
-    """Raises LogError where fewer than two tiers have outcomes."""
-    if np.isfinite(table.correct).any(axis=0).sum() < 2:
-        raise LogError(
-            f"the log has outcomes of fewer than two tiers (found: {table.summary}); routing is learned from the "
-            "difference between tiers, so log outcomes of two or more, or check that tiers.toml names the log's models"
-        )

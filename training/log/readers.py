@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ import pandas as pd
 import pyarrow as pa
 
 from router.prompt import valid_unicode
+from training.log.columns import COLUMNS
 
-COLUMNS = (
-    "prompt", "messages", "prompt_id", "model", "correct", "request_id", "provider", "dataset", "input_tokens",
-    "output_tokens", "cost_usd", "latency_ms", "timestamp", "propensity", "question_key", "parsed",
-    "cache_hit", "tokens_estimated",
-)  # fmt: skip
-"""The columns of the log format that are read; see data/README.md."""
+FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+"""Formats by suffix. `.gz` and `.zst` may follow the suffix of a text format."""
+
+PROMPTS_FILE = "prompts.parquet"
+"""Beside a log file: the prompts that its `prompt_id` refers to. It is not a log itself."""
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """Of a longer line only the beginning is read."""
@@ -29,6 +30,36 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 _BATCH_BYTES = 8 * 1024 * 1024
 LINES = pa.schema([("line", pa.string()), ("broken", pa.string())])
 """The lines of a JSONL file. broken: why the line cannot be used, or NULL."""
+
+NOT_UTF8 = "not UTF-8; save the file again as UTF-8"
+
+_HEAD_BYTES = 4096
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
+_MOST_NULS = 0.2
+
+
+class OtherEncodingError(Exception):
+    """A text file is UTF-16 or UTF-32, of which no line can be read as UTF-8."""
+
+
+def check_encoding(path: Path) -> None:
+    """Raises OtherEncodingError, OSError, pyarrow.ArrowException. Single lines that are not UTF-8 pass."""
+    with pa.input_stream(str(path), compression="detect") as stream:
+        head = stream.read(_HEAD_BYTES)
+    found = next((name for mark, name in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), None)
+    if found is None and head.count(0) > _MOST_NULS * len(head):
+        found = "UTF-16"
+    if found:
+        raise OtherEncodingError(f"the file is {found}; save it again as UTF-8")
+
+
+def format_of(path: Path) -> str | None:
+    """The format that a file's name tells; None where it is no log."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
+    return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
 def csv_header(path: Path) -> tuple[list[str], str]:
@@ -71,15 +102,29 @@ def _byte_lines(path: Path) -> Iterator[bytes]:
                 line = stream.readline(MAX_LINE_BYTES)
 
 
+_LONE_SURROGATE = re.compile(
+    rb"(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\[^u])|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+"""An escape of JSON that stands for half a character. What is to be kept is matched first, as group 1."""
+
+
+def _whole_characters(line: bytes) -> bytes:
+    """The line, with each lone surrogate replaced as `valid_unicode` does."""
+    if b"\\ud" not in line and b"\\uD" not in line:
+        return line
+    return _LONE_SURROGATE.sub(lambda escape: escape[1] or b"?", line)
+
+
 def _line_batch(lines: list[bytes]) -> pa.RecordBatch:
     """Lines as text; a line that is not UTF-8 says so in `broken`."""
+    lines = [_whole_characters(line) for line in lines]
     try:
         return pa.record_batch(
             [pa.array(lines, pa.binary()).cast(pa.string()), pa.nulls(len(lines), pa.string())], schema=LINES
         )
     except pa.ArrowInvalid:
         texts = [line.decode("utf-8", "backslashreplace") for line in lines]
-        broken = [None if text.encode() == line else "not UTF-8" for text, line in zip(texts, lines, strict=True)]
+        broken = [None if text.encode() == line else NOT_UTF8 for text, line in zip(texts, lines, strict=True)]
         return pa.record_batch([texts, broken], schema=LINES)
 
 
@@ -131,3 +176,32 @@ def _as_text(value: Any) -> str | None:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, else the name of its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def columns_of_lines(lines: pa.RecordBatch) -> list[str]:
+    """The keys of the JSON objects among some lines, in the order in which they appear, and "key.inner" of nested ones.
+
+    lines: as LINES.
+    """
+    found: dict[str, None] = {}
+    for line in lines["line"].to_pylist():
+        try:
+            row = json.loads(line or "")
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            for name, value in row.items():
+                found[name] = None
+                if isinstance(value, dict):
+                    found |= {f"{name}.{inner}": None for inner in value}
+    return list(found)
+
+
+def columns_of_schema(schema: pa.Schema) -> list[str]:
+    """The names of an Arrow table's columns, and "name.inner" of nested ones."""
+    found: list[str] = []
+    for field in schema:
+        found.append(field.name)
+        if pa.types.is_struct(field.type):
+            found += [f"{field.name}.{inner.name}" for inner in field.type]
+    return found

@@ -7,10 +7,10 @@ its content and the reason. See data/README.md for the format.
 from __future__ import annotations
 
 import csv
-import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +22,46 @@ from duckdb.func import SPECIAL
 
 from router.errors import PromptError
 from router.prompt import chat_text, valid_unicode
+from training.log.columns import COLUMNS, ColumnMap, quoted, quoted_path
 from training.log.readers import (
-    COLUMNS,
     LINES,
     MAX_LINE_BYTES,
+    NOT_UTF8,
+    PROMPTS_FILE,
+    OtherEncodingError,
     arrow_table,
+    check_encoding,
+    columns_of_lines,
+    columns_of_schema,
     csv_header,
     distinct,
     first_line,
+    format_of,
     json_lines,
 )
-
-FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
-"""Formats by suffix. `.gz` and `.zst` may follow the suffix of a text format."""
-
-PROMPTS_FILE = "prompts.parquet"
-"""Beside a log file: the prompts that its `prompt_id` refers to. It is not a log itself."""
+from training.log.values import ANY_TIME, BAD_LABEL, BILLED, CORRECT, REASON, TIMESTAMP, number
 
 _MAX_NAME = 64
+_MAX_LABEL = 40
 
 
 def create_raw(db: duckdb.DuckDBPyConnection) -> None:
-    """Create the table `raw`, unless the database has it, and the functions that `append_log` needs.
+    """Create the tables `raw` and `log_columns`, unless the database has them, and what `append_log` needs.
 
     file: number of the log that the row comes from. prompt_key: hash of the prompt. timestamp: UTC.
     reason: why the row is broken; NULL where it is not. source, content: name of the log and text of the row, of
-        broken rows only.
+        broken rows only. label: what stands in `correct` of a row that is broken because it cannot be read; else NULL.
     is_unreadable: true for a row that stands for a whole file that cannot be read; else NULL.
     """
     db.create_function("chat_text", _chat_text, ["VARCHAR"], "VARCHAR", null_handling=SPECIAL)
     db.execute("""
         CREATE TABLE IF NOT EXISTS raw (file INTEGER, prompt_key UBIGINT, prompt VARCHAR, model VARCHAR,
         provider VARCHAR, dataset VARCHAR, question_key VARCHAR, correct DOUBLE, input_tokens DOUBLE,
-        output_tokens DOUBLE, cost_usd DOUBLE, propensity DOUBLE, timestamp TIMESTAMP, parsed BOOLEAN,
-        source VARCHAR, reason VARCHAR, content VARCHAR, is_unreadable BOOLEAN)
+        output_tokens DOUBLE, cost_usd DOUBLE, usd_per_mtok_input DOUBLE, usd_per_mtok_output DOUBLE,
+        propensity DOUBLE, timestamp TIMESTAMP, parsed BOOLEAN,
+        source VARCHAR, reason VARCHAR, content VARCHAR, label VARCHAR, is_unreadable BOOLEAN)
     """)
+    db.execute("CREATE TABLE IF NOT EXISTS log_columns (file INTEGER, name VARCHAR)")
 
 
 def _chat_text(messages: str) -> str | None:
@@ -67,29 +72,28 @@ def _chat_text(messages: str) -> str | None:
         return None
 
 
-def format_of(path: Path) -> str | None:
-    """The format that a file's name tells; None where it is no log."""
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst")]
-    return FORMATS.get(suffixes[-1]) if suffixes else None
-
-
 @dataclass(frozen=True)
 class _Log:
-    """A log that is being read. name: as broken rows give it. path: None for a DataFrame."""
+    """A log that is being read. name: as broken rows give it. path: None for a DataFrame. maps: by target."""
 
     number: int
     name: str
     path: Path | None
+    maps: Mapping[str, ColumnMap]
 
 
-def append_log(db: duckdb.DuckDBPyConnection, source: Path | pd.DataFrame, number: int) -> None:
+def append_log(
+    db: duckdb.DuckDBPyConnection, source: Path | pd.DataFrame, number: int, maps: Sequence[ColumnMap] = ()
+) -> None:
     """Check the rows of a log and add them to table `raw`; broken rows carry the reason and their content.
 
-    number: of the log, for the column `file`. A file that cannot be read becomes one broken row.
+    number: of the log, for the column `file`. maps: columns that are made from others; each takes the place of the
+        log's own column of that name, in every row.
+    The names of the log's columns go to table `log_columns`. A file that cannot be read becomes one broken row.
     Raises duckdb.OutOfMemoryException.
     """
-    is_frame = isinstance(source, pd.DataFrame)
-    log = _Log(number, f"DataFrame {number + 1}" if is_frame else str(source), None if is_frame else source)
+    name, path = (f"DataFrame {number + 1}", None) if isinstance(source, pd.DataFrame) else (str(source), source)
+    log = _Log(number=number, name=name, path=path, maps={made.target: made for made in maps})
     try:
         if isinstance(source, pd.DataFrame):
             _append_frame(db, log, source)
@@ -101,7 +105,7 @@ def append_log(db: duckdb.DuckDBPyConnection, source: Path | pd.DataFrame, numbe
             _append_lines(db, log, source)
     except duckdb.OutOfMemoryException:
         raise
-    except (duckdb.Error, pa.ArrowException, csv.Error, OSError) as error:
+    except (duckdb.Error, pa.ArrowException, csv.Error, OSError, OtherEncodingError) as error:
         _append_unreadable(db, log, log.name, error)
 
 
@@ -113,24 +117,34 @@ def _append_unreadable(db: duckdb.DuckDBPyConnection, log: _Log, name: str, erro
     )
 
 
+def _append_columns(db: duckdb.DuckDBPyConnection, log: _Log, names: Sequence[str]) -> None:
+    for name in names:
+        db.execute("INSERT INTO log_columns VALUES (?, ?)", [log.number, valid_unicode(name)])
+
+
 def _append_frame(db: duckdb.DuckDBPyConnection, log: _Log, frame: pd.DataFrame) -> None:
     if len(frame.columns) > 0:
         table = arrow_table(frame)
+        _append_columns(db, log, columns_of_schema(table.schema))
         db.register("frame", table)
-        _insert(db, log, _from_table(db, "frame", table.column_names), _TABLE_ROW)
+        _insert(db, log, _from_table(db, "frame", table.column_names, log.maps), _TABLE_ROW)
         db.unregister("frame")
 
 
 def _append_parquet(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
-    rows = _from_table(db, f"read_parquet({quoted_path(path)})", pq.read_schema(path).names)
+    schema = pq.read_schema(path)
+    _append_columns(db, log, columns_of_schema(schema))
+    rows = _from_table(db, f"read_parquet({quoted_path(path)})", schema.names, log.maps)
     _insert(db, log, rows, _TABLE_ROW)
 
 
 def _append_csv(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
     """Read strictly; where that fails, as it does where the ends of lines are mixed, read leniently."""
+    check_encoding(path)
     names, delimiter = csv_header(path)
     if not names:
         return
+    _append_columns(db, log, names)
     columns = ", ".join(f"{quoted(name)}: 'VARCHAR'" for name in distinct(names))
     for is_strict in (True, False):
         table = (
@@ -141,7 +155,7 @@ def _append_csv(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
         )
         db.execute("DROP TABLE IF EXISTS rejects; DROP TABLE IF EXISTS rejected_scans")
         try:
-            _insert(db, log, _from_table(db, table, names), _TABLE_ROW)
+            _insert(db, log, _from_table(db, table, names, log.maps), _TABLE_ROW)
             break
         except duckdb.InvalidInputException:
             if not is_strict:
@@ -149,33 +163,57 @@ def _append_csv(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
     db.execute(f"""
         INSERT INTO raw BY NAME
         SELECT {log.number} AS file, {quoted(log.name)} AS source, any_value(csv_line) AS content,
-               'line cannot be read: ' || lower(min(error_type::VARCHAR)) AS reason
+               'line cannot be read: '
+                   || replace(lower(min(error_type::VARCHAR)), 'invalid encoding', {quoted(NOT_UTF8)}) AS reason
         FROM rejects GROUP BY line
     """)
 
 
 def _append_lines(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
-    db.register("lines", pa.RecordBatchReader.from_batches(LINES, json_lines(path)))
-    _insert(db, log, _FROM_LINES, _LINE)
+    check_encoding(path)
+    batches = json_lines(path)
+    first = next(batches, None)
+    if first is None:
+        return
+    following = next(batches, None)
+    hidden = () if following is None else tuple(made.source for made in log.maps.values())
+    _append_columns(db, log, [*columns_of_lines(first), *hidden])  # later lines may have the sources of maps
+    rest = () if following is None else (following,)
+    db.register("lines", pa.RecordBatchReader.from_batches(LINES, chain([first], rest, batches)))
+    _insert(db, log, _from_lines(log.maps), _LINE)
     db.unregister("lines")
 
 
 _BLANK = "chr(9) || chr(10) || chr(13) || ' '"
 _FIELDS = json.dumps({name: "JSON" if name == "prompt" else "VARCHAR" for name in COLUMNS})
-_PROMPT_FIELD = "CASE WHEN left(fields.prompt, 1) NOT IN ('[', '{') THEN fields.prompt ->> '$' END AS prompt"
-_FROM_LINES = f"""
-    SELECT {_PROMPT_FIELD}, {", ".join(f"fields.{name} AS {name}" for name in COLUMNS[1:])}, original,
-           CASE WHEN NOT is_object THEN coalesce(broken, 'not a JSON object') END AS defect
-    FROM (SELECT CASE WHEN is_object THEN json_transform(line, '{_FIELDS}') END AS fields, line AS original, *
-          FROM (SELECT *, broken IS NULL AND coalesce(TRY(json_type(line)) = 'OBJECT', false) AS is_object
-                FROM lines WHERE broken IS NOT NULL OR trim(line, {_BLANK}) <> ''))
-"""
+
+
+def _from_lines(maps: Mapping[str, ColumnMap]) -> str:
+    """SELECT for _insert of the lines of a JSONL file."""
+
+    def value(name: str) -> str:
+        if (made := maps.get(name)) is None:
+            return f"fields.{name}"
+        pointer = quoted("/" + made.source.replace("~", "~0"))
+        return f"line -> {pointer}" if name == "prompt" else made.sql(f"(line ->> {pointer})")
+
+    is_nested = f"coalesce(left({value('prompt')}, 1) IN ('[', '{{'), false)"
+    fields = ", ".join(f"CASE WHEN is_object THEN {value(name)} END AS {name}" for name in COLUMNS[1:])
+    return f"""
+        SELECT CASE WHEN is_object AND NOT {is_nested} THEN ({value("prompt")}) ->> '$' END AS prompt, {fields},
+               is_object AND {is_nested} AS has_nested_prompt, original,
+               CASE WHEN NOT is_object THEN coalesce(broken, 'not a JSON object') END AS defect
+        FROM (SELECT CASE WHEN is_object THEN json_transform(line, '{_FIELDS}') END AS fields, line AS original, *
+              FROM (SELECT *, broken IS NULL AND coalesce(TRY(json_type(line)) = 'OBJECT', false) AS is_object
+                    FROM lines WHERE broken IS NOT NULL OR trim(line, {_BLANK}) <> ''))
+    """
 
 
 def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str) -> None:
     """Check rows and add them to `raw`.
 
-    rows: SELECT of the log's columns as text, of `defect` (why a row cannot be read, or NULL) and of `original`.
+    rows: SELECT of the log's columns as text, of `has_nested_prompt` (a list or an object stands where a text should),
+        of `defect` (why a row cannot be read, or NULL) and of `original`.
     original: SQL expression for a broken row's content, made from `original`.
     """
     joined, clause = _joined_prompts(db, log)
@@ -184,21 +222,23 @@ def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str) 
         WITH f AS ({rows}),
         g AS (SELECT f.* REPLACE ({joined}, trim(model) AS model, trim(provider) AS provider,
                                   trim(correct) AS correct, trim(parsed) AS parsed),
-                  {_number("timestamp")} AS epoch FROM f {clause}),
+                  {number("timestamp")} AS epoch FROM f {clause}),
         h AS (SELECT * REPLACE (CASE WHEN coalesce(prompt, '') <> '' THEN prompt
-                                     WHEN messages IS NOT NULL THEN chat_text(messages) END AS prompt, {_BILLED}),
-                     {_ANY_TIME} AS any_time FROM g),
-        i AS (SELECT *, {_REASON} AS reason FROM h)
+                                     WHEN messages IS NOT NULL THEN chat_text(messages) END AS prompt, {BILLED}),
+                     {ANY_TIME} AS any_time FROM g),
+        i AS (SELECT *, {REASON} AS reason FROM h)
         SELECT {log.number} AS file, hash(prompt) AS prompt_key, prompt, model, provider,
                left(dataset, {_MAX_NAME}) AS dataset,
                CASE WHEN length(question_key) > {_MAX_NAME} THEN sha256(question_key)[:16] ELSE question_key END
                    AS question_key,
-               {_CORRECT} AS correct, {_number("input_tokens")} AS input_tokens,
-               {_number("output_tokens")} AS output_tokens, {_number("cost_usd")} AS cost_usd,
-               {_number("propensity")} AS propensity,
-               {_TIMESTAMP} AS timestamp, TRY_CAST(parsed AS BOOLEAN) AS parsed,
+               {CORRECT} AS correct, {number("input_tokens")} AS input_tokens,
+               {number("output_tokens")} AS output_tokens, {number("cost_usd")} AS cost_usd,
+               {number("usd_per_mtok_input")} AS usd_per_mtok_input,
+               {number("usd_per_mtok_output")} AS usd_per_mtok_output, {number("propensity")} AS propensity,
+               {TIMESTAMP} AS timestamp, TRY_CAST(parsed AS BOOLEAN) AS parsed,
                CASE WHEN reason IS NOT NULL THEN {quoted(log.name)} END AS source, reason,
-               CASE WHEN reason IS NOT NULL THEN {original} END AS content
+               CASE WHEN reason IS NOT NULL THEN {original} END AS content,
+               CASE WHEN reason = {quoted(BAD_LABEL)} THEN left(correct, {_MAX_LABEL}) END AS label
         FROM i
     """)
 
@@ -207,31 +247,51 @@ _TABLE_ROW = "to_json(original)::VARCHAR"
 _LINE = "rtrim(original, chr(13) || chr(10))"
 
 
-def _from_table(db: duckdb.DuckDBPyConnection, table: str, names: Sequence[str]) -> str:
+def _from_table(
+    db: duckdb.DuckDBPyConnection, table: str, names: Sequence[str], maps: Mapping[str, ColumnMap] | None = None
+) -> str:
     """SELECT for _insert of a table.
 
     names: of its columns as the file has them, which DuckDB may change; DuckDB may also add columns at the end.
     """
+    maps = maps or {}
     described = [(name, kind) for name, kind, *_ in fetch(db, f"DESCRIBE SELECT * FROM {table}")]
-    found = distinct([*names, *(name for name, _ in described[len(names) :])])
-    kinds = {name: kind for name, (_, kind) in zip(found, described, strict=True)}
-    fields = ", ".join(f"{_field(name, kinds.get(name))} AS {name}" for name in COLUMNS)
+    originals = [*names, *(name for name, _ in described[len(names) :])]
+    found = distinct(originals)
+    places = {name: place for place, name in reversed(list(enumerate(found)))}
+    places |= {name: place for place, name in reversed(list(enumerate(originals))) if name not in places}
+
+    def field(name: str) -> str:
+        source = maps[name].source if name in maps else name
+        if source not in places:
+            return "NULL::VARCHAR"
+        text = _field(name, _identifier(found[places[source]]), described[places[source]][1])
+        return maps[name].sql(text) if name in maps else text
+
+    fields = ", ".join(f"{field(name)} AS {name}" for name in COLUMNS)
+    place = places.get(maps["prompt"].source if "prompt" in maps else "prompt")
+    has_nested = place is not None and _is_nested(described[place][1])
+    nested = f"{_identifier(found[place])} IS NOT NULL" if has_nested and place is not None else "false"
     columns = ", ".join(_identifier(name) for name in found)
-    return f"SELECT {fields}, NULL::VARCHAR AS defect, log_row AS original FROM {table} AS log_row({columns})"
+    return (
+        f"SELECT {fields}, {nested} AS has_nested_prompt, NULL::VARCHAR AS defect, log_row AS original "
+        f"FROM {table} AS log_row({columns})"
+    )
 
 
-def _field(name: str, kind: str | None) -> str:
-    """SQL for one column of the log format as text; NULL where the log does not have it. kind: its type, or None."""
-    is_nested = kind is not None and (kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION", "JSON")))
-    if kind is None or (is_nested and name == "prompt"):
-        return "NULL::VARCHAR"
-    if is_nested:
-        return f"to_json({name})::VARCHAR"
+def _is_nested(kind: str) -> bool:
+    return kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION", "JSON"))
+
+
+def _field(name: str, column: str, kind: str) -> str:
+    """SQL for one column of the log format as text. column: the identifier of the column that it is read from."""
+    if _is_nested(kind):
+        return "NULL::VARCHAR" if name == "prompt" else f"to_json({column})::VARCHAR"
     if kind == "BLOB":
-        return f"TRY(decode({name}))"
+        return f"TRY(decode({column}))"
     if kind in ("FLOAT", "DOUBLE") and name.endswith(("_id", "_key")):  # whole numbers, where pandas had missing ones
-        return f"regexp_replace({name}::VARCHAR, '\\.0$', '')"
-    return f"{name}::VARCHAR"
+        return f"regexp_replace({column}::VARCHAR, '\\.0$', '')"
+    return f"{column}::VARCHAR"
 
 
 def _joined_prompts(db: duckdb.DuckDBPyConnection, log: _Log) -> tuple[str, str]:
@@ -250,51 +310,6 @@ def _joined_prompts(db: duckdb.DuckDBPyConnection, log: _Log) -> tuple[str, str]
     return replaced, f"LEFT JOIN (SELECT prompt_id, {picked} FROM ({rows}) GROUP BY 1) p ON f.prompt_id = p.prompt_id"
 
 
-def _number(name: str) -> str:
-    """SQL for a column as a number; NULL where it is empty or not a number."""
-    return f"CASE WHEN isfinite(TRY_CAST({name} AS DOUBLE)) THEN TRY_CAST({name} AS DOUBLE) + 0.0 END"  # no -0.0
-
-
-def _is_given(name: str) -> str:
-    """SQL for whether a column has a value. What pandas and R write for a missing value is none."""
-    return f"coalesce(lower({name}) NOT IN ('', 'nan', 'none', 'null', 'nat', 'na', '<na>'), false)"
-
-
-_CORRECT = f"CASE lower(correct) WHEN 'true' THEN 1.0 WHEN 'false' THEN 0.0 ELSE {_number('correct')} END"
-_EPOCH = "epoch / CASE WHEN epoch < 1e11 THEN 1 WHEN epoch < 1e14 THEN 1e3 WHEN epoch < 1e17 THEN 1e6 ELSE 1e9 END"
-_ANY_TIME = f"coalesce(TRY_CAST(timestamp AS TIMESTAMPTZ), TRY(to_timestamp({_EPOCH})))::TIMESTAMP"
-_TIMESTAMP = "CASE WHEN any_time BETWEEN TIMESTAMP '1970-01-01' AND TIMESTAMP '2199-12-31' THEN any_time END"
-_IS_CACHE_HIT = "TRY_CAST(cache_hit AS BOOLEAN)"  # No model was asked, so nothing was billed.
-_BILLED = f"""
-    CASE WHEN {_IS_CACHE_HIT} THEN NULL ELSE cost_usd END AS cost_usd,
-    CASE WHEN {_IS_CACHE_HIT} THEN NULL ELSE output_tokens END AS output_tokens,
-    CASE WHEN {_IS_CACHE_HIT} OR TRY_CAST(tokens_estimated AS BOOLEAN) THEN NULL ELSE input_tokens END AS input_tokens
-"""
-_AMOUNTS = ("input_tokens", "output_tokens", "cost_usd", "latency_ms")
-_BROKEN_AMOUNTS = " ".join(
-    f"WHEN {_is_given(name)} AND coalesce(NOT {_number(name)} BETWEEN 0 AND 1e12, true) "
-    f"THEN '{name} is not a number from 0 to 1e12'"
-    for name in _AMOUNTS
-)
-_REASON = f"""
-    CASE
-        WHEN defect IS NOT NULL THEN defect
-        WHEN NOT {_is_given("model")} THEN 'no model'
-        WHEN prompt IS NULL AND messages IS NOT NULL THEN 'messages is not a chat'
-        WHEN prompt IS NULL AND prompt_id IS NOT NULL THEN 'no prompt, and prompt_id is not in a {PROMPTS_FILE} beside'
-        WHEN coalesce(prompt, '') = '' THEN 'no prompt'
-        WHEN {_is_given("correct")} AND coalesce(NOT {_CORRECT} BETWEEN 0 AND 1, true)
-            THEN 'correct is not true, false or a number in 0..1'
-        {_BROKEN_AMOUNTS}
-        WHEN {_is_given("propensity")}
-            AND coalesce(NOT {_number("propensity")} BETWEEN 0 AND 1 OR {_number("propensity")} = 0, true)
-            THEN 'propensity is not a number above 0 and at most 1'
-        WHEN {_is_given("timestamp")} AND {_TIMESTAMP} IS NULL THEN 'timestamp is not a point in time from 1970 to 2199'
-        WHEN {_is_given("parsed")} AND TRY_CAST(parsed AS BOOLEAN) IS NULL THEN 'parsed is not true or false'
-    END
-"""
-
-
 def fetch(db: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
     """All rows of a query, so that the connection is free again."""
     return db.execute(query).fetchall()
@@ -302,13 +317,3 @@ def fetch(db: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
 
 def _identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def quoted(text: str) -> str:
-    """A text as a literal of SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def quoted_path(path: Path) -> str:
-    """A file to read as a literal of SQL: this file only, though DuckDB takes a path for a glob."""
-    return quoted(glob.escape(str(path)))

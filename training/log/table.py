@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from typing import Any
 
 import numpy as np
+
+from training.log.columns import hints
 
 MIN_TIERS_PER_PROMPT = 1.5
 """With fewer observed tiers per prompt, on average, two tiers can hardly be compared on the same prompts."""
@@ -15,13 +19,17 @@ MIN_TIERS_PER_PROMPT = 1.5
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """How many rows of a log were used, and what the others were.
+    """How many rows of a log were used, and what the others were: n_rows = n_used + quarantined + in_no_tier.
 
     quarantined: broken rows by reason. in_no_tier: rows by model, of models that no tier names.
     unjudged: rows without `correct`, which count for tokens and cost only.
     unparsed: rows whose outcome counts as unobserved because the generation was truncated.
     repeated: rows beyond the first of the same prompt and model; they are averaged.
     without_propensity: outcomes of partial feedback whose propensity is not known; 0 where feedback is not partial.
+    unknown: values of used rows that count as not logged, such as a count of 0 tokens, by what is wrong with them.
+    columns: names of all columns that the logs have. not_used: columns that are not used although their name is near
+        that of a column which their log lacks, with that name.
+    quarantine: the file that has the broken rows; None where none was written.
     """
 
     n_rows: int
@@ -34,6 +42,19 @@ class IngestSummary:
     repeated: int
     observed_per_tier: dict[str, int]
     without_propensity: int = 0
+    unknown: Mapping[str, int] = field(default_factory=dict)
+    columns: tuple[str, ...] = field(default=(), repr=False)
+    not_used: Mapping[str, str] = field(default_factory=dict)
+    quarantine: str | None = field(default=None, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry "log" of every command's JSON."""
+        return {**asdict(self), "columns": list(self.columns)}
+
+    @property
+    def lines(self) -> str:
+        """The summary for a terminal: a line, and another that names the file of the broken rows, if there is one."""
+        return f"log: {self}" + (f"\nbroken rows are in {self.quarantine}" if self.quarantine else "")
 
     def __str__(self) -> str:
         parts = [f"{self.n_used:,} of {self.n_rows:,} rows used, {self.n_prompts:,} prompts"]
@@ -43,6 +64,9 @@ class IngestSummary:
             parts.append(f"{sum(self.in_no_tier.values()):,} rows of models in no tier ({models})")
         notes = {"not judged yet": self.unjudged, "truncated": self.unparsed, "repeated, averaged": self.repeated}
         parts += [f"{count:,} rows {what}" for what, count in notes.items() if count]
+        parts += [f"{count:,} values taken as unknown: {what}" for what, count in self.unknown.items()]
+        if self.not_used:
+            parts.append(f"{hints(self.not_used)} (--map COLUMN=NAME renames)")
         parts.append("observed: " + ", ".join(f"{tier} {n:,}" for tier, n in self.observed_per_tier.items()))
         if self.without_propensity:
             parts.append(
@@ -52,7 +76,9 @@ class IngestSummary:
         return "; ".join(parts)
 
 
-CELL_MEASURES = ("correct", "input_tokens", "output_tokens", "cost_usd", "propensity")
+CELL_MEASURES = (
+    "correct", "input_tokens", "output_tokens", "cost_usd", "usd_per_mtok_input", "usd_per_mtok_output", "propensity",
+)  # fmt: skip
 """The measures that a table has for each prompt and tier."""
 
 
@@ -79,6 +105,7 @@ class OutcomeTable:
     asked_at: when the prompt was last asked, datetime64[us] in UTC; NaT where the log does not say.
     correct, input_tokens, output_tokens, cost_usd: float64, shape (n_prompts, n_tiers);
         NaN where not observed. cost_usd is the attempt's own cost, else its tokens x price.
+    usd_per_mtok_input, usd_per_mtok_output: same shape; the price at the time of the attempt, where the log has it.
     propensity: same shape; probability with which the tier's outcome came to be observed, NaN where the log
         does not say.
     drawn_from: for a sample, the digest of the whole log; summary and timestamps are then of the whole log, too.
@@ -94,6 +121,8 @@ class OutcomeTable:
     input_tokens: np.ndarray = field(repr=False)
     output_tokens: np.ndarray = field(repr=False)
     cost_usd: np.ndarray = field(repr=False)
+    usd_per_mtok_input: np.ndarray = field(repr=False)
+    usd_per_mtok_output: np.ndarray = field(repr=False)
     propensity: np.ndarray = field(repr=False)
     first_timestamp: datetime | None
     last_timestamp: datetime | None
@@ -107,9 +136,12 @@ class OutcomeTable:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of prompts, tiers, outcomes and their propensities."""
+        """SHA-256 of prompts, tiers, outcomes, their propensities, and prices where the log has any."""
         content = hashlib.sha256(json.dumps([self.tiers, self.prompt_ids.tolist()]).encode())
-        for cells in (self.correct, self.output_tokens, self.cost_usd, self.propensity):
+        logged_prices = [
+            cells for cells in (self.usd_per_mtok_input, self.usd_per_mtok_output) if np.isfinite(cells).any()
+        ]
+        for cells in (self.correct, self.output_tokens, self.cost_usd, self.propensity, *logged_prices):
             content.update(np.ascontiguousarray(cells, dtype=np.float32).tobytes())
         content.update(self.drawn_from.encode())
         return content.hexdigest()

@@ -33,5 +33,6 @@ def accept_command(
     ):
         if value != default:
             words += [option, str(value)]
+    words += [word for text in training.maps for word in ("--map", text)]
     words += ["--drop-unparsed"] * training.drop_unparsed + ["--keep-examples"] * training.keep_examples
     return shlex.join([*words, "--accept-change"])

@@ -74,7 +74,9 @@ def read_known_files(rows: CheckedLogs, paths: Sequence[Path]) -> None:
     for path in paths:
         facts = rows.read(path)
         if facts.is_unreadable:
-            raise OSError(f"{path} could be read by an earlier run, but not now ({facts.reason}); is the disk full?")
+            raise OSError(
+                f"{path} could be read by an earlier run, but not now ({facts.reason}); is the disk full, or --map new?"
+            )
 
 
 def _suspicion(rows: CheckedLogs, path: Path, facts: FileFacts, tiers: Sequence[Tier], champion: Bundle | None) -> str:

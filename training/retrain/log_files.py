@@ -48,7 +48,7 @@ def new_files(found: Mapping[str, Path], known: Mapping[str, LogFile], *, accept
 
 @dataclass(frozen=True)
 class NewFile:
-    """A new log file after its check. is_unreadable: it is set aside because it cannot be read."""
+    """A new log file after its check. is_unreadable: it is set aside because it cannot be read as it is."""
 
     file: LogFile
     is_unreadable: bool
@@ -90,8 +90,8 @@ class LogFiles:
     def watermark(self) -> dict[str, LogFile]:
         """What the store knows of files after this run; a file that has grown takes the place of what it was.
 
-        A file that cannot be read is left out: it may be half written, or the disk may be full. The next run looks
-        at it again.
+        A file that cannot be read is left out: it may be half written, or the disk may be full, or a column map may
+        be missing. The next run looks at it again.
         """
         read = {digest: new.file for digest, new in self.new.items() if not new.is_unreadable}
         paths = {file.path for file in read.values()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from training.log.table import IngestSummary
 from training.retrain.log_files import LogFiles
 from training.retrain.store import State, utc_now
 from training.retrain.verdict import Verdict
@@ -22,7 +23,8 @@ class Receipt:
     drift: `level` and `summary` of the drift report; None where there was none. It stops no promotion.
     promised, champion_kept: the quality that the former champion promises, and what it kept on recent prompts.
     set_aside: by log file of this run's logs, why it is kept out. accept_command: the command line that takes them all
-        the same; "" where there is none to take. tracking: "ok", "none", or what failed.
+        the same; "" where there is none to take. log: what was read of the other files, and what was not, as
+        `broker train --json` says it; None where nothing was trained. tracking: "ok", "none", or what failed.
     """
 
     run: int
@@ -42,6 +44,7 @@ class Receipt:
     champion_kept: Mapping[str, Any] | None = None
     set_aside: Mapping[str, str] = field(default_factory=dict)
     accept_command: str = ""
+    log: Mapping[str, Any] | None = None
     tracking: str = "none"
     finished_utc: str = ""
 
@@ -53,9 +56,10 @@ class Receipt:
         *,
         files: LogFiles | None = None,
         verdict: Verdict | None = None,
+        log: IngestSummary | None = None,
         tracking: str = "none",
     ) -> Receipt:
-        """The receipt of a run that leaves this state. files, verdict: None where the run did not come so far."""
+        """The receipt of a run that leaves this state. files, verdict, log: None where the run did not come so far."""
         rows_new, rows_quarantined = files.n_new_rows if files else (0, 0)
         return cls(
             run=state.n_runs,
@@ -66,6 +70,7 @@ class Receipt:
             rows_new=rows_new,
             rows_quarantined=rows_quarantined,
             set_aside=files.set_aside if files else {},
+            log=log.to_json() if log else None,
             tracking=tracking,
             finished_utc=utc_now(),
             **(_judged(verdict) if verdict else {}),

@@ -27,6 +27,8 @@ from training.config import RetrainConfig
 from training.errors import StoreError, TrackingError
 from training.export.versions import versions
 from training.log.checked import CheckedLogs, checked_logs
+from training.log.columns import parse_maps
+from training.log.table import IngestSummary
 from training.pipeline import TrainingResult, train
 from training.retrain.command import accept_command
 from training.retrain.context import RetrainContext
@@ -83,7 +85,7 @@ def retrain(
             return _nothing_new(state, LogFiles(found=found, new={}, former=state.files), context)
 
         champion = Champion.of(state, place, prices.tiers)
-        with checked_logs(place.cache) as rows:
+        with checked_logs(place.cache, maps=parse_maps(config.training.maps)) as rows:
             files = read_new_files(
                 rows, found, new, state.files, prices.tiers, champion.bundle, accept_change=config.accept_change
             )
@@ -99,7 +101,9 @@ def retrain(
             verdict = judge(champion, challenger, result.log, rows, files, prices, state.rolled_back, config)
         on_step("judged")
         state = _with_challenger(state, challenger, promoted=verdict.promoted)
-        receipt = _receipt(state, files.explain(verdict.reason), files, context, verdict=verdict)
+        receipt = _receipt(
+            state, files.explain(verdict.reason), files, context, verdict=verdict, log=result.log.summary
+        )
         return _finish(state, receipt, context, tracking_problem)
 
 
@@ -168,10 +172,11 @@ def _receipt(
     context: RetrainContext,
     *,
     verdict: Verdict | None = None,
+    log: IngestSummary | None = None,
     tracking: str = NO_TRACKING,
 ) -> Receipt:
     """The receipt of a run of `retrain`, with the command that takes files which were set aside, if there are any."""
-    receipt = Receipt.of(state, reason, files=files, verdict=verdict, tracking=tracking)
+    receipt = Receipt.of(state, reason, files=files, verdict=verdict, log=log, tracking=tracking)
     return replace(receipt, accept_command=context.accept_command if files.can_be_accepted else "")
 
 

@@ -1,0 +1,155 @@
+"""The columns of the log format, the names that come near them, and columns that are made from others (`--map`)."""
+
+from __future__ import annotations
+
+import glob
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.errors import MapError
+
+COLUMNS = (
+    "prompt", "messages", "prompt_id", "model", "correct", "request_id", "provider", "dataset", "input_tokens",
+    "output_tokens", "cost_usd", "latency_ms", "timestamp", "propensity", "question_key", "parsed",
+    "usd_per_mtok_input", "usd_per_mtok_output", "cache_hit", "tokens_estimated",
+)  # fmt: skip
+"""The columns of the log format that are read; see data/README.md."""
+
+KNOWN_COLUMNS = (*COLUMNS, "cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
+"""All columns of the log format; the last ones are not used yet."""
+
+_NUMBERS = {
+    "correct", "input_tokens", "output_tokens", "cost_usd", "latency_ms", "propensity", "usd_per_mtok_input",
+    "usd_per_mtok_output",
+}  # fmt: skip
+_CONDITIONS = {"correct", "parsed"}
+
+_OTHER_NAMES = {
+    "prompt": "question query instruction user_prompt prompt_text input input_text",
+    "messages": "chat conversation request_messages input_messages",
+    "model": "response_model request_model model_name model_id model_group llm llm_model engine deployment",
+    "correct": "is_correct correctness score label rating feedback thumb thumbs stars success passed reward grade",
+    "provider": "custom_llm_provider llm_provider api_provider vendor",
+    "input_tokens": "prompt_tokens tokens_in tokens_input n_input_tokens num_input_tokens input_token_count "
+    "prompt_token_count tokens_prompt native_tokens_prompt",
+    "output_tokens": "completion_tokens tokens_out tokens_output n_output_tokens num_output_tokens output_token_count "
+    "candidates_token_count generated_tokens tokens_completion native_tokens_completion",
+    "cached_input_tokens": "cached_tokens cache_read_input_tokens",
+    "cache_write_tokens": "cache_creation_input_tokens",
+    "cost_usd": "spend cost usd response_cost total_cost calculated_total_cost",
+    "latency_ms": "latency duration duration_ms",
+    "timestamp": "start_time created created_at request_time date datetime time ts",
+    "propensity": "pscore action_probability",
+}
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+_MEANT = {_bare(other): name for name, others in _OTHER_NAMES.items() for other in others.split()}
+_MEANT |= {_bare(name): name for name in KNOWN_COLUMNS}
+
+
+@dataclass(frozen=True)
+class ColumnMap:
+    """How a column of the log format is made from another column of the log.
+
+    divisor: the source's numbers are divided by it. value: 1 where the source is this text, without regard to case, and
+    0 where it is another. Where both are None, the source takes the target's name.
+    """
+
+    target: str
+    source: str
+    divisor: float | None = None
+    value: str | None = None
+
+    def sql(self, text: str) -> str:
+        """SQL for the target as text. text: SQL for the source as text, NULL where it is missing."""
+        if self.divisor is not None:
+            return f"coalesce((TRY_CAST({text} AS DOUBLE) / {self.divisor!r})::VARCHAR, {text})"
+        if self.value is not None:
+            value = quoted(self.value.lower())
+            is_equal = f"lower(trim({text})) = {value} OR TRY_CAST({text} AS DOUBLE) = TRY_CAST({value} AS DOUBLE)"
+            return f"CASE WHEN NOT {is_given(text)} THEN NULL WHEN {is_equal} THEN '1' ELSE '0' END"
+        return text
+
+
+_GRAMMAR = re.compile(r"(?P<target>[^=]+)=(?P<source>[^=/:]+)(/(?P<divisor>[^=/:]+)|:(?P<value>.+))?")
+
+
+def parse_maps(texts: Iterable[str]) -> tuple[ColumnMap, ...]:
+    """Column maps from their texts: TARGET=SOURCE, TARGET=SOURCE/NUMBER or TARGET=SOURCE:VALUE.
+
+    A dot is a part of a column's name. Raises MapError, also where two maps make the same column.
+    """
+    maps: list[ColumnMap] = []
+    for text in texts:
+        made = _parse(text)
+        if any(made.target == other.target for other in maps):
+            raise MapError(text, f"{made.target} is mapped twice")
+        maps.append(made)
+    return tuple(maps)
+
+
+def _parse(text: str) -> ColumnMap:
+    parts = _GRAMMAR.fullmatch(text)
+    target, source = (parts["target"].strip(), parts["source"].strip()) if parts else ("", "")
+    if parts is None or not target or not source:
+        raise MapError(text, "it is not COLUMN=SOURCE, COLUMN=SOURCE/NUMBER or COLUMN=SOURCE:VALUE")
+    if target not in COLUMNS:
+        raise MapError(text, f"{target} is not a column of the log format ({', '.join(COLUMNS)})")
+    if parts["value"] is not None:
+        if target not in _CONDITIONS:
+            raise MapError(text, f"SOURCE:VALUE is for {' and '.join(sorted(_CONDITIONS))} only")
+        return ColumnMap(target=target, source=source, value=parts["value"].strip())
+    if parts["divisor"] is not None:
+        if target not in _NUMBERS:
+            raise MapError(text, f"SOURCE/NUMBER is for columns of numbers, and {target} is none")
+        return ColumnMap(target=target, source=source, divisor=_divisor(text, parts["divisor"]))
+    return ColumnMap(target=target, source=source)
+
+
+def _divisor(text: str, written: str) -> float:
+    try:
+        divisor = float(written)
+    except ValueError:
+        raise MapError(text, f"{written.strip()!r} is not a number") from None
+    if not 0 < divisor < math.inf:
+        raise MapError(text, f"{written.strip()} is not a number above 0")
+    return divisor
+
+
+def not_used(columns: Sequence[str], maps: Sequence[ColumnMap]) -> dict[str, str]:
+    """Columns of a log that are not used, although their name is near that of a column that it lacks, by name."""
+    taken = {*columns, *(made.target for made in maps)}
+    sources = {made.source for made in maps}
+    found = {}
+    for name in columns:
+        meant = _MEANT.get(_bare(name.rpartition(".")[2]))
+        if meant and meant not in taken and name not in KNOWN_COLUMNS and name not in sources:
+            found[name] = meant
+    return found
+
+
+def hints(near_misses: Mapping[str, str]) -> str:
+    """What to tell the owner of a log of the columns that `not_used` found; "" where there are none."""
+    return ", ".join(f"{name} is not used: did you mean {meant}?" for name, meant in near_misses.items())
+
+
+def is_given(text: str) -> str:
+    """SQL for whether a text has a value. What pandas and R write for a missing value is none."""
+    return f"coalesce(lower({text}) NOT IN ('', 'nan', 'none', 'null', 'nat', 'na', '<na>'), false)"
+
+
+def quoted(text: str) -> str:
+    """A text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def quoted_path(path: Path) -> str:
+    """A file to read as a literal of SQL: this file only, though DuckDB takes a path for a glob."""
+    return quoted(glob.escape(str(path)))
