@@ -13,8 +13,8 @@ from training.log.ingest import ingest
 
 TIERS = parse_tiers(
     "".join(
-        f'[[tiers]]\nname = "{name}"\noffers = [{{ model = "{name}", provider = "p", region = "x", context_window = 9, '
-        f"usd_per_mtok_input = {price}, usd_per_mtok_output = {10 * price} }}]\n"
+        f'[[tiers]]\nname = "{name}"\noffers = [{{ model = "{name}", provider = "p", region = "x", '
+        f"context_window = 99999, usd_per_mtok_input = {price}, usd_per_mtok_output = {10 * price} }}]\n"
         for name, price in (("a", 1), ("b", 2), ("c", 3))
     )
 )
@@ -28,8 +28,8 @@ def costs_of(*rows):
 
 
 def test_a_logged_cost_stands_whatever_the_price_list_says():
-    costs, _ = costs_of(("p", "a", 100, 10, 7.0), ("p", "b", 100, 10, 0.0))
-    assert costs.cost_usd[0, :2].tolist() == [7.0, 0.0]
+    costs, _ = costs_of(("p", "a", 100, 10, 7.0), ("p", "b", 100, 10, 0.5))
+    assert costs.cost_usd[0, :2].tolist() == [7.0, 0.5]
     assert costs.estimated_share == 0
 
 
@@ -63,7 +63,7 @@ def test_doubling_prices_doubles_what_is_estimated_and_nothing_else():
     dear = parse_tiers(
         "".join(
             f'[[tiers]]\nname = "{tier.name}"\noffers = [{{ model = "m{tier.name}", provider = "p", region = "x", '
-            f"context_window = 9, usd_per_mtok_input = {2 * tier.offers[0].usd_per_mtok_input}, "
+            f"context_window = 99999, usd_per_mtok_input = {2 * tier.offers[0].usd_per_mtok_input}, "
             f"usd_per_mtok_output = {2 * tier.offers[0].usd_per_mtok_output} }}]\n"
             for tier in TIERS
         )
@@ -138,6 +138,18 @@ def test_what_a_bill_lacks_is_taken_from_the_input_tokens():
 def test_a_cost_without_output_tokens_is_worth_so_many():
     billed, table, _ = bills(lambda n_in, n_out, rng: n_in + 10 * n_out, answers=False)
     np.testing.assert_allclose(paid_usd(billed), table.cost_usd[:, 0])
+
+
+def test_a_stated_price_decides_whether_a_bill_holds_more_than_its_tokens():
+    """Three times what the tokens cost is a change of price, or at a stated price tokens that were not logged."""
+    rows = {"prompt": [f"p{n}" for n in range(60)], "model": "a", "correct": 1.0, "input_tokens": 100.0}
+    frame = pd.DataFrame({**rows, "output_tokens": 10.0 + np.arange(60), "cost_usd": 3e-6 * (200 + 10 * np.arange(60))})
+    unstated = billed_tokens(ingest(pd.concat([frame, frame.assign(model="b")]), TIERS), TIERS)
+    priced = frame.assign(usd_per_mtok_input=1.0, usd_per_mtok_output=10.0)
+    stated = billed_tokens(ingest(pd.concat([priced, frame.assign(model="b")]), TIERS), TIERS)
+    before = billed_tokens(ingest(pd.concat([frame.assign(cost_usd=np.nan), frame.assign(model="b")]), TIERS), TIERS)
+    np.testing.assert_array_equal(unstated.output_tokens[:, 0], before.output_tokens[:, 0])
+    assert (stated.output_tokens[:, 0] > 2 * before.output_tokens[:, 0]).all()
 
 
 @given(st.lists(st.floats(0, 1e7), min_size=30, max_size=60))

@@ -24,7 +24,7 @@ _LEAST_COST = 1e-6  # in millionths of a USD: less is nothing, and its inverse n
 
 MAX_PRICE_LEVELS = 5
 MIN_ATTEMPTS = 20
-"""With fewer attempts that have tokens and cost, nothing is concluded from their ratio."""
+"""With fewer attempts that have tokens and cost but no stated price, nothing is concluded from their ratio."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,12 @@ class BilledTokens:
 def billed_tokens(table: OutcomeTable, tiers: Sequence[Tier]) -> BilledTokens:
     """What each attempt was billed for; cost = input tokens x input price + output tokens x output price.
 
-    Logged tokens stand where they explain the logged cost, or where another price would (see `_price_explains`): then
-    the price has changed since, not the tokens. Else the cost is right and the tokens are not all that was billed: what
-    it holds beyond them (reasoning, more calls, context sent again) counts as output tokens, and what it lacks (tokens
-    read from a cache) is taken from the input tokens. An attempt with a cost and no output tokens gets those that its
-    cost is worth. Prices are those that the log states for the attempt, else those of the tier's first offer.
+    Logged tokens stand where they explain the logged cost. They also stand where another price would and the log
+    states none (see `_price_explains`): then the price has changed since, not the tokens. Else the cost is right and
+    the tokens are not all that was billed. What it holds beyond them (reasoning, more calls, context sent again)
+    counts as output tokens; what it lacks (tokens read from a cache) is taken from the input tokens. An attempt with
+    a cost and no output tokens gets those that its cost is worth. Prices are those that the log states for the
+    attempt, else those of the tier's first offer.
     """
     usd_input, usd_output = attempt_prices(table, tiers)
     prompt = np.where(np.isnan(table.input_tokens), tokens_of_prompts(table)[:, None], table.input_tokens)
@@ -69,11 +70,17 @@ def billed_tokens(table: OutcomeTable, tiers: Sequence[Tier]) -> BilledTokens:
 
 
 def attempt_prices(table: OutcomeTable, tiers: Sequence[Tier]) -> tuple[np.ndarray, np.ndarray]:
-    """Input and output price of each attempt, USD per million tokens, (n_prompts, n_tiers) each."""
+    """Input and output price of each attempt in USD per million tokens, (n_prompts, n_tiers) each.
+
+    It is the price that the log states, else that of the tier's first offer.
+    """
     usd_input = np.array([tier.offers[0].usd_per_mtok_input for tier in tiers])
     usd_output = np.array([tier.offers[0].usd_per_mtok_output for tier in tiers])
-    shape = table.correct.shape
-    return np.broadcast_to(usd_input, shape), np.broadcast_to(usd_output, shape)
+    stated_input, stated_output = table.usd_per_mtok_input, table.usd_per_mtok_output
+    return (
+        np.where(np.isnan(stated_input), usd_input, stated_input),
+        np.where(np.isnan(stated_output), usd_output, stated_output),
+    )
 
 
 def tokens_of_prompts(table: OutcomeTable) -> np.ndarray:
@@ -93,7 +100,7 @@ def _price_explains(table: OutcomeTable, tier: int) -> bool:
     """
     tokens = np.stack([table.input_tokens[:, tier], table.output_tokens[:, tier]], axis=1)
     cost = table.cost_usd[:, tier] * 1e6
-    known = np.isfinite(tokens).all(axis=1) & (cost > _LEAST_COST)
+    known = np.isfinite(tokens).all(axis=1) & (cost > _LEAST_COST) & np.isnan(table.usd_per_mtok_output[:, tier])
     if known.sum() < MIN_ATTEMPTS:
         return False
     scale = 1 / cost[known]  # relative errors count
