@@ -216,11 +216,11 @@ def _per_tier(judged: JudgedPrompts) -> dict[str, Any]:
 
 
 def _explained_shares(judged: JudgedPrompts) -> dict[str, float]:
-    """Share of each tier's cost that the prompt's tokens and the logged answer's tokens explain at list price."""
-    estimates, answers = judged.estimates, np.nan_to_num(judged.table.output_tokens)
+    """Share of each tier's logged cost that the prompt's tokens and the logged answer's explain at list price."""
+    estimates, answers, is_logged = judged.estimates, judged.table.output_tokens, np.isfinite(judged.table.cost_usd)
     of_prompt = estimates["context_tokens"][:, None] * estimates["usd_per_mtok_input"]
-    explained = (of_prompt + answers * estimates["usd_per_mtok_output"]).sum(axis=0) / 1e6
-    paid = judged.outcomes.cost_usd.sum(axis=0)
+    usd = (of_prompt + np.nan_to_num(answers) * estimates["usd_per_mtok_output"]) / 1e6
+    explained, paid = ((is_logged * amount).sum(axis=0) for amount in (usd, judged.outcomes.cost_usd))
     return {tier: float(explained[k] / paid[k]) for k, tier in enumerate(judged.tiers) if paid[k] > 0}
 
 

@@ -119,7 +119,7 @@ class FullEvaluation(Evaluation):
     chosen: at the dials that were asked for, otherwise at the default quality. dial: at each quality of the dial.
     segments: by name, segments with enough prompts.
     length_log_error: mean absolute error of log output tokens, of the model and of the tier's mean; only for tiers with
-        logged lengths. cost_ratio: predicted over measured cost; cost_explained: the share of the measured cost that
+        logged lengths. cost_ratio: predicted over measured cost; cost_explained: the share of the logged cost that
         prompt and logged answer explain at list price; both only for tiers that cost something.
     """
 
