@@ -17,6 +17,13 @@ from training.config import TrainingConfig
 from training.dial.dial import COMPLETE_PROMPTS, calibrate_dial
 from training.log.ingest import count_attempts, ingest
 
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """`broker audit` writes broken rows into the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 PRICES = {"small": 0.1, "middle": 1.0, "large": 10.0}
 
 

@@ -26,10 +26,10 @@ from training.log.ingest import ingest
 TIERS = parse_tiers("""
 [[tiers]]
 name = "small"
-offers = [{ model = "s1", provider = "east", region = "x", context_window = 9, usd_per_mtok_input = 1, usd_per_mtok_output = 2 }]
+offers = [{ model = "s1", provider = "east", region = "x", context_window = 2000000, usd_per_mtok_input = 1, usd_per_mtok_output = 2 }]
 [[tiers]]
 name = "large"
-offers = [{ model = "l1", provider = "west", region = "x", context_window = 9, usd_per_mtok_input = 10, usd_per_mtok_output = 20 }]
+offers = [{ model = "l1", provider = "west", region = "x", context_window = 2000000, usd_per_mtok_input = 10, usd_per_mtok_output = 20 }]
 """)  # noqa: E501
 SMALL, LARGE = TIERS
 
