@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,6 +33,7 @@ if importlib.util.find_spec("litellm") is None:
 import httpx
 import openai
 import pandas as pd
+import yaml
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "litellm"
 MARKER = "Zanzibar-4711"
@@ -96,6 +97,8 @@ class Provider:
     asked: list[str]  # of all providers, in the order of arrival
     status: int = 200
     usage: dict = field(default_factory=lambda: USAGE)
+    silent_s: float = 0  # before the first byte
+    pause_s: float = 0  # after each event of a stream
     bodies: list[dict] = field(default_factory=list)
     url: str = ""
 
@@ -109,15 +112,22 @@ class Provider:
                 provider.asked.append(provider.name)
                 provider.bodies.append(body)
                 content_type, payload = provider.answer(self.path, body)
-                self.send_response(provider.status)
-                self.send_header("Content-Type", content_type)
-                self.send_header("Content-Length", str(len(payload)))
-                self.end_headers()
-                self.wfile.write(payload)
+                stopping.wait(provider.silent_s)
+                with suppress(ConnectionError):  # Who waited may have left.
+                    self.send_response(provider.status)
+                    self.send_header("Content-Type", content_type)
+                    self.send_header("Content-Length", str(len(payload)))
+                    self.end_headers()
+                    for event in payload.split(b"\n\n")[:-1] if provider.pause_s else []:
+                        self.wfile.write(event + b"\n\n")
+                        stopping.wait(provider.pause_s)
+                    if not provider.pause_s:
+                        self.wfile.write(payload)
 
             def log_message(self, *_) -> None:
                 pass
 
+        stopping = threading.Event()
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -125,6 +135,7 @@ class Provider:
         try:
             yield self
         finally:
+            stopping.set()
             server.shutdown()
             thread.join()
             server.server_close()
@@ -227,9 +238,11 @@ def upstreams() -> Iterator[dict[str, Provider]]:
         yield {name: stack.enter_context(Provider(name, asked).serving()) for name in [*MODELS, OUTSIDER]}
 
 
-@pytest.fixture(scope="module")
-def proxy(bundle, prices, upstreams, tmp_path_factory) -> Iterator[Proxy]:
-    folder = tmp_path_factory.mktemp("gateway")
+@contextmanager
+def serving_proxy(
+    folder: Path, bundle: Path, prices: Path, upstreams: dict[str, Provider], router_settings: dict
+) -> Iterator[Proxy]:
+    """A proxy with the hook between the client and the providers."""
     offers = {
         name: {"model": f"openai/{name}", "api_base": provider.url, "api_key": "x"}
         for name, provider in upstreams.items()
@@ -241,7 +254,7 @@ def proxy(bundle, prices, upstreams, tmp_path_factory) -> Iterator[Proxy]:
             "cache": True,
             "cache_params": {"type": "local", "mode": "default_off"},
         },
-        "router_settings": {"num_retries": 0, "disable_cooldowns": True},
+        "router_settings": router_settings,
         "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
     }
     (folder / "config.yaml").write_text(json.dumps(config))
@@ -249,6 +262,13 @@ def proxy(bundle, prices, upstreams, tmp_path_factory) -> Iterator[Proxy]:
         HOOK.format(bundle=str(bundle), prices=str(prices), log=str(folder / "outcomes"))
     )
     with running_proxy(folder / "config.yaml", folder / "proxy.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def proxy(bundle, prices, upstreams, tmp_path_factory) -> Iterator[Proxy]:
+    router_settings = {"num_retries": 0, "disable_cooldowns": True}
+    with serving_proxy(tmp_path_factory.mktemp("gateway"), bundle, prices, upstreams, router_settings) as running:
         yield running
 
 
@@ -263,6 +283,7 @@ def providers(upstreams) -> dict[str, Provider]:
     for provider in upstreams.values():
         provider.status = 200
         provider.usage = USAGE
+        provider.silent_s = provider.pause_s = 0
         provider.bodies.clear()
         provider.asked.clear()
     return upstreams
@@ -547,6 +568,31 @@ def test_a_request_with_tools_falls_back_to_offers_that_know_tools(client, provi
     answer = client.chat.completions.create(model="broker/worth=0", messages=CHAT, tools=TOOLS)
     (call,) = answer.choices[0].message.tool_calls
     assert json.loads(call.function.arguments) == {"by": "frontier-cheap"}
+
+
+def test_with_the_examples_settings_a_hanging_offer_holds_few_requests_and_long_answers_are_whole(
+    bundle, prices, providers, tmp_path
+):
+    settings = yaml.safe_load((EXAMPLE / "config.yaml").read_text())["router_settings"]
+    assert settings["stream_timeout"] == 3
+    with serving_proxy(tmp_path, bundle, prices, providers, settings) as proxy:
+        hanging, next_one = providers["distilled-cheap"], providers["distilled-dear"]
+        hanging.silent_s = 20
+        seconds = []
+        for _ in range(8):
+            start = time.monotonic()
+            assert ask(proxy.client, "broker/worth=0", stream=True)[0] == "distilled-dear"
+            seconds.append(time.monotonic() - start)
+        assert len(hanging.bodies) == settings["allowed_fails"] + 1
+        assert sum(each > 2 for each in seconds) == len(hanging.bodies) and max(seconds) < 10
+        assert ask(proxy.client, "broker/worth=0")[0] == "distilled-dear", "the cooldown is one for all requests"
+        next_one.silent_s = 4  # An answer in one piece that takes longer than a stream may be silent.
+        assert ask(proxy.client, "broker/worth=0")[0] == "distilled-dear"
+        next_one.silent_s, next_one.pause_s = 0, 0.3
+        start = time.monotonic()
+        assert ask(proxy.client, "broker/worth=0", stream=True)[0] == "distilled-dear"
+        assert time.monotonic() - start > settings["stream_timeout"]
+        assert len(hanging.bodies) == settings["allowed_fails"] + 1
 
 
 def test_a_requests_own_fallbacks_stay_and_are_logged_as_who_they_are(proxy, client, providers):
