@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,10 @@ class Week:
 def turns(
     world: World, n_first: int, n_a_week: int, folder: Path, seed: int, panel_share: float = PANEL
 ) -> Iterator[Week]:
-    """Route, log, retrain, week by week; deterministic but for the ids of decisions, which nothing depends on."""
+    """Route, log, retrain, week by week; deterministic, as decisions get ids of the seed and the row, not random ones.
+
+    The ids seed exploration.
+    """
     rng = np.random.default_rng([seed, 1])
     is_correct = rng.random(world.success.shape) < world.success
     logs, store, tiers = folder / "outcomes", folder / "store", folder / "tiers.toml"
@@ -154,7 +158,8 @@ def turns(
         chosen, promised = np.empty(n_a_week, int), None
         for number, row in enumerate(rows):
             at = START + timedelta(days=7 * (week - 1), seconds=number)
-            decision = router.route(world.prompts[row], request_id=f"{seed}-{row}")
+            with patch("router.routing.new_decision_id", return_value=f"{seed}-{row}"):
+                decision = router.route(world.prompts[row])
             tier = chosen[number] = world.tiers.index(decision.tier)
             promised = decision.quality if decision.promised else None
             outcomes.decided(decision, world.prompts[row], timestamp=at)

@@ -24,7 +24,9 @@ class Policy:
     regions: only offers of these regions are eligible; None admits all.
     exploration: share of requests that ask another admissible tier than the best, in [0, 1); 0.02 is a good start.
         Explored tiers are within the slack of the request's quality, so the promise covers them. The decision's
-        propensity lets training and off-policy evaluation use the outcomes. Critical requests never explore.
+        propensity lets training and off-policy evaluation use the outcomes. Critical requests never explore. The
+        random decision_id seeds the draw (router.rule.explored): no caller can choose what is explored, and the record
+        of a decision replays it.
     Raises DialError where exploration is out of range.
     """
 

@@ -103,8 +103,7 @@ class Router:
         regions, capabilities: an offer must be in one of these regions and have all these capabilities, in upper or
             lower case; no regions given: the policy's. Images, files and audio in `messages` need "vision" or "audio"
             by themselves, where any offer states it.
-        request_id: carried into the decision. It also seeds exploration (see Policy), so the same id gives the same
-            choice; without it the random decision_id is the seed.
+        request_id: the caller's own, carried into the decision. It changes nothing else, so it may be a client's.
 
         Never raises on any prompt: where the router cannot decide, the fallback tier answers and `reason` says why.
         Raises DialError where quality, worth_usd or context_tokens is out of range, critical is no bool, or regions or

@@ -38,6 +38,11 @@ class _Answer(NamedTuple):
 _NO_ANSWER = _Answer([], [], [], -1, None, None)
 
 
+def new_decision_id() -> str:
+    """32 random hexadecimal digits."""
+    return os.urandom(16).hex()
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """All that is the same for every prompt of one call; what it returns is of one bundle and one price table.
@@ -162,7 +167,7 @@ class Call:
     ) -> Decision:
         """The decision that the graph's answer comes to, or the fallback and its trouble."""
         manifest, dials = self.bundle.manifest, self.dials
-        names, decision_id = manifest.tiers, os.urandom(16).hex()
+        names, decision_id = manifest.tiers, new_decision_id()
         success = dict(zip(names, answer.success, strict=False))  # All three are empty where the prompt was not read.
         is_fallback = answer.tier < 0
         is_unfamiliar = answer.familiarity is not None and answer.familiarity < 1
@@ -172,7 +177,7 @@ class Call:
         else:
             best, share = names[answer.tier], self.policy.exploration
             tiers = admissible(quote.open, success, dials.slack)
-            tier, propensity = explored(best, tiers, share, request_id or decision_id) if share else (best, 1.0)
+            tier, propensity = explored(best, tiers, share, decision_id) if share else (best, 1.0)
             reason = self._reason(best, len(tiers), quote)
             if tier != best:
                 reason = f"{tier}: explored, as {share:g} of requests are; else {reason}"

@@ -26,18 +26,19 @@ def best(tiers: Sequence[T], success: Mapping[T, float], cost_usd: Mapping[T, fl
     return max(tiers, key=lambda tier: (worth_usd * success[tier] - cost_usd[tier], success[tier]))
 
 
-def explored(chosen: T, tiers: Sequence[T], share: float, request_id: str) -> tuple[T, float]:
+def explored(chosen: T, tiers: Sequence[T], share: float, decision_id: str) -> tuple[T, float]:
     """The tier to ask, and the propensity of that choice: the probability with which it is made.
 
     chosen: the best of the admissible `tiers`. With probability `share` one of the others is asked instead, each with
         the same probability (epsilon-greedy, Sutton & Barto 2018, section 2.2). Where there is no other, the chosen
         tier is asked with propensity 1.
-    request_id: seeds the draw, so that the same id always gives the same choice.
+    decision_id: seeds the draw, so that the record of a decision is enough to replay it. It must be random: whoever
+        could choose it would choose what is explored, and the propensity would be wrong.
     """
     others = [tier for tier in tiers if tier != chosen]
     if not others or share == 0:
         return chosen, 1.0
-    draw = int.from_bytes(blake2b(request_id.encode("utf-8", "replace"), digest_size=8).digest()) / 2**64
+    draw = int.from_bytes(blake2b(decision_id.encode("utf-8", "replace"), digest_size=8).digest()) / 2**64
     if draw >= share:
         return chosen, 1 - share
     return others[min(int(draw / share * len(others)), len(others) - 1)], share / len(others)

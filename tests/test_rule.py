@@ -1,5 +1,6 @@
 """Laws of bounded exploration."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -9,21 +10,21 @@ from hypothesis import strategies as st
 from router import DialError, Policy, Router
 from router.rule import admissible, best, explored
 
-IDS = [f"request-{number}" for number in range(4000)]
+IDS = [f"id-{number}" for number in range(4000)]
 PROMPT = "Hello!"
 
 
-@given(share=st.floats(0, 0.99), n=st.integers(1, 6), request_id=st.text())
-def test_a_draw_replays_and_stays_among_the_admissible(share, n, request_id):
+@given(share=st.floats(0, 0.99), n=st.integers(1, 6), decision_id=st.text())
+def test_a_draw_replays_and_stays_among_the_admissible(share, n, decision_id):
     admissible = [tier * 2 for tier in range(n)]
-    tier, propensity = explored(0, admissible, share, request_id)
-    assert (tier, propensity) == explored(0, admissible, share, request_id)
+    tier, propensity = explored(0, admissible, share, decision_id)
+    assert (tier, propensity) == explored(0, admissible, share, decision_id)
     assert tier in admissible and 0 < propensity <= 1
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3])
 def test_tiers_are_asked_as_often_as_their_propensity_says(share):
-    drawn = [explored(1, [0, 1, 3], share, request_id) for request_id in IDS]
+    drawn = [explored(1, [0, 1, 3], share, decision_id) for decision_id in IDS]
     counts = Counter(tier for tier, _ in drawn)
     propensities = dict(drawn)
     assert set(counts) == {0, 1, 3} and sum(propensities.values()) == pytest.approx(1)
@@ -33,7 +34,7 @@ def test_tiers_are_asked_as_often_as_their_propensity_says(share):
 
 
 def test_without_another_admissible_tier_nothing_is_drawn():
-    assert {explored(2, [2], 0.5, request_id) for request_id in IDS} == {(2, 1.0)}
+    assert {explored(2, [2], 0.5, decision_id) for decision_id in IDS} == {(2, 1.0)}
 
 
 SUCCESSES = st.lists(st.floats(0, 1), min_size=1, max_size=6)
@@ -64,7 +65,7 @@ def test_a_router_explores_inside_the_slack_only_and_says_so(bundle):
     bar = max(best.success.values()) - best.slack
     admissible = {tier for tier, p in best.success.items() if p >= bar}
     assert len(admissible) > 1
-    decisions = [curious.route(PROMPT, quality=0.8, request_id=name) for name in IDS[:300]]
+    decisions = [curious.route(PROMPT, quality=0.8) for _ in range(300)]
     assert {decision.tier for decision in decisions} == admissible
     for decision in decisions:
         assert ("explored" in decision.reason) == (decision.tier != best.tier)
@@ -76,15 +77,36 @@ def test_a_router_explores_inside_the_slack_only_and_says_so(bundle):
 
 def test_critical_requests_and_fallbacks_never_explore(bundle):
     curious = Router.load(bundle, Policy(exploration=0.9))
-    for name in IDS[:50]:
-        assert curious.route(PROMPT, critical=True, request_id=name).propensity == 1
-        assert curious.route(PROMPT, context_tokens=10**9, request_id=name).propensity == 1
+    for _ in range(50):
+        assert curious.route(PROMPT, critical=True).propensity == 1
+        assert curious.route(PROMPT, context_tokens=10**9).propensity == 1
 
 
-def test_without_a_request_id_the_decisions_own_id_draws(bundle):
-    curious = Router.load(bundle, Policy(exploration=0.5))
-    tiers = Counter(decision.tier for decision in curious.route_batch([PROMPT] * 100, quality=0.8))
-    assert len(tiers) > 1
+def test_no_request_id_is_explored_more_often_than_the_share_says(bundle):
+    """The id may be a client's: whoever finds one that is explored must not be explored with it again."""
+    share, n = 0.2, 400
+    curious = Router.load(bundle, Policy(exploration=share))
+    lucky = next(name for name in IDS if "explored" in curious.route(PROMPT, quality=0.8, request_id=name).reason)
+    decisions = [curious.route(PROMPT, quality=0.8, request_id=lucky) for _ in range(n)]
+    n_explored = sum("explored" in decision.reason for decision in decisions)
+    assert abs(n_explored - n * share) < 5 * (n * share * (1 - share)) ** 0.5
+    assert {decision.request_id for decision in decisions} == {lucky}
+
+
+def test_an_explored_decision_replays_from_its_own_record(bundle):
+    """One by one or in a batch: what the decision holds, and the share of its policy, give its tier and propensity."""
+    share = 0.5
+    curious = Router.load(bundle, Policy(exploration=share))
+    single = [curious.route(PROMPT, quality=0.8, request_id="mine") for _ in range(30)]
+    batch = curious.route_batch([PROMPT] * 30, quality=0.8)
+    for decisions in (single, batch):
+        assert len({decision.tier for decision in decisions}) > 1
+        for decision in decisions:
+            record = json.loads(decision.to_json())
+            tiers = admissible(record["eligible"], record["success"], record["slack"])
+            chosen = best(tiers, record["success"], record["cost_usd"], record["worth_usd"])
+            replayed = explored(chosen, tiers, share, record["decision_id"])
+            assert replayed == (record["tier"], record["propensity"])
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, "much", float("nan")])
