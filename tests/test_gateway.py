@@ -82,7 +82,8 @@ from router.outcomes import OutcomeLog
 router = Router.load({bundle!r})
 router.update_prices({prices!r})
 signal.signal(signal.SIGHUP, lambda *_: router.update_prices({prices!r}))
-broker = BrokerHook(router, OutcomeLog({log!r}, keep_prompts=True))
+dials = {{"quality", "worth_usd", "critical"}}
+broker = BrokerHook(router, OutcomeLog({log!r}, keep_prompts=True), allowed_dials=dials)
 """
 
 
@@ -595,15 +596,103 @@ def test_with_the_examples_settings_a_hanging_offer_holds_few_requests_and_long_
         assert len(hanging.bodies) == settings["allowed_fails"] + 1
 
 
-def test_a_requests_own_fallbacks_stay_and_are_logged_as_who_they_are(proxy, client, providers):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fallbacks", [OUTSIDER]),
+        ("fallbacks", []),
+        ("fallbacks", [{"model": OUTSIDER, "messages": CHAT}]),
+        ("context_window_fallbacks", [{"distilled-cheap": [OUTSIDER]}]),
+        ("content_policy_fallbacks", [{"distilled-cheap": [OUTSIDER]}]),
+        ("max_fallbacks", 50),
+        ("num_retries", 3),
+        ("max_retries", 3),
+        ("model_group_retry_policy", {"distilled-cheap": {"InternalServerErrorRetries": 3}}),
+        ("specific_deployment", True),
+        ("custom_llm_provider", "anthropic"),
+        ("aws_region_name", "us-east-1"),
+        ("vertex_location", "us-east1"),
+        ("region_name", "us-east-1"),
+        ("api_key", "sk-mine"),
+        ("extra_body", {"model": OUTSIDER}),
+    ],
+    ids=str,
+)
+def test_a_request_that_would_set_what_the_hook_owns_is_a_400_and_asks_nobody(client, providers, name, value):
+    """Its own fallbacks would leave the policy's regions, its own retries ask again and again, and so on."""
     providers["distilled-cheap"].status = 500
-    assert ask(client, "broker/worth=0", extra_body={"fallbacks": ["frontier-dear"]})[0] == "frontier-dear"
-    text, headers = ask(client, "broker/worth=0", extra_body={"fallbacks": [OUTSIDER]})
-    assert text == headers["x-broker-model"] == OUTSIDER and "x-broker-tier" not in headers
-    assert headers["x-broker-first-model"] == "distilled-cheap"
-    row = logged(proxy, headers["x-broker-decision-id"])
-    assert (row["model"], row["provider"], row["tier"]) == (OUTSIDER, "openai", "")
-    assert pd.isna(row["propensity"]) and pd.isna(row["cost_usd"])
+    with pytest.raises(openai.BadRequestError, match=f"{name}.*the broker sets this"):
+        ask(client, "broker/worth=0", extra_body={"extra_body": value} if name == "extra_body" else {name: value})
+    assert not providers["edge"].asked
+
+
+def test_retries_in_a_header_are_refused_like_those_in_the_body(client, providers):
+    with pytest.raises(openai.BadRequestError, match="num_retries"):
+        ask(client, "broker/worth=0", extra_headers={"x-litellm-num-retries": "20"})
+    assert not providers["edge"].asked
+
+
+def test_another_model_takes_fallbacks_and_retries_of_the_request_as_ever(client, providers):
+    providers["distilled-cheap"].status = 500
+    extra = {"fallbacks": [OUTSIDER], "num_retries": 1}
+    assert ask(client, "distilled-cheap", extra_body=extra)[0] == OUTSIDER
+
+
+def route_by_hook(hook, model: str, **body) -> dict:
+    data = {"model": model, "messages": CHAT, "metadata": {}, **body}
+    return asyncio.run(hook.async_pre_call_hook(None, None, data, "acompletion"))
+
+
+def refused(hook, model: str, **body) -> str:
+    from litellm.proxy._types import ProxyException
+
+    with pytest.raises(ProxyException) as refusal:
+        route_by_hook(hook, model, **body)
+    assert refusal.value.code == "400"
+    return refusal.value.message
+
+
+def test_by_default_clients_set_quality_and_a_small_worth_and_nothing_is_critical(reference):
+    from router.gateway import BrokerHook
+
+    hook = BrokerHook(reference)
+    for model in ("broker", "broker/quality=1", "broker/worth=0.1", "broker/quality=0.9,worth=0"):
+        route_by_hook(hook, model)
+    route_by_hook(hook, "broker", metadata={"broker": {"critical": False}})
+    for asked in ({"model": "broker/critical"}, {"model": "broker", "metadata": {"broker": {"critical": True}}}):
+        assert "critical" in (message := refused(hook, **asked)) and "quality, worth_usd" in message
+    for asked in ({"model": "broker/worth=0.11"}, {"model": "broker", "metadata": {"broker": {"worth_usd": 1000}}}):
+        assert "at most 0.1" in refused(hook, **asked)
+
+
+def test_the_operator_says_which_dials_clients_set(reference):
+    from router.gateway import BrokerHook
+
+    hook = BrokerHook(reference, allowed_dials={"critical", "worth_usd"}, max_worth_usd=1000)
+    for model in ("broker", "broker/critical", "broker/worth=1000"):
+        route_by_hook(hook, model)
+    assert "quality" in refused(hook, "broker/quality=0.9")
+    closed = BrokerHook(reference, allowed_dials=())
+    route_by_hook(closed, "broker")
+    assert "no dial" in refused(closed, "broker/worth=0")
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"allowed_dials": {"worth"}}, "'worth'"),
+        ({"allowed_dials": "quality"}, "'quality'"),
+        ({"max_worth_usd": -1}, "max_worth_usd is -1"),
+        ({"max_worth_usd": float("nan")}, "max_worth_usd is nan"),
+        ({"max_worth_usd": "much"}, "max_worth_usd is 'much'"),
+    ],
+)
+def test_limits_that_say_nothing_are_refused(reference, limits, message):
+    from router import DialError
+    from router.gateway import BrokerHook
+
+    with pytest.raises(DialError, match=message):
+        BrokerHook(reference, **limits)
 
 
 # ---- operation -------------------------------------------------------------------------------------

@@ -1,21 +1,22 @@
 """The router behind an endpoint: a hook for LiteLLM's proxy that answers for the model `broker`.
 
 A request for `broker` is routed by the bundle, goes to the cheapest offer of the chosen tier, and carries the offers to
-try next as LiteLLM's own fallbacks. `router.request` says where a request's dials stand. What was decided, and what
-became of it, goes into an `OutcomeLog` where there is one. Every other model passes untouched. An offer's `model` in
-the price table is a `model_name` of LiteLLM's `model_list`; keys stay in LiteLLM's own configuration. See
-examples/litellm.
+try next as LiteLLM's own fallbacks. `router.request` says where a request's dials stand, and `router.gateway.limits`
+which of them a client may set. What was decided, and what became of it, goes into an `OutcomeLog` where there is one.
+Every other model passes untouched. An offer's `model` in the price table is a `model_name` of LiteLLM's `model_list`;
+keys stay in LiteLLM's own configuration. See examples/litellm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from router.decision import Decision
 from router.errors import DialError
+from router.gateway.limits import ClientLimits, operators_names
 from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage
 from router.outcomes.log import OutcomeLog
 from router.portfolio.tiers import Offer
@@ -42,26 +43,40 @@ class BrokerHook(CustomLogger):
         provider did not count are estimated. An answer from LiteLLM's own cache costs nothing and has no tokens.
         Whether the answer was right is for someone else to say later, by the decision_id in the headers. Logging
         never fails a request.
+    allowed_dials: the dials that a client may set, any of `quality`, `worth_usd` and `critical`.
+    max_worth_usd: the largest `worth_usd` that a client may set, in USD.
+    Raises DialError where either is none of these.
     """
 
-    def __init__(self, router: Router, outcomes: OutcomeLog | None = None) -> None:
+    def __init__(
+        self,
+        router: Router,
+        outcomes: OutcomeLog | None = None,
+        *,
+        allowed_dials: Collection[str] = ("quality", "worth_usd"),
+        max_worth_usd: float = 0.1,
+    ) -> None:
         super().__init__()
         self._router = router
         self._outcomes = outcomes
+        self._limits = ClientLimits(allowed_dials=allowed_dials, max_worth_usd=max_worth_usd)
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: Any
     ) -> dict[str, Any] | None:
         """Put the offer chosen in place of `broker` and the next ones into `fallbacks`; LiteLLM calls this.
 
-        data: the request's body, changed in place; a request's own `fallbacks` stay as they are.
-        Raises ProxyException (HTTP 400) where a dial is wrong or no offer may answer.
+        data: the request's body, changed in place.
+        Raises ProxyException (HTTP 400) where a dial is wrong or not for clients to set, where the request itself
+        would say who answers and how often (`fallbacks`, `num_retries`, ...), or where no offer may answer.
         """
         model = data.get("model")
         if not isinstance(model, str) or model.partition("/")[0] != MODEL:
             return None
         if call_type not in _CALL_TYPES:
             raise _refusal(f"{MODEL} answers chat completions and text completions; found a call of type {call_type}")
+        if names := operators_names(data):
+            raise _refusal(f"found {', '.join(names)} in a request to {MODEL}; the broker sets this, so leave it out")
         metadata = data.setdefault("metadata", {})
         try:
             decision, offers = self._route(data)
@@ -72,7 +87,7 @@ class BrokerHook(CustomLogger):
         metadata[DECISION_KEY] = replace(decision, offer=offers[0])  # A fallback may have had no offer.
         data["model"], *fallbacks = dict.fromkeys(offer.model for offer in offers)
         if fallbacks:
-            data.setdefault("fallbacks", fallbacks)
+            data["fallbacks"] = fallbacks
         if self._outcomes is not None:
             self._outcomes.decided(metadata[DECISION_KEY], request_prompt(data), messages=data.get("messages"))
         return data
@@ -125,6 +140,7 @@ class BrokerHook(CustomLogger):
         the way to another thread and back.
         """
         dials = read_dials(data["model"], data["metadata"].get(MODEL))
+        self._limits.check(dials)
         snapshot = self._router.snapshot  # One bundle and one price table for all that follows.
         call = snapshot.call(
             quality=dials.quality,
