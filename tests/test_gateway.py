@@ -682,6 +682,7 @@ def test_the_operator_says_which_dials_clients_set(reference):
     [
         ({"allowed_dials": {"worth"}}, "'worth'"),
         ({"allowed_dials": "quality"}, "'quality'"),
+        ({"allowed_dials": None}, "allowed_dials is None"),
         ({"max_worth_usd": -1}, "max_worth_usd is -1"),
         ({"max_worth_usd": float("nan")}, "max_worth_usd is nan"),
         ({"max_worth_usd": "much"}, "max_worth_usd is 'much'"),

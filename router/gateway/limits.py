@@ -39,7 +39,8 @@ class ClientLimits:
 
     def __post_init__(self) -> None:
         allowed = self.allowed_dials
-        if isinstance(allowed, str) or not set(DIALS).issuperset(allowed):
+        is_list = isinstance(allowed, Collection) and not isinstance(allowed, str)
+        if not is_list or not all(name in DIALS for name in allowed):
             raise DialError(f"allowed_dials is {allowed!r}; expected a list with any of {', '.join(DIALS)}")
         if not (isinstance(self.max_worth_usd, Real) and self.max_worth_usd >= 0):
             raise DialError(f"max_worth_usd is {self.max_worth_usd!r}; expected a number of USD of at least 0")
