@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import count
@@ -531,6 +532,7 @@ def attempt_line(**decision):
     "decision, more",
     [({"request_id": 12345}, {}), ({"decision_id": None}, {}), ({"tier": 3}, {}), ({"bundle_id": b"x"}, {}),
      ({"propensity": "1"}, {}), ({"propensity": 1.5}, {}), ({"propensity": float("nan")}, {}),
+     ({"propensity": -1}, {}), ({"price_table_id": None}, {}),
      ({"offer": replace(SMALL.offers[0], model=7)}, {}), ({"offer": "s1"}, {}),
      ({}, {"timestamp": datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-8)))}),
      ({}, {"timestamp": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=8)))}),
@@ -657,6 +659,45 @@ def test_a_damaged_partition_is_put_aside_and_compaction_goes_on(tmp_path, damag
     assert (tmp_path / note["kept_as"]).read_bytes() == content
     assert not file.exists() and len(rows(tmp_path)) == 2
     assert log.compact() == Compaction(orphans=1)
+
+
+@pytest.mark.parametrize("n_steps", range(8))
+def test_a_disk_that_fills_while_things_are_put_aside_loses_nothing(tmp_path, monkeypatch, n_steps):
+    """Steps: the copy of the damaged file, new rows, the notes, the state, the damaged file, two journals."""
+    late = decide()
+    with OutcomeLog(tmp_path) as log:
+        log.decided(late, "p", timestamp=datetime(2026, 1, 1))
+    compacted(tmp_path)
+    [file] = partitions(tmp_path)
+    file.write_bytes(b"damaged")
+    with OutcomeLog(tmp_path) as log, OutcomeLog(tmp_path) as judge:
+        judge.outcome(late.decision_id, correct=True)
+        log.decided(decide(), "p")
+        [journal, _] = sorted((tmp_path / ".journal").glob("*.jsonl"))
+        with journal.open("a") as lines:
+            lines.write("no line\n")
+    steps = count()
+
+    def full(original):
+        def step(self, *arguments):
+            if next(steps) == n_steps:
+                raise OSError(28, "No space left on device")
+            original(self, *arguments)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for name in ("write", "delete"):
+            patch.setattr(storage.Folder, name, full(getattr(storage.Folder, name)))
+        with nullcontext() if n_steps == 7 else pytest.raises(OSError, match="No space"):
+            log.compact()
+    log.outcome(late.decision_id, cost_usd=0.5)
+    assert log.compact().orphans == 1
+    assert len(rows(tmp_path)) == 1 and not file.exists()
+    name = file.relative_to(tmp_path).as_posix()
+    assert {note.get("line", note["file"]) for note in notes(tmp_path)} == {"no line", name}
+    [copy] = (tmp_path / ".unreadable").glob("*.parquet")
+    assert copy.read_bytes() == b"damaged"
 
 
 @pytest.mark.parametrize(
@@ -873,6 +914,20 @@ def test_an_object_store_that_fails_gets_the_lines_later(store, monkeypatch):
         log.flush()
     log.decided(decide(), "p")
     assert log.compact() == Compaction(attempts=2)
+
+
+def test_an_object_store_keeps_what_compaction_cannot_read(store):
+    log, late = OutcomeLog("memory://bucket/log"), decide()
+    log.decided(late, "p")
+    log.compact()
+    [partition] = [name for name in store.find("/bucket") if name.endswith(".parquet")]
+    store.pipe_file(partition, b"damaged")
+    store.pipe_file("/bucket/log/.journal/1-x.jsonl", b"no line\n")
+    log.outcome(late.decision_id, correct=True)
+    assert log.compact() == Compaction(orphans=1, unreadable=2)
+    [copy, notes] = sorted(store.find("/bucket/log/.unreadable"), key=lambda name: name.endswith(".jsonl"))
+    assert store.cat_file(copy) == b"damaged" and store.cat_file(notes).count(b"\n") == 2
+    assert not store.exists(partition)
 
 
 def test_memory_is_bounded_where_nobody_flushes(store, monkeypatch, caplog):

@@ -76,11 +76,14 @@ def checked_time(name: str, value: Any) -> int:
 
 
 def microseconds(timestamp: datetime) -> int:
-    """Microseconds since 1970; a time without a time zone is UTC. Raises TypeError for anything but a datetime."""
+    """Microseconds since 1970; a time without a time zone is UTC.
+
+    Raises TypeError for anything but a datetime, and ValueError where the time is in UTC not in the years 1 to 9999.
+    """
     if not isinstance(timestamp, datetime):
         raise TypeError(f"timestamp is {type(timestamp).__name__}; expected a datetime")
     aware = timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)
-    return (aware - _EPOCH) // _MICROSECOND
+    return checked_time("timestamp", (aware - _EPOCH) // _MICROSECOND)
 
 
 def day(timestamp_us: int) -> str:

@@ -3,7 +3,8 @@
 A row lives in one file from the first compaction that sees it; later outcomes replace that file in one step. The
 state names the batch that comes next, and is replaced when all files of that batch are written. So the next
 compaction knows what a killed one has left: it removes these files, whose lines the journals still have, and begins
-again. No row is lost, and none is there twice.
+again. No row is lost, and none is there twice, even if the state is lost: a decision that has a row already is passed
+over. What cannot be read is put into the folder `.unreadable`, with the reasons, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -125,8 +126,7 @@ def _compact_batch(files: Files) -> tuple[Compaction, bool]:
     events = read_events(lines)
     aside.notes += events.unreadable
     partitions, attempts = Partitions(files, aside.move), events.attempts
-    # An empty state may be a lost one: then any partition may hold what the journals say.
-    known = partitions.known(attempts.keys(), _days(attempts.values()) if state.read else None)
+    known = partitions.known(attempts.keys(), _days(attempts.values()))
     for decision_id in known:
         del attempts[decision_id]
     waiting = _joined(state.orphans, events.outcomes)

@@ -17,9 +17,9 @@ import os
 import time
 from datetime import datetime
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from router.decision import Decision
 from router.errors import PromptError
@@ -29,6 +29,9 @@ from router.outcomes.storage import Journal, extra, files_at
 from router.prompt import Messages, prompt_text, valid_unicode
 
 logger = logging.getLogger(__name__)
+
+_fields = attrgetter(*OF_A_DECISION)
+_USUAL_TYPES = ((str, str, float, str, str, str), (str, type(None), float, str, str, str))
 
 
 class OutcomeLog:
@@ -73,7 +76,7 @@ class OutcomeLog:
         """
         try:
             at = time.time_ns() // 1000 if timestamp is None else microseconds(timestamp)
-            checked_attempt(_row(decision, at))
+            _check(decision)
             try:
                 text = valid_unicode(prompt_text(prompt, messages))
                 prompt_id = f'"{sha256(text.encode()).hexdigest()[:16]}"'
@@ -186,12 +189,10 @@ class OutcomeLog:
         self._trouble = str(error)
 
 
-def _row(decision: Decision, at: int) -> dict[str, Any]:
-    """The columns of a decision whose types nobody has checked yet."""
-    offer = decision.offer
-    return {
-        "timestamp": at,
-        "model": offer and offer.model,
-        "provider": offer and offer.provider,
-        **{name: getattr(decision, name) for name in OF_A_DECISION},
-    }
+def _check(decision: Decision) -> None:
+    """Raise TypeError or ValueError where a value of the decision cannot be in its column."""
+    offer, fields = decision.offer, _fields(decision)
+    names = {} if offer is None else {"model": offer.model, "provider": offer.provider}
+    has_usual_types = tuple(map(type, fields)) in _USUAL_TYPES and {*map(type, names.values())} <= {str}
+    if not has_usual_types or not 0 <= decision.propensity <= 1:  # Asked first, since it is much faster.
+        checked_attempt({**dict(zip(OF_A_DECISION, fields, strict=True)), **names})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, TypeVar
 
 from router.outcomes.columns import COLUMNS, day
@@ -26,13 +26,12 @@ class Partitions:
             if name.startswith("day=") and "/attempts-" in name and name.endswith(".parquet")
         ]
 
-    def known(self, decision_ids: Collection[str], days: Collection[str] | None) -> set[str]:
-        """Which decisions have a row in the files of these days, or of all days where None."""
+    def known(self, decision_ids: Set[str], days: Set[str]) -> set[str]:
+        """Which decisions have a row in the files of these days."""
         found: set[str] = set()
-        if decision_ids:
-            for name in list(self._names):
-                if days is None or name.split("/")[0].removeprefix("day=") in days:
-                    found |= (self._read(name, _decision_ids) or set()) & set(decision_ids)
+        for name in list(self._names):
+            if name.split("/")[0].removeprefix("day=") in days:
+                found |= decision_ids & (self._read(name, _decision_ids) or set())
         return found
 
     def update(self, outcomes: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -65,7 +64,7 @@ class Partitions:
         Errors of the machine are raised. Arrow raises OSError for damaged data too, so a file that cannot be read is
         read again into memory: what fails then is the data.
         """
-        parquet = extra("pyarrow.parquet")
+        pa, parquet = extra("pyarrow"), extra("pyarrow.parquet")
         try:
             with self._files.opened(name) as file:
                 return read(parquet.ParquetFile(file))
@@ -75,9 +74,9 @@ class Partitions:
             with self._files.opened(name) as file:
                 content = file.read()
         try:
-            return read(parquet.ParquetFile(extra("pyarrow").BufferReader(content)))
+            return read(parquet.ParquetFile(pa.BufferReader(content)))
         except Exception as error:
-            if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
                 raise
             self._put_aside(name, error)
             self._names.remove(name)
