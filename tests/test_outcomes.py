@@ -1,11 +1,15 @@
 """Laws of the outcome log: every decision taken is one row, joined with its outcome, whatever dies in between."""
 
 import json
+import os
 import random
+import stat
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import count
 from uuid import uuid4
@@ -507,6 +511,369 @@ def test_a_line_cut_short_is_passed_over(tmp_path):
     assert OutcomeLog(tmp_path).compact() == Compaction(attempts=1, unreadable=2)
 
 
+# ---- what cannot be read is put aside -----------------------------------------------------------------------
+
+
+def notes(folder):
+    """What compaction says of all that it could not read."""
+    files = sorted((folder / ".unreadable").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+ATTEMPT = {"at": 1, "prompt_id": "x", "prompt": "p", "decision": json.loads(decide().to_json())}
+OUTCOME = {"at": 1, "outcome_of": "x", "correct": 1.0}
+
+
+def attempt_line(**decision):
+    return {**ATTEMPT, "decision": {**ATTEMPT["decision"], **decision}}
+
+
+@pytest.mark.parametrize(
+    "decision, more",
+    [({"request_id": 12345}, {}), ({"decision_id": None}, {}), ({"tier": 3}, {}), ({"bundle_id": b"x"}, {}),
+     ({"propensity": "1"}, {}), ({"propensity": 1.5}, {}), ({"propensity": float("nan")}, {}),
+     ({"propensity": -1}, {}), ({"price_table_id": None}, {}),
+     ({"offer": replace(SMALL.offers[0], model=7)}, {}), ({"offer": "s1"}, {}),
+     ({}, {"timestamp": datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-8)))}),
+     ({}, {"timestamp": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=8)))}),
+     ({}, {"timestamp": "2026-01-01"}), ({}, {"timestamp": 1.5}), ({}, {"prompt": 5})]
+)  # fmt: skip
+def test_a_decision_with_a_value_of_another_type_is_refused_and_counted(tmp_path, caplog, decision, more):
+    log = OutcomeLog(tmp_path, keep_prompts=True)
+    log.decided(decide(), "p")
+    log.decided(replace(decide(), **decision), **{"prompt": "p", **more})
+    if "prompt" in more:  # The decision is a fallback, which has no text.
+        assert log.n_lost == 0 and log.compact() == Compaction(attempts=2)
+    else:
+        assert log.n_lost == 1 and "a decision is not in the outcome log" in caplog.text
+        assert log.compact() == Compaction(attempts=1)
+
+
+@pytest.mark.parametrize("lost", [None, "text", {}])
+def test_nothing_that_is_given_as_a_decision_raises(tmp_path, lost):
+    log = OutcomeLog(tmp_path)
+    log.decided(lost, "p")
+    log.outcome(lost, correct=True) if lost != "text" else log.outcome("x", correct="1")
+    assert log.n_lost == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [attempt_line(request_id=12345), attempt_line(propensity="high"), attempt_line(offer=[1]), attempt_line(tier=None),
+     attempt_line(decision_id=["x"]), attempt_line(propensity=2), attempt_line(propensity=float("inf")),
+     {**ATTEMPT, "at": "x"}, {**ATTEMPT, "at": True}, {**ATTEMPT, "at": 10**18}, {**ATTEMPT, "at": -(10**18)},
+     {**ATTEMPT, "prompt": 5}, {**ATTEMPT, "prompt_id": {}}, {**ATTEMPT, "decision": None}, {"at": 1},
+     {**OUTCOME, "at": "x"}, {**OUTCOME, "at": 10**30}, {**OUTCOME, "at": None}, {**OUTCOME, "outcome_of": 3},
+     {**OUTCOME, "outcome_of": []}, {**OUTCOME, "correct": "yes"}, {**OUTCOME, "correct": 2},
+     {**OUTCOME, "output_tokens": 1e30}, {**OUTCOME, "cache_hit": 1}, {**OUTCOME, "model": 1},
+     {**OUTCOME, "latency_ms": None}, "outcome_of", 5, None, [], [[1]]]
+)  # fmt: skip
+def test_a_line_that_cannot_be_a_row_is_put_aside_with_its_reason(tmp_path, caplog, line):
+    with OutcomeLog(tmp_path) as log:
+        log.decided(decide(), "p")
+        [journal] = (tmp_path / ".journal").glob("*.jsonl")
+        text = json.dumps(line)
+        start = journal.stat().st_size
+        with journal.open("a") as file:
+            file.write(text + "\n")
+        log.decided(decide(), "p")
+    assert log.compact() == Compaction(attempts=2, unreadable=1)
+    [note] = notes(tmp_path)
+    assert note["line"] == text and note["reason"]
+    assert (note["file"], note["at_byte"]) == (f".journal/{journal.name}", start)
+    assert "1 lines or files of the outcome log could not be read" in caplog.text
+    assert log.compact() == Compaction()
+
+
+def test_bytes_that_are_no_text_and_nests_without_end_are_put_aside(tmp_path):
+    with OutcomeLog(tmp_path, keep_prompts=True) as log:
+        log.decided(decide(), "p")
+    [journal] = (tmp_path / ".journal").glob("*.jsonl")
+    with journal.open("ab") as file:
+        file.write(b"\xff\xfe\n" + b"[" * 200_000 + b"\n" + b'{"at":' + b"9" * 5000 + b"}\n")
+    assert log.compact() == Compaction(attempts=1, unreadable=3)
+    assert len(rows(tmp_path)) == 1
+
+
+def test_half_of_a_surrogate_in_a_journal_becomes_a_question_mark(tmp_path):
+    with OutcomeLog(tmp_path) as log:
+        log.decided(decide(), "p")
+    [journal] = (tmp_path / ".journal").glob("*.jsonl")
+    with journal.open("a") as file:
+        file.write(json.dumps({**attempt_line(request_id="a\ud800", reason="\udfff"), "prompt": "\ud800b"}) + "\n")
+    row = compacted(tmp_path)[ATTEMPT["decision"]["decision_id"]]
+    assert (row["request_id"], row["prompt"], json.loads(row["decision"])["reason"]) == ("a?", "?b", "?")
+
+
+def test_an_outcome_changes_nothing_but_its_own_columns(tmp_path):
+    decision = decide()
+    with OutcomeLog(tmp_path) as log:
+        log.decided(decision, "p")
+    [journal] = (tmp_path / ".journal").glob("*.jsonl")
+    more = {"decision_id": "other", "timestamp": "never", "propensity": 7, "of a later version": 1}
+    with journal.open("a") as file:
+        file.write(json.dumps({**OUTCOME, "outcome_of": decision.decision_id, **more}) + "\n")
+    row = compacted(tmp_path)[decision.decision_id]
+    assert (row["correct"], row["propensity"]) == (1.0, 0.9)
+
+
+def no_ids(file):
+    pq.write_table(pa.table({"prompt": ["p"]}), file)
+
+
+def other_types(file):
+    table = pq.read_table(file, partitioning=None).drop_columns(["input_tokens"])
+    pq.write_table(table.append_column("input_tokens", pa.array([{"yes": 1}] * len(table))), file)
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def damaged_inside(file):
+    content = bytearray(file.read_bytes())
+    content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
+    file.write_bytes(content)
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [no_ids, other_types, cut_short, damaged_inside, empty])
+def test_a_damaged_partition_is_put_aside_and_compaction_goes_on(tmp_path, damage):
+    log, late = OutcomeLog(tmp_path), decide()
+    whole = decide()
+    log.decided(late, "p", timestamp=datetime(2026, 1, 1))
+    log.decided(whole, "p", timestamp=datetime(2025, 1, 1))
+    log.compact()
+    [_, file] = partitions(tmp_path)
+    damage(file)
+    content = file.read_bytes()
+    for decision in (late, whole):
+        log.outcome(decision.decision_id, correct=True)
+    log.decided(decide(), "p")
+    assert log.compact() == Compaction(attempts=1, outcomes=1, orphans=1, unreadable=1)
+    [note] = notes(tmp_path)
+    assert note["file"] == file.relative_to(tmp_path).as_posix() and note["reason"]
+    assert (tmp_path / note["kept_as"]).read_bytes() == content
+    assert not file.exists() and len(rows(tmp_path)) == 2
+    assert log.compact() == Compaction(orphans=1)
+
+
+@pytest.mark.parametrize("n_steps", range(8))
+def test_a_disk_that_fills_while_things_are_put_aside_loses_nothing(tmp_path, monkeypatch, n_steps):
+    """Steps: the copy of the damaged file, new rows, the notes, the state, the damaged file, two journals."""
+    late = decide()
+    with OutcomeLog(tmp_path) as log:
+        log.decided(late, "p", timestamp=datetime(2026, 1, 1))
+    compacted(tmp_path)
+    [file] = partitions(tmp_path)
+    file.write_bytes(b"damaged")
+    with OutcomeLog(tmp_path) as log, OutcomeLog(tmp_path) as judge:
+        judge.outcome(late.decision_id, correct=True)
+        log.decided(decide(), "p")
+        [journal, _] = sorted((tmp_path / ".journal").glob("*.jsonl"))
+        with journal.open("a") as lines:
+            lines.write("no line\n")
+    steps = count()
+
+    def full(original):
+        def step(self, *arguments):
+            if next(steps) == n_steps:
+                raise OSError(28, "No space left on device")
+            original(self, *arguments)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        for name in ("write", "delete"):
+            patch.setattr(storage.Folder, name, full(getattr(storage.Folder, name)))
+        with nullcontext() if n_steps == 7 else pytest.raises(OSError, match="No space"):
+            log.compact()
+    log.outcome(late.decision_id, cost_usd=0.5)
+    assert log.compact().orphans == 1
+    assert len(rows(tmp_path)) == 1 and not file.exists()
+    name = file.relative_to(tmp_path).as_posix()
+    assert {note.get("line", note["file"]) for note in notes(tmp_path)} == {"no line", name}
+    [copy] = (tmp_path / ".unreadable").glob("*.parquet")
+    assert copy.read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), OSError("the store is unreachable"), MemoryError()]
+)
+def test_an_error_of_the_machine_is_no_damage(tmp_path, monkeypatch, error):
+    """It is raised, nothing is put aside, and the next compaction does it all."""
+    log, decision = OutcomeLog(tmp_path), decide()
+    log.decided(decision, "p")
+    log.compact()
+    log.outcome(decision.decision_id, correct=True)
+
+    def failing(self, name, opened=storage.Folder.opened):
+        if name.startswith("day="):
+            raise error
+        return opened(self, name)
+
+    with monkeypatch.context() as patch, pytest.raises(type(error)):
+        patch.setattr(storage.Folder, "opened", failing)
+        log.compact()
+    assert notes(tmp_path) == []
+    assert log.compact() == Compaction(outcomes=1)
+
+
+STATES = [
+    b"", b"{", b"[]", b"{}", b'{"batch": 1, "read": {}, "orphans": {}}', b'{"batch": "x", "read": [], "orphans": {}}',
+    b'{"batch": "x", "read": {"a": -1}, "orphans": {}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("state", [None, *STATES])
+def test_a_lost_state_doubles_no_row(tmp_path, state):
+    """The journal is still written, so it holds what the partitions hold."""
+    log, decisions = OutcomeLog(tmp_path), [decide(), decide()]
+    for decision in decisions:
+        log.decided(decision, "p", timestamp=datetime(2020, 1, 1))
+    log.outcome(decisions[0].decision_id, correct=True)
+    log.compact()
+    file = tmp_path / ".journal" / "state.json"
+    if state is None:
+        file.unlink()
+    else:
+        file.write_bytes(state)
+    log.decided(decide(), "p")
+    assert log.compact() == Compaction(attempts=1, outcomes=1, unreadable=int(state is not None))
+    assert len(rows(tmp_path)) == 3
+    assert [(tmp_path / note["kept_as"]).read_bytes() for note in notes(tmp_path)] == [state] * (state is not None)
+    assert log.compact() == Compaction()
+
+
+def test_an_orphan_that_cannot_be_read_is_put_aside_alone(tmp_path):
+    log, decision = OutcomeLog(tmp_path), decide()
+    log.outcome(decision.decision_id, correct=True)
+    log.compact()
+    file = tmp_path / ".journal" / "state.json"
+    state = json.loads(file.read_text())
+    state["orphans"] |= {"a": {"at": "x"}, "b": {"at": 1, "correct": "yes"}, "c": 5}
+    file.write_text(json.dumps(state))
+    log.decided(decision, "p")
+    assert log.compact() == Compaction(attempts=1, outcomes=1, unreadable=3)
+    assert len(notes(tmp_path)) == 3
+
+
+def test_a_first_compaction_killed_in_its_first_write_is_done_again(tmp_path):
+    script = """
+import pathlib
+from router.outcomes import storage
+log.decided(decide(), "p")
+storage.replacing = lambda path: (path.with_name(".unfinished-1-state.json").write_text("{"), os._exit(9))
+log.compact()
+"""
+    killed = run(script, tmp_path)
+    killed.communicate()
+    assert killed.returncode == 9
+    assert (tmp_path / ".journal" / ".unfinished-1-state.json").exists()
+    assert len(compacted(tmp_path)) == 1
+    assert sorted(file.name for file in (tmp_path / ".journal").iterdir()) == ["lock", "state.json"]
+
+
+# ---- the same decision, the later outcome -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compact_between", [False, True])
+def test_a_decision_given_twice_is_one_row(tmp_path, compact_between):
+    """Also from another process, and past midnight."""
+    log, decision = OutcomeLog(tmp_path), decide()
+    log.decided(decision, "first", timestamp=datetime(2026, 1, 1, 23, 59))
+    log.outcome(decision.decision_id, correct=True)
+    if compact_between:
+        log.compact()
+    other = OutcomeLog(tmp_path)
+    other.decided(decision, "second", timestamp=datetime(2026, 1, 2, 0, 1))
+    other.outcome(decision.decision_id, cost_usd=0.5)
+    log.compact()
+    row = rows(tmp_path)[decision.decision_id]
+    assert (row["correct"], row["cost_usd"], row["timestamp"].day) == (1.0, 0.5, 1)
+
+
+@pytest.mark.parametrize("compact_between", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("same_process", [False, True])
+def test_a_correction_holds_though_the_clock_went_back(tmp_path, monkeypatch, compact_between, known, same_process):
+    log, decision = OutcomeLog(tmp_path), decide()
+    if known:
+        log.decided(decision, "p")
+    log.outcome(decision.decision_id, correct=True)
+    log.close()
+    if compact_between:
+        log.compact()
+    an_hour_ago = time.time_ns() - 3600 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: an_hour_ago)
+    if not same_process:
+        log = OutcomeLog(tmp_path)
+    log.outcome(decision.decision_id, correct=False)
+    if not known:
+        log.decided(decision, "p")
+    assert compacted(tmp_path)[decision.decision_id]["correct"] == 0.0
+
+
+def test_an_outcome_of_the_future_does_not_wait_for_ever(tmp_path, monkeypatch):
+    log, now = OutcomeLog(tmp_path), time.time_ns()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: now + 10**18)
+        log.outcome("unheard-of", correct=True)
+    assert log.compact().orphans == 1
+    monkeypatch.setattr(time, "time_ns", lambda: now + 8 * 24 * 3600 * 10**9)
+    OutcomeLog(tmp_path).outcome("another", correct=True)
+    assert log.compact().orphans == 1
+
+
+# ---- who may read it ----------------------------------------------------------------------------------------
+
+
+def test_only_the_owner_may_read_what_the_log_writes(tmp_path):
+    log, folder = OutcomeLog(tmp_path / "log", keep_prompts=True), tmp_path / "log"
+    mask = os.umask(0)
+    try:
+        log.decided(decide(), "p")
+        log.close()
+        [journal] = (folder / ".journal").glob("*.jsonl")
+        with journal.open("a") as file:
+            file.write("unreadable\n")
+        log.decided(decide(), "p")
+        log.compact()
+    finally:
+        os.umask(mask)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.rglob("*"))}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}
+
+
+def test_a_folder_that_exists_keeps_its_mode(tmp_path):
+    folders = [tmp_path / "log", tmp_path / "log" / ".journal", tmp_path / "log" / "day=2026-01-01"]
+    for folder in folders:
+        folder.mkdir()
+        folder.chmod(0o750)
+    log = OutcomeLog(tmp_path / "log")
+    log.decided(decide(), "p", timestamp=datetime(2026, 1, 1))
+    log.compact()
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o750] * 3
+
+
+def test_the_lock_is_no_way_into_another_file(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("precious")
+    log = OutcomeLog(tmp_path / "log")
+    log.decided(decide(), "p")
+    lock = tmp_path / "log" / ".journal" / "lock"
+    lock.symlink_to(other)
+    with pytest.raises(OSError, match="lock"):
+        log.compact()
+    assert other.read_text() == "precious"
+    lock.unlink()
+    assert log.compact() == Compaction(attempts=1)
+
+
 # ---- an object store ----------------------------------------------------------------------------------------
 
 
@@ -547,6 +914,20 @@ def test_an_object_store_that_fails_gets_the_lines_later(store, monkeypatch):
         log.flush()
     log.decided(decide(), "p")
     assert log.compact() == Compaction(attempts=2)
+
+
+def test_an_object_store_keeps_what_compaction_cannot_read(store):
+    log, late = OutcomeLog("memory://bucket/log"), decide()
+    log.decided(late, "p")
+    log.compact()
+    [partition] = [name for name in store.find("/bucket") if name.endswith(".parquet")]
+    store.pipe_file(partition, b"damaged")
+    store.pipe_file("/bucket/log/.journal/1-x.jsonl", b"no line\n")
+    log.outcome(late.decision_id, correct=True)
+    assert log.compact() == Compaction(orphans=1, unreadable=2)
+    [copy, notes] = sorted(store.find("/bucket/log/.unreadable"), key=lambda name: name.endswith(".jsonl"))
+    assert store.cat_file(copy) == b"damaged" and store.cat_file(notes).count(b"\n") == 2
+    assert not store.exists(partition)
 
 
 def test_memory_is_bounded_where_nobody_flushes(store, monkeypatch, caplog):

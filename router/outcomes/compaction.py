@@ -3,7 +3,8 @@
 A row lives in one file from the first compaction that sees it; later outcomes replace that file in one step. The
 state names the batch that comes next, and is replaced when all files of that batch are written. So the next
 compaction knows what a killed one has left: it removes these files, whose lines the journals still have, and begins
-again. No row is lost, and none is there twice.
+again. No row is lost, and none is there twice, even if the state is lost: a decision that has a row already is passed
+over. What cannot be read is put into the folder `.unreadable`, with the reasons, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -11,29 +12,25 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 from router.files import UNFINISHED
-from router.outcomes.storage import JOURNALS, Files, extra
+from router.outcomes.columns import checked, day
+from router.outcomes.events import DATA_ERRORS, Lines, read_events, read_outcome, reason
+from router.outcomes.partitions import Partitions, join
+from router.outcomes.storage import JOURNALS, Files
 
 logger = logging.getLogger(__name__)
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STATE = JOURNALS + "state.json"
+_UNREADABLE = ".unreadable/"
 _BATCH_BYTES = 64 * 1024 * 1024
-_ORPHAN_AGE_US = 7 * 24 * 3600 * 1_000_000
-_OF_THE_DECISION = ("decision_id", "request_id", "propensity", "tier", "bundle_id", "price_table_id")
-_COLUMNS = {
-    "prompt": "string", "prompt_id": "string", "model": "string", "provider": "string", "correct": "double",
-    "input_tokens": "int64", "output_tokens": "int64", "cached_input_tokens": "int64", "cache_write_tokens": "int64",
-    "reasoning_tokens": "int64", "tokens_estimated": "bool", "cache_hit": "bool", "cost_usd": "double",
-    "latency_ms": "double", "propensity": "double", "request_id": "string", "decision_id": "string", "tier": "string",
-    "bundle_id": "string", "price_table_id": "string", "decision": "string",
-}  # fmt: skip
+_DAY_US = 24 * 3600 * 1_000_000
+_ORPHAN_AGE_US = 7 * _DAY_US
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,8 @@ class Compaction:
     attempts: new rows.
     outcomes: rows, new or old, that outcomes were joined to.
     orphans: outcomes whose decision is not in the log; they are kept for a week, in case it comes.
-    unreadable: lines that are no decision and no outcome; a machine that loses power may leave some.
+    unreadable: lines that are no decision and no outcome, and files that are damaged; a machine that loses power may
+        leave some. They are put into the folder `.unreadable`, with the reasons.
     """
 
     attempts: int = 0
@@ -59,9 +57,50 @@ class _State:
     read: bytes of each journal that are in Parquet. orphans: outcomes by decision_id, each with `at`.
     """
 
-    batch: str
-    read: Mapping[str, int]
-    orphans: Mapping[str, dict[str, Any]]
+    batch: str = field(default_factory=lambda: uuid4().hex)
+    read: Mapping[str, int] = field(default_factory=dict)
+    orphans: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class _Aside:
+    """What one batch could not read: the notes that say why, and the files that go when these are written."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._moved: list[str] = []
+        self.notes: list[dict[str, Any]] = []
+
+    def copy(self, name: str, error: Exception) -> None:
+        """Copy a damaged file that is about to be replaced."""
+        copy = _UNREADABLE + name.removeprefix(JOURNALS).replace("/", "-")
+        with self._files.opened(name) as file:
+            self._files.write(copy, file.read())
+        self.notes.append({"file": name, "reason": reason(error), "kept_as": copy})
+
+    def move(self, name: str, error: Exception) -> None:
+        """Copy a damaged file; `delete_files` deletes it when the notes are written."""
+        self.copy(name, error)
+        self._moved.append(name)
+
+    def write(self, batch: str) -> None:
+        """Write the notes, one per line."""
+        if self.notes:
+            name = _notes_of(batch)
+            self._files.write(name, b"".join(json.dumps(note).encode() + b"\n" for note in self.notes))
+            first = self.notes[0]
+            logger.warning(
+                "%d lines or files of the outcome log could not be read and are put aside in %s; the first, of %s: %s",
+                len(self.notes), name, first["file"], first["reason"],
+            )  # fmt: skip
+
+    def delete_files(self) -> None:
+        """Delete the originals of the files put aside."""
+        for name in self._moved:
+            self._files.delete(name)
+
+
+def _notes_of(batch: str) -> str:
+    return f"{_UNREADABLE}{batch}.jsonl"
 
 
 def compact(files: Files) -> Compaction:
@@ -80,46 +119,77 @@ def compact(files: Files) -> Compaction:
 
 def _compact_batch(files: Files) -> tuple[Compaction, bool]:
     """Bring one batch of lines into Parquet; what was done, and whether there may be more."""
-    state = _begun(files)
-    names = files.names()
-    journals = [name for name in names if name.startswith(JOURNALS) and name.endswith(".jsonl")]
-    partitions = [name for name in names if name.startswith("day=") and "/attempts-" in name]
+    aside = _Aside(files)
+    state = _begun(files, aside)
+    journals = [name for name in files.names() if name.startswith(JOURNALS) and name.endswith(".jsonl")]
     lines, read, finished, has_more = _new_lines(files, journals, state.read)
-    attempts, outcomes, n_unreadable = _events(lines)
-    waiting = _joined(state.orphans, outcomes)
+    events = read_events(lines)
+    aside.notes += events.unreadable
+    partitions, attempts = Partitions(files, aside.move), events.attempts
+    known = partitions.known(attempts.keys(), _days(attempts.values()))
+    for decision_id in known:
+        del attempts[decision_id]
+    waiting = _joined(state.orphans, events.outcomes)
     n_waiting = len(waiting)
     for decision_id in attempts.keys() & waiting.keys():
-        _join(attempts[decision_id], waiting.pop(decision_id))
-    for name in reversed(partitions):
-        if new := {decision_id: waiting[decision_id] for decision_id, _ in outcomes if decision_id in waiting}:
-            for decision_id in _update_partition(files, name, new):
-                del waiting[decision_id]
-    days: dict[str, list[dict[str, Any]]] = {}
-    for row in attempts.values():
-        days.setdefault(str((EPOCH + timedelta(microseconds=row["timestamp"])).date()), []).append(row)
-    for day, rows in days.items():
-        _write_rows(files, f"day={day}/attempts-{state.batch}.parquet", rows)
-    n_joined = n_waiting - len(waiting)
+        join(attempts[decision_id], waiting.pop(decision_id))
+    searched = known.union(decision_id for decision_id, _ in events.outcomes)
+    new = {decision_id: outcome for decision_id, outcome in waiting.items() if decision_id in searched}
+    for decision_id in partitions.update(new):
+        del waiting[decision_id]
+    partitions.add(attempts.values(), state.batch)
     orphans = _young(waiting)
-    if read != state.read:
-        _write_state(files, _State(batch=uuid4().hex, read=read, orphans=orphans))
+    if read != state.read or aside.notes:
+        aside.write(state.batch)
+        _write_state(files, _State(read=read, orphans=orphans))
+        aside.delete_files()
     for name in finished:
         files.delete(name)
-    done = Compaction(attempts=len(attempts), outcomes=n_joined, orphans=len(orphans), unreadable=n_unreadable)
+    done = Compaction(
+        attempts=len(attempts),
+        outcomes=n_waiting - len(waiting),
+        orphans=len(orphans),
+        unreadable=len(aside.notes),
+    )
     return done, has_more
 
 
-def _begun(files: Files) -> _State:
+def _begun(files: Files, aside: _Aside) -> _State:
     """The state to go on from. Deletes what a killed compaction wrote after it, since the journals still have it."""
-    names = files.names()
-    if _STATE not in names:
-        _write_state(files, _State(batch=uuid4().hex, read={}, orphans={}))
-    with files.opened(_STATE) as file:
-        state = _State(**json.loads(file.read()))
-    for name in names:
-        if name.endswith(f"/attempts-{state.batch}.parquet") or f"/{UNFINISHED}" in name:
+    state = _read_state(files, aside) if _STATE in files.names() else None
+    if state is None:
+        state = _State()
+        _write_state(files, state)
+    for name in files.names():
+        if (
+            name.endswith(f"/attempts-{state.batch}.parquet")
+            or name == _notes_of(state.batch)
+            or f"/{UNFINISHED}" in name
+        ):
             files.delete(name)
     return state
+
+
+def _read_state(files: Files, aside: _Aside) -> _State | None:
+    """The state as it was written, less the orphans that cannot be read; None where it cannot be read."""
+    with files.opened(_STATE) as file:
+        content = file.read()
+    orphans = {}
+    try:
+        state = json.loads(content)
+        if any(type(n_bytes) is not int or n_bytes < 0 for n_bytes in state["read"].values()):
+            raise ValueError("a journal is read up to a place that is no number of bytes")
+        batch, given = checked("decision_id", state["batch"]), state["orphans"].items()
+    except DATA_ERRORS as error:
+        aside.copy(_STATE, error)
+        return None
+    for decision_id, outcome in given:
+        try:
+            orphans[decision_id] = read_outcome(outcome)
+        except DATA_ERRORS as error:
+            line = json.dumps({"outcome_of": decision_id, "values": outcome})
+            aside.notes.append({"file": _STATE, "reason": reason(error), "line": line})
+    return _State(batch=batch, read=state["read"], orphans=orphans)
 
 
 def _write_state(files: Files, state: _State) -> None:
@@ -127,19 +197,33 @@ def _write_state(files: Files, state: _State) -> None:
 
 
 def _young(orphans: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Orphans that may still find their decision."""
-    oldest = time.time_ns() // 1000 - _ORPHAN_AGE_US
-    young = {decision_id: outcome for decision_id, outcome in orphans.items() if outcome["at"] >= oldest}
+    """Orphans that may still find their decision. One with a time in the future counts as given now."""
+    now = time.time_ns() // 1000
+    young = {
+        decision_id: {**outcome, "at": min(outcome["at"], now)}
+        for decision_id, outcome in orphans.items()
+        if outcome["at"] >= now - _ORPHAN_AGE_US
+    }
     if len(young) < len(orphans):
         logger.warning("%d outcomes dropped: their decisions did not come in a week", len(orphans) - len(young))
     return young
 
 
+def _days(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The days of decisions, with those before and after: a decision given again may have another time."""
+    days = set()
+    for row in rows:
+        for shift in (-_DAY_US, 0, _DAY_US):
+            with suppress(OverflowError):  # There is no day before year 1 or after year 9999.
+                days.add(day(row["timestamp"] + shift))
+    return days
+
+
 def _new_lines(
     files: Files, journals: list[str], read: Mapping[str, int]
-) -> tuple[list[list[bytes]], dict[str, int], list[str], bool]:
+) -> tuple[list[Lines], dict[str, int], list[str], bool]:
     """Whole lines beyond what was read, by journal; what is read then; journals at their end; whether there is more."""
-    lines: list[list[bytes]] = []
+    lines: list[Lines] = []
     ends: dict[str, int] = {}
     finished: list[str] = []
     n_bytes, has_more = 0, False
@@ -153,7 +237,7 @@ def _new_lines(
             file.seek(start)
             content = file.read(_BATCH_BYTES) + file.readline()
         whole = content.rfind(b"\n") + 1
-        lines.append(content[:whole].split(b"\n")[:-1])
+        lines.append(Lines(journal=name, start=start, lines=content[:whole].split(b"\n")[:-1]))
         ends[name] += whole
         n_bytes += len(content)
         if len(content) >= _BATCH_BYTES and whole:
@@ -163,76 +247,11 @@ def _new_lines(
     return lines, ends, finished, has_more
 
 
-def _events(journals: list[list[bytes]]) -> tuple[dict[str, dict[str, Any]], list[tuple[str, dict[str, Any]]], int]:
-    """New attempts by decision_id; outcomes, each with the id of its decision; the number of unreadable lines."""
-    attempts: dict[str, dict[str, Any]] = {}
-    outcomes: list[tuple[str, dict[str, Any]]] = []
-    unreadable = 0
-    for lines in journals:
-        latest = 0
-        for line in lines:
-            try:
-                event = json.loads(line)
-                if "outcome_of" in event:
-                    event["at"] = latest = max(event["at"], latest)  # Lines are in order, clocks may not be.
-                    outcomes.append((event.pop("outcome_of"), event))
-                else:
-                    attempt = _attempt(event)
-                    attempts[attempt["decision_id"]] = attempt
-            except (ValueError, TypeError, KeyError, AttributeError):
-                unreadable += 1
-    return attempts, outcomes, unreadable
-
-
 def _joined(
     orphans: Mapping[str, dict[str, Any]], outcomes: list[tuple[str, dict[str, Any]]]
 ) -> dict[str, dict[str, Any]]:
-    """One outcome per decision: of each field the latest value."""
-    joined: dict[str, dict[str, Any]] = {}
-    for decision_id, outcome in sorted([*orphans.items(), *outcomes], key=lambda pair: pair[1]["at"]):
+    """One outcome per decision: of each field the latest value; what was read before is older, whatever its time."""
+    joined = {decision_id: dict(outcome) for decision_id, outcome in orphans.items()}
+    for decision_id, outcome in outcomes:
         joined.setdefault(decision_id, {}).update(outcome)
     return joined
-
-
-def _join(row: dict[str, Any], outcome: Mapping[str, Any]) -> None:
-    """Complete the row of a decision by what became of it."""
-    if outcome.get("tier", row["tier"]) != row["tier"]:
-        row["propensity"] = None
-    row.update(outcome)
-
-
-def _update_partition(files: Files, name: str, outcomes: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Join outcomes to the rows of a Parquet file; the decisions that were there."""
-    parquet = extra("pyarrow.parquet")
-    with files.opened(name) as file:
-        table = parquet.ParquetFile(file)
-        found = outcomes.keys() & set(table.read(["decision_id"])["decision_id"].to_pylist())
-        rows = table.read().to_pylist() if found else []
-    for row in rows:
-        _join(row, outcomes.get(row["decision_id"], {}))
-    if rows:
-        _write_rows(files, name, rows)
-    return found
-
-
-def _write_rows(files: Files, name: str, rows: list[dict[str, Any]]) -> None:
-    pa, parquet = extra("pyarrow"), extra("pyarrow.parquet")
-    schema = pa.schema([*_COLUMNS.items(), ("timestamp", pa.timestamp("us", "UTC"))])
-    sink = pa.BufferOutputStream()
-    parquet.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
-    files.write(name, sink.getvalue().to_pybytes())
-
-
-def _attempt(event: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a decision whose outcome is not known yet."""
-    decision = event["decision"]
-    offer = decision["offer"] or {}
-    return {
-        "prompt": event["prompt"],
-        "prompt_id": event["prompt_id"],
-        "model": offer.get("model"),
-        "provider": offer.get("provider"),
-        "timestamp": event["at"],
-        "decision": json.dumps(decision, ensure_ascii=False),
-        **{name: decision[name] for name in _OF_THE_DECISION},
-    }

@@ -6,6 +6,7 @@ brings the journals of all processes into Parquet, one row per decision, joined 
     day=2026-11-24/attempts-<batch>.parquet    the log, in the format of data/README.md; the day is the decision's, UTC
     .journal/<writer>.jsonl                    what was appended; hidden, so that no reader takes it for a log
     .journal/state.json                        how far the journals are in Parquet, and outcomes without a decision
+    .unreadable/                               what compaction could not read, with the reasons; hidden too
 """
 
 from __future__ import annotations
@@ -14,25 +15,23 @@ import json
 import logging
 import os
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from router.decision import Decision
 from router.errors import PromptError
-from router.outcomes.compaction import EPOCH, Compaction, compact
+from router.outcomes.columns import OF_A_DECISION, checked, checked_attempt, microseconds
+from router.outcomes.compaction import Compaction, compact
 from router.outcomes.storage import Journal, extra, files_at
 from router.prompt import Messages, prompt_text, valid_unicode
 
 logger = logging.getLogger(__name__)
 
-_MOST = {
-    "correct": 1.0, "input_tokens": 1e12, "output_tokens": 1e12, "cached_input_tokens": 1e12,
-    "cache_write_tokens": 1e12, "reasoning_tokens": 1e12, "cost_usd": 1e12, "latency_ms": 1e12,
-}  # fmt: skip
-_FLAGS = ("tokens_estimated", "cache_hit")
+_fields = attrgetter(*OF_A_DECISION)
+_USUAL_TYPES = ((str, str, float, str, str, str), (str, type(None), float, str, str, str))
 
 
 class OutcomeLog:
@@ -50,7 +49,8 @@ class OutcomeLog:
         readers, but who guesses the text can check the guess.
 
     `decided` and `outcome` never raise and never wait for another process: what cannot be stored (a full disk, a value
-    out of range) is counted in `n_lost` and logged as a warning. What they have put into a folder outlives the process.
+    of another type or out of range) is counted in `n_lost` and logged as a warning. What they have put into a folder
+    outlives the process. Only the owner may read the files, and open the folders, that the log makes.
     Needs POSIX; `compact` and URLs need the extra `outcomes`: pip install "token-broker[outcomes]".
     """
 
@@ -59,6 +59,7 @@ class OutcomeLog:
         self._keep_prompts = keep_prompts
         self._trouble = ""
         self._files = files_at(path)
+        self._latest = self._files.latest_write()
         self._journals: dict[int, Journal] = {}
 
     def decided(
@@ -69,12 +70,13 @@ class OutcomeLog:
         messages: Messages | None = None,
         timestamp: datetime | None = None,
     ) -> None:
-        """Take a decision, once, with the prompt or messages it was made for.
+        """Take a decision, once, with the prompt or messages it was made for; a second time within a day is ignored.
 
-        timestamp: when it was asked; UTC where it has no time zone, now where missing.
+        timestamp: when it was asked, in the years 1 to 9999; UTC where it has no time zone, now where missing.
         """
         try:
-            at = time.time_ns() // 1000 if timestamp is None else _microseconds(timestamp)
+            at = time.time_ns() // 1000 if timestamp is None else microseconds(timestamp)
+            _check(decision)
             try:
                 text = valid_unicode(prompt_text(prompt, messages))
                 prompt_id = f'"{sha256(text.encode()).hexdigest()[:16]}"'
@@ -82,7 +84,7 @@ class OutcomeLog:
                 text, prompt_id = None, "null"
             kept = json.dumps(text if self._keep_prompts else None, ensure_ascii=False)
             self._append(f'{{"at":{at},"prompt_id":{prompt_id},"prompt":{kept},"decision":{decision.to_json()}}}\n')
-        except (OSError, TypeError, ValueError, OverflowError) as error:
+        except Exception as error:  # Whatever it is, it must not stop serving.
             self._lose("a decision", error)
 
     def outcome(
@@ -130,10 +132,10 @@ class OutcomeLog:
                 "provider": provider,
                 "tier": tier,
             }
-            values = {name: _checked(name, value) for name, value in given.items() if value is not None}
-            event = {"at": time.time_ns() // 1000, "outcome_of": _checked("decision_id", decision_id), **values}
+            values = {name: checked(name, value) for name, value in given.items() if value is not None}
+            event = {"at": self._now(), "outcome_of": checked("decision_id", decision_id), **values}
             self._append(json.dumps(event, ensure_ascii=False) + "\n")
-        except (OSError, TypeError, ValueError, OverflowError) as error:
+        except Exception as error:  # Whatever it is, it must not stop serving.
             self._lose("an outcome", error)
 
     def flush(self) -> None:
@@ -161,12 +163,19 @@ class OutcomeLog:
         """Bring all that any process has taken so far into Parquet; the next compaction takes what comes meanwhile.
 
         One process at a time compacts a log. In a folder the others wait; an object store cannot make them wait, so
-        BlockingIOError is raised. Raises ImportError without pyarrow, and OSError where files cannot be written.
+        BlockingIOError is raised. What cannot be read is put aside in `.unreadable/` and counted.
+        Raises ImportError without pyarrow, and OSError where files cannot be read or written; then nothing is lost,
+        and the next compaction begins again.
         """
         self.flush()
         extra("pyarrow")
         with self._files.alone():
             return compact(self._files)
+
+    def _now(self) -> int:
+        """Microseconds since 1970, later than all earlier outcomes: the clock may go back."""
+        self._latest = max(time.time_ns() // 1000, self._latest + 1)
+        return self._latest
 
     def _append(self, line: str) -> None:
         process = os.getpid()  # A fork writes a journal of its own.
@@ -180,22 +189,10 @@ class OutcomeLog:
         self._trouble = str(error)
 
 
-def _microseconds(timestamp: datetime) -> int:
-    aware = timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=UTC)
-    return (aware - EPOCH) // timedelta(microseconds=1)
-
-
-def _checked(name: str, value: Any) -> str | float | int:
-    """A value as the log stores it; raises TypeError or ValueError where it has another type or is out of range."""
-    if name in _FLAGS:
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} is {type(value).__name__}; expected True or False")
-        return value
-    if name not in _MOST:
-        if not isinstance(value, str):
-            raise TypeError(f"{name} is {type(value).__name__}; expected a text")
-        return value
-    number = float(value)
-    if not 0 <= number <= _MOST[name]:
-        raise ValueError(f"{name} is {number:g}; expected a number from 0 to {_MOST[name]:g}")
-    return round(number) if name.endswith("_tokens") else number
+def _check(decision: Decision) -> None:
+    """Raise TypeError or ValueError where a value of the decision cannot be in its column."""
+    offer, fields = decision.offer, _fields(decision)
+    names = {} if offer is None else {"model": offer.model, "provider": offer.provider}
+    has_usual_types = tuple(map(type, fields)) in _USUAL_TYPES and {*map(type, names.values())} <= {str}
+    if not has_usual_types or not 0 <= decision.propensity <= 1:  # Asked first, since it is much faster.
+        checked_attempt({**dict(zip(OF_A_DECISION, fields, strict=True)), **names})

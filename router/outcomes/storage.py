@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -22,6 +23,7 @@ MAX_JOURNAL_BYTES = 64 * 1024 * 1024
 """After so many bytes a journal in a folder is ended and the next begun; more cannot wait for an object store."""
 
 _LOCK = JOURNALS + "lock"
+_CLOCK_TICK_US = 10_000  # The times of files are so much coarser than the clock.
 
 
 class Journal(Protocol):
@@ -54,6 +56,12 @@ class Files(Protocol):
 
     def delete(self, name: str) -> None:
         """Delete a file."""
+
+    def latest_write(self) -> int:
+        """When journals were last written, in microseconds since 1970; 0 where that is past or unknown.
+
+        It is not past where the clock has gone back since.
+        """
 
     def is_closed(self, name: str) -> bool:
         """Whether the writer of a journal has ended it or died, so that no line will follow."""
@@ -90,8 +98,9 @@ class FolderJournal:
     The file is locked as long as its writer lives. Other processes learn from the lock whether lines may still follow.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._folder = root / JOURNALS
         self._one_line_at_a_time = Lock()
         self._file: FileIO | None = None
         self._n_bytes = 0
@@ -122,10 +131,10 @@ class FolderJournal:
 
     def _opened(self) -> FileIO:
         """A new file, which gets its name when it is locked, so that nobody sees it unlocked."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(self._root, self._folder)
         path = self._folder / _new_journal()
         unseen = path.with_suffix(".new")
-        file = FileIO(unseen, "ab")
+        file = FileIO(unseen, "ab", opener=_private)
         fcntl.flock(file, fcntl.LOCK_EX)
         unseen.rename(path)
         return file
@@ -137,6 +146,18 @@ class FolderJournal:
             self._file = None
 
 
+def _private(path: str, flags: int) -> int:
+    """Open a file that only its owner may read or write; raises OSError for a symbolic link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _make_folder(root: Path, folder: Path) -> None:
+    """Make the root of a log and a folder in it, which only their owner may open; those that exist keep their mode."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    for path in (root, folder):
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
 class Folder:
     """The files of a log in a plain folder."""
 
@@ -145,7 +166,7 @@ class Folder:
 
     def journal(self) -> FolderJournal:
         """A new journal, whose file is made with its first line."""
-        return FolderJournal(self._root / JOURNALS)
+        return FolderJournal(self._root)
 
     def names(self) -> list[str]:
         """All files one folder deep, hidden ones too."""
@@ -158,14 +179,21 @@ class Folder:
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file, or replace it, in one step; it is on the disk before this returns."""
         path = self._root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
-            unfinished.write_bytes(content)
+        _make_folder(self._root, path.parent)
+        with replacing(path) as unfinished, open(unfinished, "xb", opener=_private) as file:
+            file.write(content)
         sync(self._root)  # The file's folder may be new.
 
     def delete(self, name: str) -> None:
         """Delete a file."""
-        (self._root / name).unlink()
+        (self._root / name).unlink(missing_ok=True)
+
+    def latest_write(self) -> int:
+        """When journals were last written, where the clock has gone back since; else 0."""
+        latest = 0
+        with suppress(OSError):
+            latest = max((path.stat().st_mtime_ns // 1000 for path in (self._root / JOURNALS).iterdir()), default=0)
+        return latest + _CLOCK_TICK_US if latest > time.time_ns() // 1000 else 0
 
     def is_closed(self, name: str) -> bool:
         """Whether the writer of a journal has ended it or died: then its file is not locked."""
@@ -178,8 +206,8 @@ class Folder:
     def alone(self) -> Iterator[None]:
         """Wait until no other process compacts; a process that dies lets the next one in."""
         lock = self._root / _LOCK
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("wb") as file:
+        _make_folder(self._root, lock.parent)
+        with open(lock, "ab", opener=_private) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
                 yield
@@ -253,6 +281,10 @@ class ObjectStore:
     def delete(self, name: str) -> None:
         """Delete an object."""
         self._store.rm_file(self._root + name)
+
+    def latest_write(self) -> int:
+        """Unknown: 0."""
+        return 0
 
     def is_closed(self, name: str) -> bool:
         """Always: an object gets no further lines."""

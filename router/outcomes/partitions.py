@@ -1,0 +1,114 @@
+"""The Parquet files of a log: which decisions they hold, and how rows come into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, TypeVar
+
+from router.outcomes.columns import COLUMNS, day
+from router.outcomes.storage import Files, extra
+
+_Result = TypeVar("_Result")
+
+
+class Partitions:
+    """The files `day=<day>/attempts-<batch>.parquet`.
+
+    put_aside: called with the name of a file that is damaged and the error; it is passed over from then on.
+    """
+
+    def __init__(self, files: Files, put_aside: Callable[[str, Exception], None]) -> None:
+        self._files = files
+        self._put_aside = put_aside
+        self._names = [
+            name
+            for name in files.names()
+            if name.startswith("day=") and "/attempts-" in name and name.endswith(".parquet")
+        ]
+
+    def known(self, decision_ids: Set[str], days: Set[str]) -> set[str]:
+        """Which decisions have a row in the files of these days."""
+        found: set[str] = set()
+        for name in list(self._names):
+            if name.split("/")[0].removeprefix("day=") in days:
+                found |= decision_ids & (self._read(name, _decision_ids) or set())
+        return found
+
+    def update(self, outcomes: Mapping[str, Mapping[str, Any]]) -> set[str]:
+        """Join outcomes to the rows of their decisions, newest file first; the decisions that have a row.
+
+        Each file is replaced in one step.
+        """
+        missing = dict(outcomes)
+        for name in reversed(list(self._names)):
+            if not missing:
+                break
+            found, content = self._read(name, lambda file: _joined(file, missing)) or (set(), b"")
+            if found:
+                self._files.write(name, content)
+            for decision_id in found:
+                del missing[decision_id]
+        return outcomes.keys() - missing.keys()
+
+    def add(self, rows: Iterable[dict[str, Any]], batch: str) -> None:
+        """Write the rows of new decisions, one file per day."""
+        days: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            days.setdefault(day(row["timestamp"]), []).append(row)
+        for name, rows_of_day in days.items():
+            self._files.write(f"day={name}/attempts-{batch}.parquet", _as_parquet(rows_of_day))
+
+    def _read(self, name: str, read: Callable[[Any], _Result]) -> _Result | None:
+        """What `read` makes of a file; None where it is damaged, and put aside.
+
+        Errors of the machine are raised. Arrow raises OSError for damaged data too, so a file that cannot be read is
+        read again into memory: what fails then is the data.
+        """
+        pa, parquet = extra("pyarrow"), extra("pyarrow.parquet")
+        try:
+            with self._files.opened(name) as file:
+                return read(parquet.ParquetFile(file))
+        except MemoryError:
+            raise
+        except Exception:
+            with self._files.opened(name) as file:
+                content = file.read()
+        try:
+            return read(parquet.ParquetFile(pa.BufferReader(content)))
+        except Exception as error:
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+                raise
+            self._put_aside(name, error)
+            self._names.remove(name)
+            return None
+
+
+def join(row: dict[str, Any], outcome: Mapping[str, Any]) -> None:
+    """Complete the row of a decision by what became of it."""
+    if outcome.get("tier", row["tier"]) != row["tier"]:
+        row["propensity"] = None
+    row.update(outcome)
+
+
+def _decision_ids(file: Any) -> set[str]:
+    return set(file.read(["decision_id"])["decision_id"].to_pylist())
+
+
+def _joined(file: Any, outcomes: Mapping[str, Mapping[str, Any]]) -> tuple[set[str], bytes]:
+    """The decisions of a Parquet file that outcomes were given for, and the file with these outcomes."""
+    found = outcomes.keys() & _decision_ids(file)
+    if not found:
+        return set(), b""
+    rows = file.read().to_pylist()
+    for row in rows:
+        join(row, outcomes.get(row["decision_id"], {}))
+    return found, _as_parquet(rows)
+
+
+def _as_parquet(rows: list[dict[str, Any]]) -> bytes:
+    pa, parquet = extra("pyarrow"), extra("pyarrow.parquet")
+    types = {**COLUMNS, "timestamp": pa.timestamp("us", "UTC")}
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.Table.from_pylist(rows, pa.schema([*types.items()])), sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
