@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
+from uuid import uuid4
 
 import lightgbm
 import numpy as np
@@ -16,6 +18,7 @@ from threadpoolctl import threadpool_limits
 import training.pipeline
 from router import Router
 from router.bundle import FORMAT_VERSION, Bundle, Manifest
+from router.bundle.clusters import parse_clusters
 from router.bundle.engine import padded
 from router.cli import main
 from router.errors import BundleError
@@ -481,6 +484,75 @@ def test_a_manifest_with_missing_unknown_or_unreadable_content_is_refused(copy):
         Bundle.load(copy)
     (copy / "manifest.json").unlink()
     with pytest.raises(BundleError, match="no complete bundle"):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document.update(tiers=["edge", "edge", "frontier"]), "different names"),
+        (lambda document: document.update(tiers=[]), "at least one"),
+        (lambda document: document.update(best_tier="nowhere"), "found best_tier 'nowhere'; expected one of"),
+        (lambda document: document["success"].pop(), "found 2 and 3 means"),
+        (lambda document: document.update(output_tokens=[1, float("nan"), 3]), "numbers of at least 0"),
+        (lambda document: document.update(output_tokens=[1, 10**400, 3]), "numbers of at least 0"),
+        (lambda document: document["encoder"].update(max_chars=-1), "max_chars"),
+        (lambda document: document["encoder"].update(tokens_per_char="a"), "numbers of at least 0 for tokens"),
+        (lambda document: document.update(default_quality=0), "default_quality"),
+        (lambda document: document.update(dial=[]), "without rows"),
+        (lambda document: document["dial"][2].update(slack=float("nan")), "finite numbers"),
+        (lambda document: document["dial"][2].update(n_needed="many"), "finite numbers"),
+        (lambda document: document["dial"][2].update(segments=[1]), "another form"),
+        (lambda document: document["dial"].reverse(), "qualities that rise"),
+        (lambda document: document["dial"][-1].update(slack=1.0), "slacks that do not"),
+        (lambda document: document["promise"].update(n_prompts="many"), "n_prompts"),
+        (lambda document: document.update(promise=[]), "another form"),
+        (lambda document: document["files"].update({"../x": "0" * 64}), "files of the folder itself"),
+        (lambda document: document["files"].update({"/etc/passwd": "0" * 64}), "files of the folder itself"),
+        (lambda document: document["files"].update({"..": "0" * 64}), "files of the folder itself"),
+        (lambda document: document["files"].update({f"f{n}": "0" * 64 for n in range(200)}), "at most 100"),
+    ],
+)
+def test_a_manifest_that_no_router_could_work_with_is_refused_though_its_digest_holds(copy, change, message):
+    changed_manifest(copy, change, seal=True)
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, '{"format_version": ' + "9" * 5000 + "}"], ids=["deep", "long"])
+def test_an_absurd_manifest_or_list_of_clusters_is_refused(copy, text):
+    with pytest.raises(BundleError):
+        Manifest.from_json(text)
+    with pytest.raises(BundleError):
+        parse_clusters(text.encode(), "clusters.json")
+
+
+def test_a_file_of_the_bundle_is_a_regular_one_inside_the_folder(copy, tmp_path):
+    elsewhere = tmp_path / "elsewhere.md"
+    (copy / "README.md").rename(elsewhere)
+    (copy / "README.md").symlink_to(elsewhere)
+    with pytest.raises(BundleError, match=r"README.md leads out of the folder, to .*; copy the file itself"):
+        Bundle.load(copy)
+    for make in (os.mkfifo, os.mkdir, lambda path: path.symlink_to("README.md")):
+        (copy / "README.md").rename(tmp_path / uuid4().hex) if (copy / "README.md").is_dir() else None
+        (copy / "README.md").unlink(missing_ok=True)
+        make(copy / "README.md")
+        with pytest.raises(BundleError, match="README.md cannot be read"):
+            Bundle.load(copy)
+
+
+def test_links_inside_the_folder_and_to_the_folder_are_followed(copy, tmp_path):
+    (copy / "README.md").rename(copy / "text.md")
+    (copy / "README.md").symlink_to("text.md")
+    (tmp_path / "champion").symlink_to(copy)
+    assert Bundle.load(tmp_path / "champion").path == copy
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_beyond_all_measure_is_refused_by_its_size(copy, name):
+    with (copy / name).open("r+b") as file:
+        file.truncate(2**40)  # takes no space on the disk
+    with pytest.raises(BundleError, match="1,099,511,627,776 bytes; expected at most"):
         Bundle.load(copy)
 
 

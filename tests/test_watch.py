@@ -15,16 +15,19 @@ from pathlib import Path
 import pytest
 
 from router import BundleError, PriceError, Router, RouterError, Watcher
-from router.bundle import Manifest
+from router.bundle import Bundle, Manifest
+from training.export.golden import golden_entries
 
 PROMPTS = ["What is 17 * 23?", "Prove that sqrt(2) is irrational.", "Bonjour", "", "def f(x): return x"]
 
 
 @pytest.fixture
 def bundles(bundle, tmp_path) -> tuple[Path, Path]:
-    """Two bundles that differ in their prices and so in their ids."""
+    """Two bundles that differ in their prices and so in their ids; both answer their golden prompts as they say."""
     first, second = (Path(shutil.copytree(bundle, tmp_path / name)) for name in ("first", "second"))
     rewrite(second, "tiers.toml", cheaper((second / "tiers.toml").read_text()))
+    entries = golden_entries(Router(Bundle.load(second)))
+    rewrite(second, "golden.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
     return first, second
 
 
@@ -139,6 +142,26 @@ def test_a_bundle_that_is_not_whole_is_refused_and_the_present_one_stays(bundles
         router.reload(second)
     with pytest.raises(BundleError, match=message):
         Watcher(router, second).look()
+    assert [router.route(prompt) for prompt in PROMPTS] == before
+
+
+def golden_of_another_bundle(first, second):
+    shutil.copy(first / "golden.jsonl", second / "golden.jsonl")
+    rewrite(second, "golden.jsonl", (second / "golden.jsonl").read_text())
+
+
+def test_a_bundle_that_answers_otherwise_than_it_says_is_refused_and_the_present_one_stays(bundles):
+    """Every digest holds; only its golden prompts tell."""
+    first, second = bundles
+    router = Router.load(first)
+    before = [router.route(prompt) for prompt in PROMPTS]
+    golden_of_another_bundle(first, second)
+    for take in (lambda: router.reload(second), lambda: Router.load(second), Watcher(router, second).look):
+        with pytest.raises(BundleError, match="of 20 golden prompts.* expected .*; train or copy"):
+            take()
+    rewrite(second, "golden.jsonl", "")
+    with pytest.raises(BundleError, match="of 0 golden prompts"):
+        router.reload(second)
     assert [router.route(prompt) for prompt in PROMPTS] == before
 
 
