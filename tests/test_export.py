@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from threadpoolctl import threadpool_limits
 
 import training.pipeline
@@ -20,6 +20,7 @@ from router import Router
 from router.bundle import FORMAT_VERSION, Bundle, Manifest
 from router.bundle.clusters import parse_clusters
 from router.bundle.engine import padded
+from router.bundle.operators import OWN, refused_operators
 from router.cli import main
 from router.errors import BundleError
 from router.golden import check_golden
@@ -652,6 +653,113 @@ def test_a_golden_estimate_that_differs_fails_the_check_even_if_every_digest_hol
     check = check_golden(copy)
     assert not check.passed and check.n_prompts == 20
     assert main(["verify", "--bundle", str(copy)]) == 1
+
+
+# ---- graphs that are not ours ----------------------------------------------------------------------
+
+
+def put_graph(folder, graph):
+    """Put another graph into a bundle, digests and all."""
+    content = graph if isinstance(graph, bytes) else graph.SerializeToString()
+    (folder / "router.onnx").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    changed_manifest(folder, lambda document: document["files"].update({"router.onnx": digest}), seal=True)
+
+
+def add_loop(graph):
+    body = helper.make_graph([], "body", [], [])
+    graph.graph.node.append(helper.make_node("Loop", [], [], body=body))
+
+
+def add_foreign(graph):
+    graph.graph.node.append(helper.make_node("Gelu", [], [], domain="com.microsoft"))
+    graph.graph.node[-1].op_type = "Add"
+
+
+def keep_elsewhere(graph):
+    graph.graph.initializer[0].data_location = TensorProto.EXTERNAL
+
+
+def keep_constant_elsewhere(graph):
+    node = helper.make_node("Constant", [], ["c"], value=helper.make_tensor("c", TensorProto.FLOAT, [1], [1.0]))
+    node.attribute[0].t.external_data.add(key="location", value="/etc/passwd")
+    graph.graph.node.append(node)
+
+
+def claim_too_much(graph):
+    graph.graph.initializer[0].dims[0] = 2**50
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (add_loop, "router.onnx has the operator 'Loop'; expected only"),
+        (lambda graph: graph.graph.node.append(helper.make_node("If", [], [])), "the operator 'If'"),
+        (lambda graph: graph.graph.node.append(helper.make_node("Scan", [], [])), "the operator 'Scan'"),
+        (lambda graph: graph.graph.node.append(helper.make_node("RandomNormal", [], [])), "'RandomNormal'"),
+        (add_foreign, "com.microsoft"),
+        (lambda graph: graph.functions.add(name="f"), "functions"),
+        (lambda graph: graph.training_info.add(), "training steps"),
+        (lambda graph: graph.graph.sparse_initializer.add(), "sparse"),
+        (keep_elsewhere, "keeps a tensor in another file"),
+        (keep_constant_elsewhere, "keeps a tensor in another file"),
+        (claim_too_much, "expected them all to be there"),
+    ],
+)
+def test_a_graph_with_what_the_exporter_never_writes_is_refused_by_name(copy, change, message):
+    graph = onnx.load(copy / "router.onnx")
+    change(graph)
+    put_graph(copy, graph)
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(copy)
+
+
+def test_the_operators_of_a_graph_are_those_that_its_bytes_say(bundle):
+    content = (bundle / "router.onnx").read_bytes()
+    assert {node.op_type for node in onnx.load(bundle / "router.onnx").graph.node} <= OWN
+    assert refused_operators(content) == ""
+    for cut in (1, len(content) // 2, len(content) - 1):
+        assert "no ONNX graph" in refused_operators(content[:cut])
+    assert "no ONNX graph" in refused_operators(b"\xff" * 100)
+
+
+def test_a_graph_whose_answers_have_another_form_is_refused(copy):
+    graph = onnx.load(copy / "router.onnx")
+    for node in graph.graph.node:
+        node.output[:] = ["inner" if name == "tier" else name for name in node.output]
+    seven = helper.make_tensor("seven", TensorProto.INT64, [], [7])
+    graph.graph.initializer.append(seven)
+    graph.graph.node.append(helper.make_node("Add", ["inner", "seven"], ["tier"]))
+    put_graph(copy, graph)
+    with pytest.raises(BundleError, match="answers tier"):
+        Bundle.load(copy)
+
+
+class Rogue:
+    """An engine that answers, or fails, in a way that no check at loading foresaw."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def run(self, feeds):
+        if isinstance(self.answers, Exception):
+            raise self.answers
+        return [np.array([value] * len(feeds["input_ids"])) for value in self.answers]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        RuntimeError("indices out of bounds"),
+        ([0.1, 0.2, 0.3], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], 7, 1.0, 0),
+        ([0.1, 0.2, 0.3], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], -9, 1.0, 10**6),
+        ([0.1, 0.2, 0.3], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], -1, 1.0, -1),
+    ],
+)
+def test_route_does_not_raise_whatever_the_graph_does(bundle, answers):
+    router = Router(replace(Bundle.load(bundle), engine=Rogue(answers)))
+    for decision in (router.route("Hello!"), *router.route_batch(["Hello!", "Hi", ""])):
+        assert decision.fallback and decision.tier == router.bundle.manifest.best_tier and decision.reason
 
 
 # ---- privacy ---------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from router.bundle.manifest import (
     Manifest,
     read_manifest,
 )
+from router.bundle.operators import refused_operators
 from router.errors import BundleError, TierError
 from router.files import read_bounded
 from router.portfolio.prices import PriceTable
@@ -66,6 +67,8 @@ class Bundle:
         folder = Path(path).resolve()  # All files of one bundle, even if a link moves meanwhile.
         manifest = read_manifest(folder)
         contents = verified_contents(folder, manifest)
+        if refused := refused_operators(contents[GRAPH_FILE]):
+            raise BundleError(f"{folder}: {GRAPH_FILE} {refused}; train or copy the bundle again")
         clusters = parse_clusters(contents[CLUSTERS_FILE], str(folder / CLUSTERS_FILE))
         try:
             tokenizer = Tokenizer.from_str(contents[TOKENIZER_FILE].decode())
