@@ -182,7 +182,7 @@ class Call:
         is_unfamiliar = answer.familiarity is not None and answer.familiarity < 1
         if is_fallback:
             tier, propensity = self._fallback_tier(quote), 1.0
-            reason = f"fallback to {tier}: {answer.trouble or self._why_none(context_tokens)}"
+            reason = f"fallback to {tier}: {answer.trouble or self._why_none(quote, context_tokens)}"
         else:
             best, share = names[answer.tier], self.policy.exploration
             tiers = admissible(quote.open, success, dials.slack)
@@ -234,8 +234,10 @@ class Call:
         success = dict(zip(manifest.tiers, manifest.success, strict=True))
         return max(quote.open, key=success.__getitem__)
 
-    def _why_none(self, context_tokens: float) -> str:
-        """Why no tier may answer: what no offer has, or a prompt that is too long."""
+    def _why_none(self, quote: Quote, context_tokens: float) -> str:
+        """Why no tier was chosen: what no offer has, or a prompt that is too long."""
+        if quote.open:
+            return "the graph chose none of the tiers that may answer"
         names = self.prices.may_answer(critical=self.dials.critical)
         offers = [offer for tier in self.prices.tiers if tier.name in names for offer in tier.offers]
         if self.accepts is not None and (trouble := self.accepts.trouble(offers)):
