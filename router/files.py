@@ -1,10 +1,14 @@
-"""Files that are whole or not there: written under another name, forced to the disk, then renamed."""
+"""Files that are whole or not there: written under another name, forced to the disk, then renamed.
+
+And files that are read: regular ones only, and no more of them than the caller has room for.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +40,23 @@ def replacing(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """The content of a regular file, or of one that a link leads to.
+
+    Raises OSError where it cannot be read, has more than `most_bytes`, or is a folder, pipe or device. Its size is
+    checked before anything is read, and a pipe is not waited for.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        content = b"" if status.st_size > most_bytes else file.read(most_bytes + 1)
+    if (size := max(status.st_size, len(content))) > most_bytes:
+        raise OSError(errno.EFBIG, f"it has {size:,} bytes; expected at most {most_bytes:,}", str(path))
+    return content
 
 
 def sync(path: Path) -> None:

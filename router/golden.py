@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from router.bundle.bundle import Bundle
 from router.bundle.manifest import GOLDEN_FILE
 from router.errors import BundleError
-from router.router import Router
+from router.policy import Policy, resolve_dials
+from router.routing import Call
 
 TOLERANCE = 1e-4
 
@@ -35,31 +37,53 @@ class GoldenCheck:
         """Whether there were prompts, every tier is the same, and every estimate is within TOLERANCE."""
         return self.n_prompts > 0 and not self.other_tier and self.largest_difference <= TOLERANCE
 
+    @classmethod
+    def of(cls, bundle: Bundle) -> GoldenCheck:
+        """Route the golden prompts of a bundle at its own prices and without any policy.
+
+        Raises BundleError where golden.jsonl is not as expected.
+        """
+        policy = Policy()
+        dials = resolve_dials(bundle.manifest, policy, None, None, critical=False)
+        call = Call(bundle=bundle, prices=bundle.prices, policy=policy, dials=dials, accepts=None)
+        differences, other_tier = [0.0], []
+        try:
+            entries = [json.loads(line) for line in bundle.golden.decode().split("\n") if line]
+            for entry in entries:
+                decision = call.route(entry["prompt"])
+                for name in ("success", "output_tokens", "cost_usd"):
+                    for found, expected in zip(getattr(decision, name).values(), entry[name], strict=True):
+                        scale = 1.0 if name == "success" else max(abs(expected), 1e-12)
+                        differences.append(abs(found - expected) / scale)
+                differences.append(abs((decision.familiarity or 0.0) - entry["familiarity"]))
+                if decision.tier != entry["tier"]:
+                    other_tier.append(entry["prompt"][:60])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise BundleError(f"{bundle.path}: {GOLDEN_FILE} is not as expected ({error})") from error
+        return cls(
+            bundle_id=bundle.manifest.bundle_id,
+            n_prompts=len(entries),
+            largest_difference=float(np.max(differences)),
+            other_tier=tuple(other_tier),
+        )
+
 
 def check_golden(path: str | Path) -> GoldenCheck:
-    """Load a bundle, which checks its digests, and route its golden prompts at the bundle's own prices.
+    """Load a bundle, which checks its digests, and check its golden prompts.
 
     Raises BundleError where it is not a complete, unaltered bundle.
     """
-    router = Router.load(path)
-    differences, other_tier = [0.0], []
-    try:
-        lines = (Path(path) / GOLDEN_FILE).read_text(encoding="utf-8").split("\n")
-        entries = [json.loads(line) for line in lines if line]
-        for entry in entries:
-            decision = router.route(entry["prompt"])
-            for name in ("success", "output_tokens", "cost_usd"):
-                for found, expected in zip(getattr(decision, name).values(), entry[name], strict=True):
-                    scale = 1.0 if name == "success" else max(abs(expected), 1e-12)
-                    differences.append(abs(found - expected) / scale)
-            differences.append(abs((decision.familiarity or 0.0) - entry["familiarity"]))
-            if decision.tier != entry["tier"]:
-                other_tier.append(entry["prompt"][:60])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path}: {GOLDEN_FILE} is not as expected ({error})") from error
-    return GoldenCheck(
-        bundle_id=router.bundle.manifest.bundle_id,
-        n_prompts=len(entries),
-        largest_difference=float(np.max(differences)),
-        other_tier=tuple(other_tier),
-    )
+    return GoldenCheck.of(Bundle.load(path))
+
+
+def proven(bundle: Bundle) -> Bundle:
+    """The same bundle; raises BundleError where it does not answer its golden prompts as it says."""
+    check = GoldenCheck.of(bundle)
+    if not check.passed:
+        raise BundleError(
+            f"{bundle.path}: of {check.n_prompts} golden prompts, {len(check.other_tier)} went to another tier, "
+            f"and the largest difference of an estimate is {check.largest_difference:.1e}; "
+            f"expected at least one prompt, the tiers of {GOLDEN_FILE}, and differences of at most {TOLERANCE:g}; "
+            "train or copy the bundle again"
+        )
+    return bundle

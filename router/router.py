@@ -10,6 +10,7 @@ from threading import Lock
 from router.bundle.bundle import Bundle
 from router.decision import Decision
 from router.errors import BundleError
+from router.golden import proven
 from router.policy import Policy, offer_filter, resolve_dials
 from router.portfolio.prices import PriceTable
 from router.prompt import Messages
@@ -38,9 +39,10 @@ class Router:
         """From the folder of a bundle.
 
         n_threads: threads of one call of the graph; more than one pays for large batches only.
-        Raises BundleError where the bundle is incomplete or altered, or lacks the policy's fallback tier.
+        Raises BundleError where the bundle is incomplete or altered, answers its golden prompts otherwise than it says,
+        or lacks the policy's fallback tier.
         """
-        return cls(Bundle.load(path, n_threads=n_threads), policy)
+        return cls(proven(Bundle.load(path, n_threads=n_threads)), policy)
 
     @property
     def bundle(self) -> Bundle:
@@ -65,11 +67,12 @@ class Router:
     def reload(self, path: str | Path, prices: str | Path | None = None) -> None:
         """Take another bundle, and with it the prices of a file in the format of tiers.toml, or else its own.
 
-        Both are swapped at once, so every decision is made by one bundle at one price table. Requests go on meanwhile.
+        Both are swapped at once, so every decision is made by one bundle at one price table. Requests go on meanwhile:
+        the new bundle is loaded, and its golden prompts are checked, in the calling thread before the swap.
         Raises BundleError or PriceError and keeps what was in use.
         """
         with self._one_change_at_a_time:
-            bundle = Bundle.load(path, n_threads=self.bundle.n_threads)
+            bundle = proven(Bundle.load(path, n_threads=self.bundle.n_threads))
             table = bundle.prices if prices is None else PriceTable.read(prices, bundle.manifest.tiers)
             self._snapshot = Snapshot(bundle, table, self.policy)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from router.bundle.bundle import Bundle
+from router.bundle.clusters import Cluster
 from router.bundle.engine import batches, padded
 from router.decision import Decision
 from router.errors import DialError, PromptError
@@ -25,7 +26,10 @@ _MOST_TOKENS = 1e12
 
 
 class _Answer(NamedTuple):
-    """What the graph says of one prompt: the engine's OUTPUTS in their order; tier -1 where none is eligible."""
+    """What the graph says of one prompt: the engine's OUTPUTS in their order; tier -1 where none is eligible.
+
+    trouble: why there is no answer, in words; empty where the graph gave one.
+    """
 
     success: list[float]
     output_tokens: list[float]
@@ -33,6 +37,7 @@ class _Answer(NamedTuple):
     tier: int
     familiarity: float | None
     cluster: int | None
+    trouble: str = ""
 
 
 _NO_ANSWER = _Answer([], [], [], -1, None, None)
@@ -84,7 +89,7 @@ class Call:
         if context_tokens is None:
             context_tokens = self.bundle.manifest.encoder.context_tokens(len(text), len(ids))
         quote = self._quote(context_tokens)
-        answers = self.bundle.engine.run(
+        [answer] = self._answers(
             {
                 "input_ids": np.array([ids], np.int64),
                 "attention_mask": np.ones((1, len(ids)), np.int64),
@@ -96,7 +101,7 @@ class Call:
                 "slack": self.dials.slack_input,
             }
         )
-        return self._decision(_Answer(*[values.tolist()[0] for values in answers]), quote, context_tokens, request_id)
+        return self._decision(answer, quote, context_tokens, request_id)
 
     def route_batch(self, prompts: Sequence[str]) -> list[Decision]:
         """The decisions for many prompts; prompts of similar length go through the graph together."""
@@ -140,7 +145,7 @@ class Call:
         quotes = [self._quote(tokens) for tokens in context]
         decisions: dict[int, Decision] = {}
         for rows in batches(ids):
-            answers = self.bundle.engine.run(
+            answers = self._answers(
                 {
                     **padded([ids[row] for row in rows]),
                     **graph_inputs([quotes[row] for row in rows]),
@@ -149,31 +154,40 @@ class Call:
                     "slack": np.repeat(dials.slack_input, len(rows)),
                 }
             )
-            for row, *answer in zip(rows.tolist(), *[values.tolist() for values in answers], strict=True):
-                decisions[row] = self._decision(_Answer(*answer), quotes[row], context[row], None)
+            for row, answer in zip(rows.tolist(), answers, strict=True):
+                decisions[row] = self._decision(answer, quotes[row], context[row], None)
         return [decisions[row] for row in range(len(texts))]
+
+    def _answers(self, feeds: Mapping[str, np.ndarray]) -> list[_Answer]:
+        """What the graph says of each prompt; where it cannot be run, no answer to any, and why."""
+        try:
+            answers = [values.tolist() for values in self.bundle.engine.run(feeds)]
+            return [_Answer(*answer) for answer in zip(*answers, strict=True)]
+        except Exception as error:  # ONNX Runtime raises bare subclasses of Exception.
+            return [_NO_ANSWER._replace(trouble=f"the graph cannot be run: {error}")] * len(feeds["input_ids"])
 
     def _unread(self, error: PromptError, request_id: str | None) -> Decision:
         """The decision where the prompt is no text, or the messages are no chat or have no text."""
-        trouble = f"the prompt cannot be read: {error}"
-        return self._decision(_NO_ANSWER, self._quote(0.0), 0.0, request_id, trouble)
+        answer = _NO_ANSWER._replace(trouble=f"the prompt cannot be read: {error}")
+        return self._decision(answer, self._quote(0.0), 0.0, request_id)
 
     def _quote(self, context_tokens: float) -> Quote:
         output_tokens = self.bundle.manifest.output_tokens
         return self.prices.quote(context_tokens, output_tokens, self.accepts, critical=self.dials.critical)
 
-    def _decision(
-        self, answer: _Answer, quote: Quote, context_tokens: float, request_id: str | None, trouble: str = ""
-    ) -> Decision:
-        """The decision that the graph's answer comes to, or the fallback and its trouble."""
+    def _decision(self, answer: _Answer, quote: Quote, context_tokens: float, request_id: str | None) -> Decision:
+        """The decision that the graph's answer comes to, or the fallback and its trouble.
+
+        A tier that may not answer, or that there is none of, is no answer.
+        """
         manifest, dials = self.bundle.manifest, self.dials
         names, decision_id = manifest.tiers, new_decision_id()
         success = dict(zip(names, answer.success, strict=False))  # All three are empty where the prompt was not read.
-        is_fallback = answer.tier < 0
+        is_fallback = not (0 <= answer.tier < len(names) and names[answer.tier] in quote.open)
         is_unfamiliar = answer.familiarity is not None and answer.familiarity < 1
         if is_fallback:
             tier, propensity = self._fallback_tier(quote), 1.0
-            reason = f"fallback to {tier}: {trouble or self._why_none(context_tokens)}"
+            reason = f"fallback to {tier}: {answer.trouble or self._why_none(quote, context_tokens)}"
         else:
             best, share = names[answer.tier], self.policy.exploration
             tiers = admissible(quote.open, success, dials.slack)
@@ -206,8 +220,12 @@ class Call:
             propensity=propensity,
             familiarity=answer.familiarity,
             eligible=() if is_fallback else quote.open,
-            cluster=None if answer.cluster is None else self.bundle.clusters[answer.cluster],
+            cluster=self._cluster(answer.cluster),
         )
+
+    def _cluster(self, number: int | None) -> Cluster | None:
+        clusters = self.bundle.clusters
+        return clusters[number] if number is not None and 0 <= number < len(clusters) else None
 
     def _fallback_tier(self, quote: Quote) -> str:
         """The policy's fallback tier or the best one; where it may not answer, the best on average of those that may.
@@ -221,8 +239,10 @@ class Call:
         success = dict(zip(manifest.tiers, manifest.success, strict=True))
         return max(quote.open, key=success.__getitem__)
 
-    def _why_none(self, context_tokens: float) -> str:
-        """Why no tier may answer: what no offer has, or a prompt that is too long."""
+    def _why_none(self, quote: Quote, context_tokens: float) -> str:
+        """Why no tier was chosen: what no offer has, or a prompt that is too long."""
+        if quote.open:
+            return "the graph chose none of the tiers that may answer"
         names = self.prices.may_answer(critical=self.dials.critical)
         offers = [offer for tier in self.prices.tiers if tier.name in names for offer in tier.offers]
         if self.accepts is not None and (trouble := self.accepts.trouble(offers)):

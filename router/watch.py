@@ -28,7 +28,8 @@ class Watcher:
     interval_s: seconds between two looks; a look that finds nothing new costs a few microseconds.
 
     A refused file is logged once as a warning that says what was found and expected. It is tried again at every look,
-    since it may have been half copied.
+    since it may have been half copied. Nothing that happens during a look ends the thread: whatever goes wrong, the
+    router keeps what it has, and the next look comes. `alive` and `trouble` say how the watcher is.
     """
 
     def __init__(
@@ -49,31 +50,54 @@ class Watcher:
         self._bundle_taken: Signature = _NEVER
         self._prices_taken: Signature = _NEVER
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs; False before `start`, after `stop`, and in a process that was forked."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def trouble(self) -> str:
+        """What was wrong at the thread's last look, one line for each file; empty where all was well."""
+        return self._trouble
+
     def look(self) -> bool:
         """Look once, now, and return whether the router took anything new.
 
         Raises BundleError or PriceError where a file is refused; new prices are taken even if the bundle is refused.
         """
+        took, errors = self._look()
+        if errors:
+            raise errors[0]
+        return took
+
+    def _look(self) -> tuple[bool, list[Exception]]:
+        """Look once: whether the router took anything new, and what was wrong with the bundle and with the prices."""
         bundle_found = _NEVER if self._bundle is None else _signature(self._bundle / MANIFEST_FILE)
         prices_found = _NEVER if self._prices is None else _signature(self._prices)
-        refused: RouterError | None = None
+        errors: list[Exception] = []
         if self._bundle is not None and bundle_found != self._bundle_taken:
             try:
                 self._router.reload(self._bundle, self._prices)
                 self._bundle_taken, self._prices_taken = bundle_found, prices_found
-                return True
-            except RouterError as error:
-                refused = error
-        has_new_prices = self._prices is not None and prices_found != self._prices_taken
-        if self._prices is not None and has_new_prices:
-            self._router.update_prices(self._prices)
-            self._prices_taken = prices_found
-        if refused is not None:
-            raise refused
-        return has_new_prices
+                return True, []
+            except Exception as error:  # Whatever it is, it must not hold up new prices.
+                errors.append(error)
+        if self._prices is not None and prices_found != self._prices_taken:
+            try:
+                self._router.update_prices(self._prices)
+                self._prices_taken = prices_found
+                return True, errors
+            except Exception as error:
+                errors.append(error)
+        return False, errors
 
     def start(self) -> Watcher:
-        """Look now, then every interval_s seconds in a daemon thread. Raises nothing: refused files are logged."""
+        """Look now, then every interval_s seconds in a daemon thread. Raises nothing: refused files are logged.
+
+        Changes nothing where the thread runs already.
+        """
+        if self.alive:
+            return self
         self._try()
         self._stop.clear()
         self._thread = Thread(target=self._run, name="token-broker-watcher", daemon=True)
@@ -101,15 +125,21 @@ class Watcher:
 
     def _try(self) -> None:
         try:
-            if self.look():
+            took, errors = self._look()
+            if took:
                 logger.info(
                     "now bundle %s at prices %s", self._router.bundle.manifest.bundle_id, self._router.prices.id
                 )
-            self._trouble = ""
-        except RouterError as error:
-            if str(error) != self._trouble:
-                logger.warning("kept what was in use: %s", error)
-            self._trouble = str(error)
+        except Exception as error:  # The thread must outlive what nobody foresaw.
+            errors = [error]
+        trouble = "\n".join(dict.fromkeys(_in_words(error) for error in errors))
+        if trouble and trouble != self._trouble:
+            logger.warning("kept what was in use: %s", trouble)
+        self._trouble = trouble
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, RouterError) else f"{type(error).__name__}: {error}"
 
 
 def _signature(path: Path) -> Signature:

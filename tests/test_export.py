@@ -2,21 +2,25 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass, replace
+from uuid import uuid4
 
 import lightgbm
 import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from threadpoolctl import threadpool_limits
 
 import training.pipeline
 from router import Router
 from router.bundle import FORMAT_VERSION, Bundle, Manifest
+from router.bundle.clusters import parse_clusters
 from router.bundle.engine import padded
+from router.bundle.operators import OWN, refused_operators
 from router.cli import main
 from router.errors import BundleError
 from router.golden import check_golden
@@ -484,6 +488,75 @@ def test_a_manifest_with_missing_unknown_or_unreadable_content_is_refused(copy):
         Bundle.load(copy)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document.update(tiers=["edge", "edge", "frontier"]), "different names"),
+        (lambda document: document.update(tiers=[]), "at least one"),
+        (lambda document: document.update(best_tier="nowhere"), "found best_tier 'nowhere'; expected one of"),
+        (lambda document: document["success"].pop(), "found 2 and 3 means"),
+        (lambda document: document.update(output_tokens=[1, float("nan"), 3]), "numbers of at least 0"),
+        (lambda document: document.update(output_tokens=[1, 10**400, 3]), "numbers of at least 0"),
+        (lambda document: document["encoder"].update(max_chars=-1), "max_chars"),
+        (lambda document: document["encoder"].update(tokens_per_char="a"), "numbers of at least 0 for tokens"),
+        (lambda document: document.update(default_quality=0), "default_quality"),
+        (lambda document: document.update(dial=[]), "without rows"),
+        (lambda document: document["dial"][2].update(slack=float("nan")), "finite numbers"),
+        (lambda document: document["dial"][2].update(n_needed="many"), "finite numbers"),
+        (lambda document: document["dial"][2].update(segments=[1]), "another form"),
+        (lambda document: document["dial"].reverse(), "qualities that rise"),
+        (lambda document: document["dial"][-1].update(slack=1.0), "slacks that do not"),
+        (lambda document: document["promise"].update(n_prompts="many"), "n_prompts"),
+        (lambda document: document.update(promise=[]), "another form"),
+        (lambda document: document["files"].update({"../x": "0" * 64}), "files of the folder itself"),
+        (lambda document: document["files"].update({"/etc/passwd": "0" * 64}), "files of the folder itself"),
+        (lambda document: document["files"].update({"..": "0" * 64}), "files of the folder itself"),
+        (lambda document: document["files"].update({f"f{n}": "0" * 64 for n in range(200)}), "at most 100"),
+    ],
+)
+def test_a_manifest_that_no_router_could_work_with_is_refused_though_its_digest_holds(copy, change, message):
+    changed_manifest(copy, change, seal=True)
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, '{"format_version": ' + "9" * 5000 + "}"], ids=["deep", "long"])
+def test_an_absurd_manifest_or_list_of_clusters_is_refused(copy, text):
+    with pytest.raises(BundleError):
+        Manifest.from_json(text)
+    with pytest.raises(BundleError):
+        parse_clusters(text.encode(), "clusters.json")
+
+
+def test_a_file_of_the_bundle_is_a_regular_one_inside_the_folder(copy, tmp_path):
+    elsewhere = tmp_path / "elsewhere.md"
+    (copy / "README.md").rename(elsewhere)
+    (copy / "README.md").symlink_to(elsewhere)
+    with pytest.raises(BundleError, match=r"README.md leads out of the folder, to .*; copy the file itself"):
+        Bundle.load(copy)
+    for make in (os.mkfifo, os.mkdir, lambda path: path.symlink_to("README.md")):
+        (copy / "README.md").rename(tmp_path / uuid4().hex) if (copy / "README.md").is_dir() else None
+        (copy / "README.md").unlink(missing_ok=True)
+        make(copy / "README.md")
+        with pytest.raises(BundleError, match="README.md cannot be read"):
+            Bundle.load(copy)
+
+
+def test_links_inside_the_folder_and_to_the_folder_are_followed(copy, tmp_path):
+    (copy / "README.md").rename(copy / "text.md")
+    (copy / "README.md").symlink_to("text.md")
+    (tmp_path / "champion").symlink_to(copy)
+    assert Bundle.load(tmp_path / "champion").path == copy
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_beyond_all_measure_is_refused_by_its_size(copy, name):
+    with (copy / name).open("r+b") as file:
+        file.truncate(2**40)  # takes no space on the disk
+    with pytest.raises(BundleError, match="1,099,511,627,776 bytes; expected at most"):
+        Bundle.load(copy)
+
+
 def test_a_manifest_survives_being_written_and_read(trained):
     assert Manifest.from_json(trained.manifest.to_json()) == trained.manifest
 
@@ -580,6 +653,113 @@ def test_a_golden_estimate_that_differs_fails_the_check_even_if_every_digest_hol
     check = check_golden(copy)
     assert not check.passed and check.n_prompts == 20
     assert main(["verify", "--bundle", str(copy)]) == 1
+
+
+# ---- graphs that are not ours ----------------------------------------------------------------------
+
+
+def put_graph(folder, graph):
+    """Put another graph into a bundle, digests and all."""
+    content = graph if isinstance(graph, bytes) else graph.SerializeToString()
+    (folder / "router.onnx").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    changed_manifest(folder, lambda document: document["files"].update({"router.onnx": digest}), seal=True)
+
+
+def add_loop(graph):
+    body = helper.make_graph([], "body", [], [])
+    graph.graph.node.append(helper.make_node("Loop", [], [], body=body))
+
+
+def add_foreign(graph):
+    graph.graph.node.append(helper.make_node("Gelu", [], [], domain="com.microsoft"))
+    graph.graph.node[-1].op_type = "Add"
+
+
+def keep_elsewhere(graph):
+    graph.graph.initializer[0].data_location = TensorProto.EXTERNAL
+
+
+def keep_constant_elsewhere(graph):
+    node = helper.make_node("Constant", [], ["c"], value=helper.make_tensor("c", TensorProto.FLOAT, [1], [1.0]))
+    node.attribute[0].t.external_data.add(key="location", value="/etc/passwd")
+    graph.graph.node.append(node)
+
+
+def claim_too_much(graph):
+    graph.graph.initializer[0].dims[0] = 2**50
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (add_loop, "router.onnx has the operator 'Loop'; expected only"),
+        (lambda graph: graph.graph.node.append(helper.make_node("If", [], [])), "the operator 'If'"),
+        (lambda graph: graph.graph.node.append(helper.make_node("Scan", [], [])), "the operator 'Scan'"),
+        (lambda graph: graph.graph.node.append(helper.make_node("RandomNormal", [], [])), "'RandomNormal'"),
+        (add_foreign, "com.microsoft"),
+        (lambda graph: graph.functions.add(name="f"), "functions"),
+        (lambda graph: graph.training_info.add(), "training steps"),
+        (lambda graph: graph.graph.sparse_initializer.add(), "sparse"),
+        (keep_elsewhere, "keeps a tensor in another file"),
+        (keep_constant_elsewhere, "keeps a tensor in another file"),
+        (claim_too_much, "expected them all to be there"),
+    ],
+)
+def test_a_graph_with_what_the_exporter_never_writes_is_refused_by_name(copy, change, message):
+    graph = onnx.load(copy / "router.onnx")
+    change(graph)
+    put_graph(copy, graph)
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(copy)
+
+
+def test_the_operators_of_a_graph_are_those_that_its_bytes_say(bundle):
+    content = (bundle / "router.onnx").read_bytes()
+    assert {node.op_type for node in onnx.load(bundle / "router.onnx").graph.node} <= OWN
+    assert refused_operators(content) == ""
+    for cut in (1, len(content) // 2, len(content) - 1):
+        assert "no ONNX graph" in refused_operators(content[:cut])
+    assert "no ONNX graph" in refused_operators(b"\xff" * 100)
+
+
+def test_a_graph_whose_answers_have_another_form_is_refused(copy):
+    graph = onnx.load(copy / "router.onnx")
+    for node in graph.graph.node:
+        node.output[:] = ["inner" if name == "tier" else name for name in node.output]
+    seven = helper.make_tensor("seven", TensorProto.INT64, [], [7])
+    graph.graph.initializer.append(seven)
+    graph.graph.node.append(helper.make_node("Add", ["inner", "seven"], ["tier"]))
+    put_graph(copy, graph)
+    with pytest.raises(BundleError, match="answers tier"):
+        Bundle.load(copy)
+
+
+class Rogue:
+    """An engine that answers, or fails, in a way that no check at loading foresaw."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def run(self, feeds):
+        if isinstance(self.answers, Exception):
+            raise self.answers
+        return [np.array([value] * len(feeds["input_ids"])) for value in self.answers]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        RuntimeError("indices out of bounds"),
+        ([0.1, 0.2, 0.3], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], 7, 1.0, 0),
+        ([0.1, 0.2, 0.3], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], -9, 1.0, 10**6),
+        ([0.1, 0.2, 0.3], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], -1, 1.0, -1),
+    ],
+)
+def test_route_does_not_raise_whatever_the_graph_does(bundle, answers):
+    router = Router(replace(Bundle.load(bundle), engine=Rogue(answers)))
+    for decision in (router.route("Hello!"), *router.route_batch(["Hello!", "Hi", ""])):
+        assert decision.fallback and decision.tier == router.bundle.manifest.best_tier and decision.reason
 
 
 # ---- privacy ---------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def challenger(first_turn, tmp_path_factory):
         return manifest
 
     manifest = seal(replace(read_manifest(first), default_quality=0.8))
-    lines = "".join(json.dumps(entry) + "\n" for entry in golden_entries(Router.load(folder)))
+    lines = "".join(json.dumps(entry) + "\n" for entry in golden_entries(Router(Bundle.load(folder))))
     (folder / "golden.jsonl").write_text(lines)
     golden = hashlib.sha256(lines.encode()).hexdigest()
     training = {**manifest.training, "data_digest": "of other data"}

@@ -1,6 +1,9 @@
 """What tiers.toml and price files may say, and how a wrong one is refused."""
 
 import codecs
+import os
+import time
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +103,81 @@ mtok_per_hour = {served}
 """
     with pytest.raises(TierError, match="no finite price"):
         parse_tiers(text)
+
+
+# ---- absurd files ----------------------------------------------------------------------------------
+
+DEEP = "x = " + "[" * 20_000
+LONG = "x = " + "9" * 5_000
+MANY = """[[tiers.offers]]
+model = "m-{0}"
+provider = "p"
+region = "eu"
+context_window = 1000
+usd_per_mtok_input = 0.5
+usd_per_mtok_output = 1.0
+"""
+
+
+def tiers_of(n_offers: int, n_tiers: int = 3) -> str:
+    """The text of a tiers.toml with so many offers."""
+    parts = []
+    for tier in range(n_tiers):
+        parts.append(f'[[tiers]]\nname = "t{tier}"\n')
+        parts += [MANY.format(f"{tier}-{n}") for n in range(n_offers // n_tiers)]
+    return "\n".join(parts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEP,
+        LONG,
+        "x = " + "{a = " * 20_000,
+        "a." * 100_000 + "a = 1",
+        "[[tiers]]\nname = " + "[" * 300 + "]" * 300,
+        tiers_of(3).replace("= 1000", "= " + "9" * 400),
+        tiers_of(3).replace("= 1000", "= 0x" + "f" * 10_000),
+        tiers_of(3).replace("= 0.5", "= 1e999"),
+        tiers_of(3).replace('"t0"', '""' + '"x' * 9),
+        "\n".join(f"unknown-{n} = 1" for n in range(30_000)),
+    ],
+    ids=[
+        "deep list",
+        "long integer",
+        "deep table",
+        "long key",
+        "deep name",
+        "no float",
+        "hex",
+        "infinite",
+        "no TOML",
+        "unknown",
+    ],
+)
+def test_an_absurd_text_is_refused_in_a_few_words(text):
+    with pytest.raises(TierError) as refused:
+        parse_tiers(text)
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_file_beyond_all_measure_or_no_file_at_all_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "prices.toml"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # takes no space on the disk
+    with pytest.raises(TierError, match="1,099,511,627,776 bytes; expected at most"):
+        read_tiers(path)
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(TierError, match=r"no regular file|[Dd]irectory"):
+            read_tiers(other)
+
+
+def test_ten_times_the_offers_take_about_ten_times_as_long():
+    def seconds(n_offers):
+        text = tiers_of(n_offers)
+        start = time.process_time()
+        parse_tiers(text)
+        return time.process_time() - start
+
+    assert seconds(15_000) < 30 * max(seconds(1_500), seconds(1_500))

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
@@ -14,16 +15,19 @@ from pathlib import Path
 import pytest
 
 from router import BundleError, PriceError, Router, RouterError, Watcher
-from router.bundle import Manifest
+from router.bundle import Bundle, Manifest
+from training.export.golden import golden_entries
 
 PROMPTS = ["What is 17 * 23?", "Prove that sqrt(2) is irrational.", "Bonjour", "", "def f(x): return x"]
 
 
 @pytest.fixture
 def bundles(bundle, tmp_path) -> tuple[Path, Path]:
-    """Two bundles that differ in their prices and so in their ids."""
+    """Two bundles that differ in their prices and so in their ids; both answer their golden prompts as they say."""
     first, second = (Path(shutil.copytree(bundle, tmp_path / name)) for name in ("first", "second"))
     rewrite(second, "tiers.toml", cheaper((second / "tiers.toml").read_text()))
+    entries = golden_entries(Router(Bundle.load(second)))
+    rewrite(second, "golden.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
     return first, second
 
 
@@ -141,6 +145,26 @@ def test_a_bundle_that_is_not_whole_is_refused_and_the_present_one_stays(bundles
     assert [router.route(prompt) for prompt in PROMPTS] == before
 
 
+def golden_of_another_bundle(first, second):
+    shutil.copy(first / "golden.jsonl", second / "golden.jsonl")
+    rewrite(second, "golden.jsonl", (second / "golden.jsonl").read_text())
+
+
+def test_a_bundle_that_answers_otherwise_than_it_says_is_refused_and_the_present_one_stays(bundles):
+    """Every digest holds; only its golden prompts tell."""
+    first, second = bundles
+    router = Router.load(first)
+    before = [router.route(prompt) for prompt in PROMPTS]
+    golden_of_another_bundle(first, second)
+    for take in (lambda: router.reload(second), lambda: Router.load(second), Watcher(router, second).look):
+        with pytest.raises(BundleError, match="of 20 golden prompts.* expected .*; train or copy"):
+            take()
+    rewrite(second, "golden.jsonl", "")
+    with pytest.raises(BundleError, match="of 0 golden prompts"):
+        router.reload(second)
+    assert [router.route(prompt) for prompt in PROMPTS] == before
+
+
 def test_a_new_bundle_is_not_taken_with_a_broken_price_file(bundles, tmp_path):
     first, second = bundles
     prices = price_file(tmp_path, first)
@@ -226,6 +250,73 @@ def test_what_is_refused_is_logged_once_and_tried_again(bundles, tmp_path, caplo
     assert len(warnings) == 1 and "prices.toml" in warnings[0]
     assert router.prices.id != router.bundle.prices.id
     assert not any(thread.name == "token-broker-watcher" for thread in threading.enumerate())
+
+
+ABSURD = {
+    "20,000 brackets": b"x = " + b"[" * 20_000,
+    "5,000 digits": b"x = " + b"9" * 5_000,
+    "400 digits": b"context_window = " + b"9" * 400,
+    "no UTF-8": bytes(range(256)),
+}
+
+
+def until(holds):
+    """Wait for something that another thread does."""
+    for _ in range(2000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("waited for 20 s")
+
+
+@pytest.mark.parametrize("content", ABSURD.values(), ids=ABSURD)
+def test_no_price_file_ends_the_watcher(bundle, tmp_path, caplog, content):
+    """It says once what is wrong, goes on, and takes the next good file."""
+    prices = price_file(tmp_path, bundle)
+    good, router = prices.read_bytes(), Router.load(bundle)
+    prices.write_bytes(content)
+    with pytest.raises(PriceError):
+        router.update_prices(prices)
+    with caplog.at_level(logging.WARNING, "router.watch"), Watcher(router, prices=prices, interval_s=0.01) as watcher:
+        time.sleep(0.1)
+        assert watcher.alive and "prices.toml" in watcher.trouble
+        (tmp_path / "next").write_bytes(good)
+        os.replace(tmp_path / "next", prices)
+        until(lambda: watcher.trouble == "")
+    assert len(caplog.records) == 1 and not watcher.alive
+    assert router.prices.id != router.bundle.prices.id
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("deep"), RuntimeError("unforeseen"), SystemError()])
+def test_no_error_ends_the_watcher(bundle, tmp_path, caplog, error):
+    router, prices = Router.load(bundle), price_file(tmp_path, bundle)
+    faults = [error, error, error]
+    update_prices, reload = router.update_prices, router.reload
+
+    def failing(work):
+        def wrapped(*arguments):
+            if faults:
+                raise faults.pop()
+            work(*arguments)
+
+        return wrapped
+
+    router.update_prices, router.reload = failing(update_prices), failing(reload)
+    with caplog.at_level(logging.WARNING, "router.watch"):
+        watcher = Watcher(router, bundle, prices=prices, interval_s=0.01).start()
+        until(lambda: not faults and watcher.trouble == "")
+        assert watcher.start() is watcher and watcher.alive
+        watcher.stop()
+    assert 1 <= len(caplog.records) <= 2 and type(error).__name__ in caplog.text
+    assert router.prices.id != router.bundle.prices.id
+
+
+def test_the_trouble_of_bundle_and_prices_is_told_at_once(bundles, tmp_path):
+    first, second = bundles
+    router, prices = Router.load(first), tmp_path / "missing.toml"
+    flip(second / "router.onnx")
+    with Watcher(router, second, prices=prices) as watcher:
+        assert "SHA-256" in watcher.trouble and "missing.toml" in watcher.trouble
 
 
 def test_errors_share_one_base():

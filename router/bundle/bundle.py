@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
@@ -13,6 +13,7 @@ from router.bundle.clusters import Cluster, parse_clusters
 from router.bundle.engine import Engine
 from router.bundle.manifest import (
     CLUSTERS_FILE,
+    GOLDEN_FILE,
     GRAPH_FILE,
     REQUIRED_FILES,
     TIERS_FILE,
@@ -20,14 +21,31 @@ from router.bundle.manifest import (
     Manifest,
     read_manifest,
 )
+from router.bundle.operators import refused_operators
 from router.errors import BundleError, TierError
+from router.files import read_bounded
 from router.portfolio.prices import PriceTable
+from router.portfolio.tiers import MOST_BYTES as MOST_BYTES_OF_TIERS
 from router.prompt import valid_unicode
+
+MOST_FILES = 100
+MOST_BYTES: Mapping[str, int] = {
+    GRAPH_FILE: 2**31,  # Protocol buffers hold no more.
+    TOKENIZER_FILE: 256 * 2**20,
+    TIERS_FILE: MOST_BYTES_OF_TIERS,
+    GOLDEN_FILE: 4 * 2**20,
+    CLUSTERS_FILE: 16 * 2**20,
+}
+MOST_BYTES_OF_OTHERS = 64 * 2**20
+"""The largest files of a bundle. A larger one is refused by its size, before it is read."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory, verified and ready to run."""
+    """A bundle in memory, verified and ready to run.
+
+    golden: the content of golden.jsonl, which `router.golden` checks.
+    """
 
     path: Path
     manifest: Manifest
@@ -35,6 +53,7 @@ class Bundle:
     engine: Engine
     prices: PriceTable
     clusters: tuple[Cluster, ...]
+    golden: bytes = field(repr=False)
     n_threads: int
 
     @classmethod
@@ -42,11 +61,14 @@ class Bundle:
         """Read and check a bundle.
 
         n_threads: threads of one call of the graph; more than one pays for large batches only.
-        Raises BundleError where anything is missing, altered, of another format or not loadable.
+        Raises BundleError where anything is missing, altered, of another format, too large or not loadable, or where
+        the graph's answers have another form than the manifest says. `router.golden` checks what it answers.
         """
         folder = Path(path).resolve()  # All files of one bundle, even if a link moves meanwhile.
         manifest = read_manifest(folder)
         contents = verified_contents(folder, manifest)
+        if refused := refused_operators(contents[GRAPH_FILE]):
+            raise BundleError(f"{folder}: {GRAPH_FILE} {refused}; train or copy the bundle again")
         clusters = parse_clusters(contents[CLUSTERS_FILE], str(folder / CLUSTERS_FILE))
         try:
             tokenizer = Tokenizer.from_str(contents[TOKENIZER_FILE].decode())
@@ -58,6 +80,8 @@ class Bundle:
             raise BundleError(f"{folder}: the digests hold, but a file cannot be loaded: {error}") from error
         if tuple(tier.name for tier in prices.tiers) != manifest.tiers:
             raise BundleError(f"{folder}: the tiers of {TIERS_FILE} are not those of the manifest, in its order")
+        if wrong := engine.wrong_answers(len(manifest.tiers), len(clusters)):
+            raise BundleError(f"{folder}: {GRAPH_FILE} {wrong}; train or copy the bundle again")
         return cls(
             path=folder,
             manifest=manifest,
@@ -65,6 +89,7 @@ class Bundle:
             engine=engine,
             prices=prices,
             clusters=clusters,
+            golden=contents[GOLDEN_FILE],
             n_threads=n_threads,
         )
 
@@ -84,11 +109,16 @@ def verified_contents(folder: Path, manifest: Manifest) -> dict[str, bytes]:
     """Every file of the bundle, read once and checked against its digest; raises BundleError."""
     if missing := [name for name in REQUIRED_FILES if name not in manifest.files]:
         raise BundleError(f"{folder}: the manifest does not list {', '.join(missing)}")
+    if len(manifest.files) > MOST_FILES:
+        raise BundleError(f"{folder}: the manifest lists {len(manifest.files):,} files; expected at most {MOST_FILES}")
     contents: dict[str, bytes] = {}
     for name, expected in manifest.files.items():
         try:
-            contents[name] = (folder / name).read_bytes()
-        except OSError as error:
+            path = (folder / name).resolve()
+            if path.parent != folder:
+                raise BundleError(f"{folder}: {name} leads out of the folder, to {path}; copy the file itself")
+            contents[name] = read_bounded(path, MOST_BYTES.get(name, MOST_BYTES_OF_OTHERS))
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle.
             raise BundleError(f"{folder}: {name} cannot be read ({error})") from error
         found = hashlib.sha256(contents[name]).hexdigest()
         if found != expected:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from router.bundle.manifest import is_count, is_number
 from router.errors import BundleError
 
 
@@ -46,8 +47,13 @@ def parse_clusters(text: bytes, source: str) -> tuple[Cluster, ...]:
             Cluster(number, **{**row, "examples": tuple(row["examples"])}) for number, row in enumerate(rows)
         )
         for cluster in clusters:
-            if set(cluster.success) != set(cluster.n_outcomes) or not isinstance(cluster.segments, dict):
-                raise TypeError(f"in cluster {cluster.number} tiers or segments have another form")
+            shares, counts = [*cluster.success.values(), *cluster.segments.values()], cluster.n_outcomes.values()
+            if set(cluster.success) != set(cluster.n_outcomes) or not all(isinstance(e, str) for e in cluster.examples):
+                raise TypeError(f"in cluster {cluster.number} tiers or examples have another form")
+            if not all(is_number(share) for share in shares) or not all(
+                is_count(n) for n in [cluster.n_prompts, *counts]
+            ):
+                raise TypeError(f"in cluster {cluster.number} shares or counts are no numbers")
         return clusters
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BundleError(f"{source}: not a list of clusters ({error}); train or copy the bundle again") from error

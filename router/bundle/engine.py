@@ -9,6 +9,8 @@ import numpy as np
 import onnxruntime
 
 OUTPUTS = ("success", "output_tokens", "cost_usd", "tier", "familiarity", "cluster")
+PER_TIER = OUTPUTS[:3]
+WHOLE = ("tier", "cluster")
 BATCH_SIZE = 64
 
 
@@ -58,6 +60,42 @@ class Engine:
         self._session.run_with_iobinding(binding)
         answers: list[np.ndarray] = binding.copy_outputs_to_cpu()
         return answers
+
+    def wrong_answers(self, n_tiers: int, n_clusters: int) -> str:
+        """What is wrong with the form of the answers on two prompts, in words; empty where all is as it must be.
+
+        One of the prompts may ask every tier, the other none. n_tiers, n_clusters: of the bundle.
+        """
+        n = 2
+        prices, numbers = np.ones((n, n_tiers), np.float32), np.zeros(n, np.float32)
+        feeds = {
+            **padded([[0, 0, 0], [0]]),
+            "context_tokens": numbers,
+            "usd_per_mtok_input": prices,
+            "usd_per_mtok_output": prices,
+            "eligible": np.array([[True] * n_tiers, [False] * n_tiers]),
+            "worth_usd": numbers,
+            "slack": numbers,
+        }
+        try:
+            answers = dict(zip(OUTPUTS, self.run(feeds), strict=True))
+        except Exception as error:  # ONNX Runtime raises bare subclasses of Exception.
+            return f"cannot be run ({error})"
+        for name, answer in answers.items():
+            shape = (n, n_tiers) if name in PER_TIER else (n,)
+            kind = np.int64 if name in WHOLE else np.float32
+            if answer.shape != shape or answer.dtype != kind:
+                return f"answers {name} as {answer.dtype} {answer.shape}; expected {kind.__name__} {shape}"
+            if not np.isfinite(answer).all():
+                return f"answers {name} with numbers that are not finite"
+        asked, none = answers["tier"].tolist()
+        if not (0 <= asked < n_tiers and none == -1):
+            return (
+                f"answers tier {asked} where all may be asked and {none} where none may; expected one of them, and -1"
+            )
+        if not all(0 <= cluster < n_clusters for cluster in answers["cluster"].tolist()):
+            return f"answers cluster {answers['cluster'].tolist()}; expected numbers below {n_clusters}"
+        return ""
 
 
 def batches(ids: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from router.errors import PriceError, TierError
 from router.portfolio.quote import Quote, usable_offers
-from router.portfolio.tiers import PRICES, Offer, Tier, parse_tiers, tiers_text
+from router.portfolio.tiers import PRICES, Offer, Tier, first_of, parse_tiers, tiers_text
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PriceTable:
         found = {tier.name: tier for tier in table.tiers}
         if set(found) != set(tier_names):
             raise PriceError(
-                f"price table refused: {path} has the tiers {', '.join(sorted(found))}; "
+                f"price table refused: {path} has the tiers {first_of(sorted(found))}; "
                 f"expected exactly those of the bundle: {', '.join(sorted(tier_names))}"
             )
         return replace(table, tiers=tuple(found[name] for name in tier_names))

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from router.errors import TierError
+from router.files import read_bounded
 
 PRICES = ("usd_per_mtok_input", "usd_per_mtok_output", "usd_per_mtok_cached_input", "usd_per_mtok_cache_write")
 """The prices of an offer, in USD per million tokens."""
+
+MOST_BYTES = 16 * 2**20
+"""No tiers.toml is larger: this is room for more than 50,000 offers."""
+
+_PART = r"""\.\s*(?:[\w-]+|"[^"\n]*"|'[^'\n]*')\s*"""
+_LONG_KEY = re.compile(f"{_PART}(?:{_PART}){{15}}")
+"""A dotted key of more parts than the format ever needs. The TOML parser takes hours for a key of 100,000 parts."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ def read_tiers(path: str | Path) -> tuple[Tier, ...]:
 def tiers_text(path: str | Path) -> str:
     """The text of a tiers.toml, without a byte order mark; raises TierError where it cannot be read."""
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return read_bounded(Path(path), MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise TierError(f"{path}: cannot be read ({error.strerror}); expected a tiers.toml") from error
     except UnicodeDecodeError as error:
@@ -98,9 +109,15 @@ def parse_tiers(text: str, source: str = "tiers.toml") -> tuple[Tier, ...]:
     Raises TierError, which names `source`, the place and the remedy.
     """
     try:
+        if _LONG_KEY.search(text):
+            raise ValueError("a name of more than 16 parts, joined by dots")
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # Also an integer of 5,000 digits.
         raise TierError(f"{source}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise TierError(
+            f"{source}: lists or tables are nested too deep; expected [[tiers]] and their offers"
+        ) from error
     _refuse_unknown(document, {"tiers"}, source)
     entries = document.get("tiers")
     if not isinstance(entries, list) or not entries:
@@ -123,6 +140,9 @@ _OFFER_NEEDS = ("model", "provider", "region", "context_window")
 _PRICE_KEYS = PRICES[:2]
 _SELF_HOSTED_KEYS = tuple(entry.name for entry in fields(SelfHosted))
 
+_LARGEST = sys.float_info.max
+_MOST_SHOWN = 80
+
 _LEAST_USD_PER_MTOK = 1e-4
 """No model is so cheap: the cheapest cost about 0.01 USD per million tokens. A price per token is below this."""
 
@@ -136,7 +156,7 @@ def _tier(entry: Any, place: str) -> Tier:
         raise TierError(f"{place} ({name}): found no [[tiers.offers]]; expected at least one offer")
     critical = entry.get("critical", False)
     if not isinstance(critical, bool):
-        raise TierError(f"{place} ({name}): critical is {critical!r}; expected true or false")
+        raise TierError(f"{place} ({name}): critical is {_shown(critical)}; expected true or false")
     return Tier(
         name=name,
         offers=tuple(_offer(offer, f"{place} ({name}), offer {n}") for n, offer in enumerate(offers, 1)),
@@ -203,20 +223,20 @@ def _refuse_prices_per_token(prices: tuple[float, float], place: str) -> None:
 
 def _table(entry: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(entry, Mapping):
-        raise TierError(f"{place}: found {entry!r}; expected a table")
+        raise TierError(f"{place}: found {_shown(entry)}; expected a table")
     return entry
 
 
 def _number(
-    entry: Mapping[str, Any], key: str, place: str, *, above: float | None = None, most: float = math.inf
+    entry: Mapping[str, Any], key: str, place: str, *, above: float | None = None, most: float = _LARGEST
 ) -> float:
     """A finite number of at most `most`, and above `above` or, where that is None, of at least 0; raises TierError."""
     value: Any = entry.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not (value >= 0 if above is None else value > above) or value > most:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (value >= 0 if above is None else value > above) or not value <= most:
         least = "of at least 0" if above is None else f"above {above:g}"
-        limit = "" if math.isinf(most) else f" and at most {most:g}"
-        raise TierError(f"{place}: {key} is {value!r}; expected a number {least}{limit}")
+        limit = "" if most == _LARGEST else f" and at most {most:g}"
+        raise TierError(f"{place}: {key} is {_shown(value)}; expected a number {least}{limit}")
     return float(value)
 
 
@@ -227,20 +247,20 @@ def _optional_number(entry: Mapping[str, Any], key: str, place: str) -> float | 
 def _text(entry: Mapping[str, Any], key: str, place: str) -> str:
     value = entry.get(key)
     if not isinstance(value, str) or not value:
-        raise TierError(f"{place}: {key} is {value!r}; expected a text")
+        raise TierError(f"{place}: {key} is {_shown(value)}; expected a text")
     return value
 
 
 def _texts(entry: Mapping[str, Any], key: str, place: str) -> tuple[str, ...]:
     value = entry.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TierError(f"{place}: {key} is {value!r}; expected a list of texts")
+        raise TierError(f"{place}: {key} is {_shown(value)}; expected a list of texts")
     return tuple(value)
 
 
 def _refuse_unknown(entry: Mapping[str, Any], known: set[str], place: str) -> None:
     if unknown := sorted(set(entry) - known):
-        raise TierError(f"{place}: unknown {', '.join(unknown)}; expected only {', '.join(sorted(known))}")
+        raise TierError(f"{place}: unknown {first_of(unknown)}; expected only {', '.join(sorted(known))}")
 
 
 def _refuse_missing(entry: Mapping[str, Any], needed: Sequence[str], place: str) -> None:
@@ -250,5 +270,19 @@ def _refuse_missing(entry: Mapping[str, Any], needed: Sequence[str], place: str)
 
 
 def _refuse_repeated(names: list[str], what: str) -> None:
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise TierError(f"{what} {', '.join(repeated)} appears more than once; each may stand once")
+    if repeated := sorted(name for name, n in Counter(names).items() if n > 1):
+        raise TierError(f"{what} {first_of(repeated)} appears more than once; each may stand once")
+
+
+def first_of(names: Iterable[str], most: int = 8) -> str:
+    """The first of many names, cut short, for a message."""
+    shown = [name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}..." for name in names]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most:,} more" if len(shown) > most else "")
+
+
+def _shown(value: object) -> str:
+    """A wrong value as a message shows it, cut short."""
+    try:
+        return first_of([repr(value)])
+    except (ValueError, RecursionError):  # An integer of very many digits; lists in lists in lists.
+        return f"a very long {type(value).__name__}"

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import onnx
 
+from router.bundle.bundle import Bundle
 from router.bundle.clusters import Cluster, clusters_text
 from router.bundle.manifest import (
     CLUSTERS_FILE,
@@ -96,7 +97,7 @@ def draft_bundle(
         (folder / CLUSTERS_FILE).write_text(clusters_text(clusters), encoding="utf-8")
         (folder / GOLDEN_FILE).write_text("", encoding="utf-8")
         _with_manifest(folder, REQUIRED_FILES, manifest)
-        lines = [json.dumps(entry, ensure_ascii=False) for entry in golden_entries(Router.load(folder))]
+        lines = [json.dumps(entry, ensure_ascii=False) for entry in golden_entries(Router(Bundle.load(folder)))]
         (folder / GOLDEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
         return BundleDraft(folder=folder, target=target, manifest=_with_manifest(folder, REQUIRED_FILES, manifest))
     except BaseException:
