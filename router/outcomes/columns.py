@@ -27,6 +27,8 @@ OF_A_DECISION = ("decision_id", "request_id", "propensity", "tier", "bundle_id",
 """The columns that are fields of `Decision` too."""
 
 _MAY_BE_MISSING = ("request_id", "model", "provider", "prompt", "prompt_id")
+_NOT_NUMBERS = (str, bytes, bytearray)
+"""Types that `float` reads, but that are no numbers."""
 _AT_MOST_1 = ("correct", "propensity")
 _MOST = 1e12
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -58,7 +60,7 @@ def checked(name: str, value: Any) -> Any:
         return value
     if kind == "timestamp":
         return checked_time(name, value)
-    if isinstance(value, str | bytes | bytearray):
+    if isinstance(value, _NOT_NUMBERS):
         raise TypeError(f"{name} is {type(value).__name__}; expected a number")
     number, most = float(value), 1.0 if name in _AT_MOST_1 else _MOST
     if not 0 <= number <= most:
