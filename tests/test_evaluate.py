@@ -26,6 +26,7 @@ from training.log.split import test_mask as held_out_mask
 
 KEYS_OF_THE_CONTRACT = {"n_prompts", "tiers", "single", "router", "baselines", "calibration", "dial"}
 MORE_KEYS = {
+    "cost_explained_by_tokens",
     "verdict", "bundle_id", "n_trained_on", "n_incomplete", "estimated_cost_share", "best_tier", "best_baseline",
     "lead_aiq", "n_not_drawn", "off_policy", "segments", "output_tokens", "cost_predicted_over_measured", "net_value",
     "chosen_dials",
