@@ -44,8 +44,8 @@ def kept_by(orders, success, correct, slack):
 
 def test_promises_hold_as_often_as_stated_whatever_the_prices():
     """Drawn again and again, hardly more than delta of the logs may promise what does not hold: binomial, at 99.9 %."""
-    n_logs, violations = 300, dict.fromkeys((0.9, 0.95, 0.98), 0)
-    fresh, outcome = draw(100_000, 3, seed=1000)
+    n_logs, violations = 150, dict.fromkeys((0.9, 0.95, 0.98), 0)
+    fresh, outcome = draw(50_000, 3, seed=1000)
     estimated = sigmoid(0.8 * logit(fresh) + 0.1)  # an imperfect estimate, as any is
     truth = {}
     for seed in range(n_logs):
@@ -253,8 +253,8 @@ def test_the_statement_names_the_highest_quality_that_is_promised_its_assumption
 
 
 def test_promises_of_partial_feedback_hold_as_often_as_stated():
-    n_logs, violations, room, truth = 100, dict.fromkeys((0.85, 0.9), 0), 0.0, {}
-    fresh, outcome = draw(100_000, 3, seed=1000)
+    n_logs, violations, room, truth = 60, dict.fromkeys((0.85, 0.9), 0), 0.0, {}
+    fresh, outcome = draw(50_000, 3, seed=1000)
     for seed in range(n_logs):
         success, correct = draw(4000, 3, seed)
         observed, propensity = log_one_tier(correct, shares_by_difficulty(success), np.random.default_rng(seed))
@@ -312,10 +312,10 @@ def test_the_newest_prompts_have_a_veto_and_nothing_but_a_veto():
 
 
 def test_where_requests_drift_the_veto_keeps_more_of_the_promise_for_requests_to_come():
-    """The truth of what comes after the drift, over 30 logs."""
+    """The truth of what comes after the drift, over 15 logs."""
     kept = {"without": [], "with": []}
-    success, correct = drifted(0, 100_000, seed=1000)
-    for seed in range(30):
+    success, correct = drifted(0, 50_000, seed=1000)
+    for seed in range(15):
         log = drifted(2000, 500, seed)
         for name, times in (("without", None), ("with", with_times(2000, 500))):
             (point,) = calibrate_dial(*log, 0.95, asked_at=times, qualities=(0.95,))
