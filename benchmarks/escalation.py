@@ -34,14 +34,14 @@ SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
 def estimates(log: OutcomeTable, encoder: str, seed: int, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Success on the held-out prompts by the blend on one encoder's embeddings, and which prompts they are."""
+    """Success on the held-out prompts by the estimator on one encoder's embeddings, and which prompts they are."""
     tiers = read_tiers(TIERS / f"{cache.name}.toml")
     held_out = test_mask(log.groups, 0.2, seed)
     train = ~held_out & np.isfinite(log.correct).any(axis=1)
     known = log.rows(train)
     config = TrainingConfig(encoder=encoder, seed=seed)
     vectors = embed(make_encoder(config, known, cache / str(seed))[0], log.prompts, log.prompt_ids, cache).vectors
-    fitted = SuccessEstimator("blend", seed).fit(
+    fitted = SuccessEstimator(seed).fit(
         vectors[train], known.correct, cost_usd=attempt_costs(known, tiers).cost_usd, groups=known.groups
     )
     return fitted.predict_proba(vectors[held_out]), held_out

@@ -174,7 +174,9 @@ SHIPPED = "**SuccessEstimator** (kernel, doubly robust)"
 
 def measure(split: Split) -> Iterator[dict[str, object]]:
     """One record per logging policy and way of fitting."""
-    everything = SuccessEstimator("success", split.seed).fit(split.vectors, split.correct, groups=split.groups)
+    everything = SuccessEstimator(split.seed).fit(
+        split.vectors, split.correct, cost_usd=split.cost_usd, groups=split.groups
+    )
     yield {
         "logged by (simulated)": "nothing hidden",
         "fit": "SuccessEstimator on all outcomes",
@@ -200,9 +202,7 @@ def measure(split: Split) -> Iterator[dict[str, object]]:
             calibration = fit_calibration(out_of_fold, correct, weight if is_weighted else None)
             judged = split.judged(calibration.apply(new @ weights + bias))
             yield {"logged by (simulated)": logged_by, "fit": name, **judged}
-        shipped = SuccessEstimator("auto", split.seed).fit(
-            split.vectors, correct, propensity=propensity, groups=split.groups
-        )
+        shipped = SuccessEstimator(split.seed).fit(split.vectors, correct, propensity=propensity, groups=split.groups)
         judged = split.judged(shipped.predict_proba(split.test_vectors))
         yield {"logged by (simulated)": logged_by, "fit": SHIPPED, **judged}
 

@@ -266,17 +266,20 @@ def what_workers_do(address: str, folder: Path, done: Callable[[str], None]) -> 
     """What grows with the log: the table, its sample, vectors and labels, and one of the six fits."""
     from router.portfolio.tiers import read_tiers
     from training import TrainingConfig
+    from training.context import RunContext
     from training.distributed.cluster import cluster_at
     from training.encoders.static import learn_static
     from training.log.costs import attempt_costs
+    from training.tracking import NoTracker
 
     tiers = read_tiers(folder / "tiers.toml")
-    with cluster_at(address, TrainingConfig(), folder / "cache", done) as place:
-        sample = place.ingest(folder / "logs", tiers, folder / "quarantine.parquet", drop_unparsed=False)
+    context = RunContext(TrainingConfig(), folder / "cache", NoTracker(), done, progress=False)
+    with cluster_at(address, context) as place:
+        sample = place.ingest(folder / "logs", tiers, folder / "quarantine.parquet")
         done("sample")
         encoder = learn_static(sample.prompts[:20_000])
         done("encoder, on fewer prompts")
-        place.label_forest(encoder, tiers, attempt_costs(sample, tiers).mean_output_tokens)(None)
+        place.fit_label_forest(encoder, tiers, attempt_costs(sample, tiers).mean_output_tokens)(None)
         done("final fit, one of six")
     return {"n_prompts": sample.summary.n_prompts, "n_trained_on": place.n_trained_on(0), "n_sampled": sample.n_prompts}
 
