@@ -5,6 +5,7 @@ RouterError
 ├── TierError       tiers.toml does not say what it must
 ├── PriceError      a price table cannot replace the one in use
 ├── PromptError     messages that are not a chat
+├── CheckError      a check is not known, its figures are out of range, or it could not look at an answer
 └── DialError       quality, worth_usd or another argument of a request is out of range
 
 Every message says what was found, what was expected and what to do.
@@ -34,6 +35,10 @@ class PriceError(RouterError):
 
 class PromptError(RouterError):
     """Messages that are not a chat."""
+
+
+class CheckError(RouterError, ValueError):
+    """A check is not known, its figures are out of range, or it could not look at an answer."""
 
 
 class DialError(RouterError, ValueError):

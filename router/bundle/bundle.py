@@ -24,6 +24,7 @@ from router.bundle.manifest import (
 from router.bundle.operators import refused_operators
 from router.errors import BundleError, TierError
 from router.files import read_bounded
+from router.plans.planner import CALIBRATION_FILE, CHECKS_FILE, PLAN_FILE, Planner
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import MOST_BYTES as MOST_BYTES_OF_TIERS
 from router.prompt import valid_unicode
@@ -35,6 +36,9 @@ MOST_BYTES: Mapping[str, int] = {
     TIERS_FILE: MOST_BYTES_OF_TIERS,
     GOLDEN_FILE: 4 * 2**20,
     CLUSTERS_FILE: 16 * 2**20,
+    PLAN_FILE: 256 * 2**20,
+    CHECKS_FILE: 16 * 2**20,
+    CALIBRATION_FILE: 64 * 2**20,
 }
 MOST_BYTES_OF_OTHERS = 64 * 2**20
 """The largest files of a bundle. A larger one is refused by its size, before it is read."""
@@ -45,6 +49,7 @@ class Bundle:
     """A bundle in memory, verified and ready to run.
 
     golden: the content of golden.jsonl, which `router.golden` checks.
+    planner: what makes plans; None where the bundle has learned none.
     """
 
     path: Path
@@ -55,6 +60,7 @@ class Bundle:
     clusters: tuple[Cluster, ...]
     golden: bytes = field(repr=False)
     n_threads: int
+    planner: Planner | None = None
 
     @classmethod
     def load(cls, path: str | Path, *, n_threads: int = 1) -> Bundle:
@@ -67,8 +73,9 @@ class Bundle:
         folder = Path(path).resolve()  # All files of one bundle, even if a link moves meanwhile.
         manifest = read_manifest(folder)
         contents = verified_contents(folder, manifest)
-        if refused := refused_operators(contents[GRAPH_FILE]):
-            raise BundleError(f"{folder}: {GRAPH_FILE} {refused}; train or copy the bundle again")
+        for name in (GRAPH_FILE, PLAN_FILE):
+            if name in contents and (refused := refused_operators(contents[name])):
+                raise BundleError(f"{folder}: {name} {refused}; train or copy the bundle again")
         clusters = parse_clusters(contents[CLUSTERS_FILE], str(folder / CLUSTERS_FILE))
         try:
             tokenizer = Tokenizer.from_str(contents[TOKENIZER_FILE].decode())
@@ -91,6 +98,7 @@ class Bundle:
             clusters=clusters,
             golden=contents[GOLDEN_FILE],
             n_threads=n_threads,
+            planner=Planner.of(contents, len(manifest.tiers), str(folder), n_threads),
         )
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:

@@ -1,0 +1,172 @@
+"""One plan: the dials that hold for it, the graph, and what comes out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from router.bundle.manifest import Manifest
+from router.decision import Decision
+from router.plan import Choices, Plan
+from router.plans.checks import combined
+from router.plans.dial import PlanDial, prove_dial
+from router.plans.planner import Looks, Planner
+from router.policy import Dials
+from router.portfolio.prices import PriceTable
+from router.portfolio.tiers import Offer
+
+_MOST_DIALS = 32
+
+
+@dataclass
+class PlanDials:
+    """The dials of plans of one bundle at one price table, each proven once, in a thread of its own."""
+
+    planner: Planner
+    manifest: Manifest
+    prices: PriceTable
+    _found: dict[tuple[object, ...], PlanDial | None] = field(default_factory=dict)
+    _looks: dict[tuple[object, ...], Looks] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def now(self, looks: Looks) -> PlanDial | None:
+        """The dial where it is proven; None while it is not, and then a thread proves it."""
+        key = looks.key
+        try:
+            return self._found[key]
+        except KeyError:
+            self._begin(looks)
+            return None
+
+    def proven(self, looks: Looks) -> PlanDial:
+        """The dial, proven here and now where it is not yet."""
+        found = self._found.get(looks.key)
+        return found if found is not None else self._prove(looks)
+
+    def in_use(self) -> list[Looks]:
+        """What was asked for."""
+        return list(self._looks.values())
+
+    def _begin(self, looks: Looks) -> None:
+        with self._lock:
+            if looks.key in self._found or len(self._found) >= _MOST_DIALS:
+                return
+            self._found[looks.key] = None
+        threading.Thread(target=self._prove, args=(looks,), name="prove plans", daemon=True).start()
+
+    def _prove(self, looks: Looks) -> PlanDial:
+        dial = prove_dial(
+            self.planner.engine,
+            self.planner.calibration,
+            self.prices,
+            [point.quality for point in self.manifest.dial],
+            self.manifest.confidence,
+            self.manifest.output_tokens,
+            looks.verifiers,
+            agreement=looks.agreement,
+            max_calls=looks.max_calls,
+        )
+        with self._lock:
+            self._found[looks.key], self._looks[looks.key] = dial, looks
+        return dial
+
+
+def make_plan(
+    planner: Planner | None,
+    dials: PlanDials | None,
+    looks: Looks | None,
+    asked: Dials,
+    decision: Decision,
+    offers: Mapping[str, tuple[Offer, ...]],
+    prompt: str,
+) -> Plan:
+    """The plan for a request that was routed.
+
+    asked: the dials of the request. decision: of direct routing. offers: usable ones per tier, cheapest first.
+    """
+
+    def direct(reason: str) -> Plan:
+        return Plan(
+            decision=decision,
+            tier=decision.tier,
+            checks=() if looks is None else looks.names,
+            success=decision.success.get(decision.tier, 0.0),
+            cost_usd=decision.cost_usd.get(decision.tier, 0.0),
+            reason=f"direct: {reason}; {decision.reason}",
+            is_direct=True,
+            quality=decision.quality,
+            worth_usd=decision.worth_usd,
+            promised=decision.promised,
+            offers=offers,
+            prompt=prompt,
+        )
+
+    if planner is None or dials is None or looks is None:
+        return direct("the bundle has learned no plans")
+    if decision.fallback or asked.critical:
+        return direct("the request is critical" if asked.critical else "the router could not decide")
+    worth, covered, why = asked.worth_usd, False, ""
+    if asked.quality is not None:
+        dial = dials.now(looks)
+        if dial is None:
+            return direct("what keeps the quality is being proven")
+        point = dial.point(asked.quality)
+        if point.worth_usd is None:
+            return direct(f"no plan is proven to keep {asked.quality:g} at these prices")
+        worth = dial.at_least(max(worth, point.worth_usd))
+        covered = set(dial.open) <= set(decision.eligible) and decision.familiarity == 1
+        why = f"a correct answer taken to be worth USD {worth:.3g}, which keeps {asked.quality:g} at these prices"
+    else:
+        why = f"a correct answer is worth USD {worth:.3g}"
+    return _planned(planner, looks, asked, decision, offers, prompt, worth, covered, why)
+
+
+def _planned(
+    planner: Planner,
+    looks: Looks,
+    asked: Dials,
+    decision: Decision,
+    offers: Mapping[str, tuple[Offer, ...]],
+    prompt: str,
+    worth: float,
+    covered: bool,
+    why: str,
+) -> Plan:
+    names = tuple(decision.success)
+    success = np.array([list(decision.success.values())], np.float32)
+    cost_usd = np.array([list(decision.cost_usd.values())], np.float32)
+    eligible = np.array([[name in decision.eligible for name in names]])
+    check = combined(looks.verifiers, len(names))
+    worths = np.array([[worth]], np.float32)
+    tables = planner.engine.run(
+        success, cost_usd, eligible, worths, check, agreement=looks.agreement, max_calls=looks.max_calls
+    )
+    is_direct = not tables.is_plan[0, 0]
+    tier = names[int((tables.direct if is_direct else tables.first)[0, 0])]
+    choices = None if is_direct else Choices.of(tables, names, agreement=looks.agreement)
+    if choices is None:
+        right, paid = decision.success[tier], decision.cost_usd[tier]
+        reason = f"direct: no plan of at most {looks.max_calls} calls is worth more than asking {tier}; {why}"
+    else:
+        fees = np.zeros(len(names)) if check is None else check.usd_input
+        right, paid = choices.expected(cost_usd[0], fees)
+        reason = f"ask {tier}, look at {' and '.join(looks.names)}, go up where it pays; {why}"
+    return Plan(
+        decision=decision,
+        tier=tier,
+        checks=looks.names,
+        success=right,
+        cost_usd=paid,
+        reason=reason,
+        is_direct=is_direct,
+        quality=asked.quality,
+        worth_usd=worth,
+        promised=covered,
+        verifiers=looks.verifiers,
+        offers=offers,
+        prompt=prompt,
+        choices=choices,
+    )

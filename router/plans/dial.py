@@ -1,0 +1,201 @@
+"""The dial of plans: what a correct answer must be worth, so that a quality is kept at the prices now in force."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from router.plans.betting import least_proven
+from router.plans.calibration import Calibration
+from router.plans.checks import CheckModel, combined
+from router.plans.engine import PlanEngine, PlanTables
+from router.plans.replay import LoggedAnswers, Replayed, replay
+from router.portfolio.prices import PriceTable
+from router.portfolio.quote import graph_inputs
+
+WORTHS = np.geomspace(300.0, 0.3, 20)
+"""Worths of a correct answer that are tried, in mean costs of the best tier; the most careful first."""
+
+MIN_PROMPTS = 60
+"""With fewer prompts nothing is proven."""
+
+_BATCH = 256
+_LEAST_USD = 1e-9
+
+
+@dataclass(frozen=True)
+class PlanPoint:
+    """What a quality comes to.
+
+    worth_usd: a correct answer's worth that keeps the quality; None where none is proven.
+    kept, cost_share: on the calibration prompts, accuracy and expected cost relative to always asking the best tier;
+    None where nothing is proven.
+    """
+
+    quality: float
+    worth_usd: float | None
+    kept: float | None
+    cost_share: float | None
+
+
+@dataclass(frozen=True)
+class PlanDial:
+    """The dial of plans with certain checks at certain prices.
+
+    points: one for each quality, in rising order. worths: those that were tried, falling. open: the tiers that have an
+    offer at these prices; the promise speaks of requests that may ask all of them. n_prompts: that it rests on.
+    seconds: what the proof took.
+    """
+
+    points: tuple[PlanPoint, ...]
+    worths: tuple[float, ...]
+    open: tuple[str, ...]
+    n_prompts: int
+    seconds: float
+
+    def point(self, quality: float) -> PlanPoint:
+        """The row of the lowest quality that is at least the one given; the last row where none is."""
+        return next((point for point in self.points if point.quality >= quality), self.points[-1])
+
+    def at_least(self, worth_usd: float) -> float:
+        """The least worth that was tried and is at least so high; itself where none is."""
+        return min((worth for worth in self.worths if worth >= worth_usd), default=worth_usd)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "n_prompts": self.n_prompts,
+            "points": [
+                {"quality": each.quality, "worth_usd": each.worth_usd, "kept": each.kept, "cost_share": each.cost_share}
+                for each in self.points
+            ],
+        }
+
+
+def prove_dial(
+    engine: PlanEngine,
+    calibration: Calibration,
+    prices: PriceTable,
+    qualities: Sequence[float],
+    confidence: float,
+    typical_output_tokens: Sequence[float],
+    checks: Sequence[CheckModel],
+    *,
+    agreement: bool,
+    max_calls: int,
+) -> PlanDial:
+    """Find for each quality the least worth that keeps it on the calibration prompts, with this confidence.
+
+    The plans are made at these prices by the graph, and followed through the logged answers and verdicts. For a check
+    that was declared, verdicts are drawn with its stated figures (seeded), so the promise holds if they do.
+    checks: the verifiers that look at answers. typical_output_tokens: the manifest's, (n_tiers,).
+    """
+    start = time.perf_counter()
+    quotes = [prices.quote(float(tokens), typical_output_tokens) for tokens in calibration.context_tokens]
+    n_usable = len(quotes) if calibration.n_prompts >= MIN_PROMPTS else 0
+    if not n_usable:
+        points = tuple(PlanPoint(quality, None, None, None) for quality in qualities)
+        return PlanDial(points, (), (), calibration.n_prompts, time.perf_counter() - start)
+    request = graph_inputs(quotes)
+    cost_usd = expected_costs(calibration, request)
+    mean_cost = np.where(request["eligible"], cost_usd, 0.0).mean(axis=0)
+    best = int(calibration.correct.mean(axis=0).argmax())
+    worths = WORTHS * max(float(mean_cost[best]), _LEAST_USD)
+    answers = logged_answers(calibration, checks)
+    check = combined(checks, calibration.correct.shape[1])
+    replays = replayed(
+        engine, calibration.success, cost_usd, request["eligible"], worths, check, answers,
+        agreement=agreement, max_calls=max_calls,
+    )  # fmt: skip
+    outcomes = np.stack([each.outcome(calibration.correct) for each in replays], axis=1)
+    costs = np.array([each.cost_usd(cost_usd, answers.check_usd).mean() for each in replays])
+    proven = least_proven(outcomes, calibration.correct, qualities, confidence)
+    best_accuracy = max(float(calibration.correct[:, best].mean()), _LEAST_USD)
+
+    def point(quality: float) -> PlanPoint:
+        at = proven[quality]
+        if at is None:
+            return PlanPoint(quality, None, None, None)
+        kept, cost = float(outcomes[:, at].mean()) / best_accuracy, float(costs[at] / max(mean_cost[best], _LEAST_USD))
+        return PlanPoint(quality, float(worths[at]), kept, cost)
+
+    open_tiers = set.intersection(*(set(quote.open) for quote in quotes))
+    return PlanDial(
+        points=tuple(point(quality) for quality in qualities),
+        worths=tuple(worths.tolist()),
+        open=tuple(tier.name for tier in prices.tiers if tier.name in open_tiers),
+        n_prompts=calibration.n_prompts,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def expected_costs(calibration: Calibration, request: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Expected cost of each attempt at the prices of a request, float32 (n_prompts, n_tiers)."""
+    usd = calibration.input_tokens * request["usd_per_mtok_input"]
+    usd = usd + calibration.output_tokens * request["usd_per_mtok_output"]
+    return np.asarray(usd * 1e-6, np.float32)
+
+
+def replayed(
+    engine: PlanEngine,
+    success: np.ndarray,
+    cost_usd: np.ndarray,
+    eligible: np.ndarray,
+    worths: np.ndarray,
+    check: CheckModel | None,
+    answers: LoggedAnswers,
+    *,
+    agreement: bool,
+    max_calls: int,
+) -> list[Replayed]:
+    """What the best plan of each prompt does with the logged answers, at each worth.
+
+    success, cost_usd: expected, (n_prompts, n_tiers); eligible: bool, same shape; worths: (n_worths,).
+    """
+    parts: list[list[Replayed]] = []
+    for start in range(0, len(success), _BATCH):
+        rows = slice(start, start + _BATCH)
+        n = len(success[rows])
+        tables: PlanTables = engine.run(
+            np.ascontiguousarray(success[rows], np.float32),
+            np.ascontiguousarray(cost_usd[rows], np.float32),
+            np.ascontiguousarray(eligible[rows]),
+            np.tile(np.asarray(worths, np.float32), (n, 1)),
+            check,
+            agreement=agreement,
+            max_calls=max_calls,
+        )
+        part = LoggedAnswers(answers.answer_number[rows], answers.classes[rows], answers.check_usd[rows])
+        parts.append([replay(tables, part, worth) for worth in range(len(worths))])
+    return [
+        Replayed(*(np.concatenate([getattr(part[worth], name) for part in parts]) for name in Replayed.__slots__))
+        for worth in range(len(worths))
+    ]
+
+
+def logged_answers(calibration: Calibration, checks: Sequence[CheckModel]) -> LoggedAnswers:
+    """Answers and verdicts of the calibration prompts."""
+    shape = calibration.correct.shape
+    classes, usd = np.zeros(shape, int), np.zeros(shape)
+    for check in checks:
+        if check.declared:
+            found = simulated_classes(check, calibration.correct)
+        else:
+            found = check.classes_of(calibration.scores[check.name])
+        classes = classes * check.n_classes + found
+        usd = usd + check.usd_input
+    return LoggedAnswers(calibration.answer_number, classes, usd)
+
+
+def simulated_classes(check: CheckModel, correct: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Classes of scores drawn with a check's figures, given whether each answer is right; int, shape of `correct`."""
+    draws = np.random.default_rng(seed).random(correct.shape)
+    chance = check.verdicts_input[0].astype(float)  # (n_tiers, n_classes, 2); declared figures have no slope
+    right = (correct >= 0.5).astype(int)
+    tiers = np.arange(correct.shape[1])
+    reached = np.cumsum(chance, axis=1)[tiers[None, :], :, right]  # (n_prompts, n_tiers, n_classes)
+    return np.asarray((draws[:, :, None] >= reached[:, :, :-1]).sum(axis=2))

@@ -1,0 +1,105 @@
+"""The part of a bundle that plans."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from router.errors import BundleError, CheckError, DialError
+from router.plans.calibration import Calibration
+from router.plans.checks import AGREEMENT, CheckModel, KnownChecks
+from router.plans.engine import PlanEngine
+
+PLAN_FILE = "plan.onnx"
+CHECKS_FILE = "checks.json"
+CALIBRATION_FILE = "calibration.npz"
+PLAN_FILES = (PLAN_FILE, CHECKS_FILE, CALIBRATION_FILE)
+"""A bundle that plans has all of them, another none."""
+
+MOST_CALLS = 3
+
+
+class Looks(NamedTuple):
+    """What a plan may look at, and how many calls it may make.
+
+    verifiers: in the order of their names. agreement: whether answers are compared.
+    """
+
+    verifiers: tuple[CheckModel, ...]
+    agreement: bool
+    max_calls: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all checks."""
+        return (*([AGREEMENT] if self.agreement else []), *(check.name for check in self.verifiers))
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The same for the same plans."""
+        figures = tuple((check.name, check.declared, check.verdicts, check.usd) for check in self.verifiers)
+        return figures, self.agreement, self.max_calls
+
+
+@dataclass(frozen=True)
+class Planner:
+    """The part of a bundle that plans.
+
+    known: the checks that the bundle learned. calibration: what promises on plans are proven on.
+    """
+
+    engine: PlanEngine
+    known: KnownChecks
+    calibration: Calibration
+
+    @classmethod
+    def of(cls, contents: Mapping[str, bytes], n_tiers: int, source: str, n_threads: int) -> Planner | None:
+        """From the files of a bundle; None where it has none of PLAN_FILES. Raises BundleError where they do not fit.
+
+        The operators of the graph must have been checked before.
+        """
+        missing = [name for name in PLAN_FILES if name not in contents]
+        if len(missing) == len(PLAN_FILES):
+            return None
+        if missing:
+            raise BundleError(f"{source}: {' and '.join(missing)} missing; copy the bundle again")
+        known = KnownChecks.parse(contents[CHECKS_FILE], n_tiers, f"{source}/{CHECKS_FILE}")
+        calibration = Calibration.parse(contents[CALIBRATION_FILE], n_tiers, f"{source}/{CALIBRATION_FILE}")
+        if missing := [name for name in known.verifiers if name not in calibration.scores]:
+            raise BundleError(f"{source}: {CALIBRATION_FILE} lacks the check {', '.join(missing)}; train it again")
+        try:
+            engine = PlanEngine(contents[PLAN_FILE], n_threads)
+            engine.try_out(n_tiers)
+        except Exception as error:  # ONNX Runtime raises bare subclasses of Exception.
+            raise BundleError(f"{source}: {PLAN_FILE} cannot be run ({error}); train the bundle again") from error
+        return cls(engine, known, calibration)
+
+    def looks(self, checks: Collection[str | CheckModel] | None, max_calls: int) -> Looks:
+        """What a request may look at.
+
+        checks: names of checks that the bundle learned, or checks that were declared; None takes agreement where the
+        bundle knows it. Raises CheckError where one is not known, DialError where max_calls is not 1, 2 or 3.
+        """
+        if isinstance(checks, str) or not isinstance(checks, Collection | None):
+            raise CheckError(f"checks is {checks!r}; expected a list of names")
+        if max_calls not in range(1, MOST_CALLS + 1) or isinstance(max_calls, bool):
+            raise DialError(f"max_calls is {max_calls!r}; expected 1 to {MOST_CALLS}")
+        if checks is None:
+            return Looks((), self.known.agreement is not None, int(max_calls))
+        verifiers: dict[str, CheckModel] = {}
+        for check in checks:
+            if isinstance(check, CheckModel):
+                verifiers[check.name] = check
+            elif check != AGREEMENT:
+                if check not in self.known.verifiers:
+                    known = ", ".join(self.known.names) or "none"
+                    raise CheckError(
+                        f"the bundle has not learned the check {check!r} (it knows: {known}); "
+                        "log it as check_NAME and train again, or declare its figures"
+                    )
+                verifiers[check] = self.known.verifiers[check]
+        if AGREEMENT in checks and self.known.agreement is None:
+            raise CheckError("the bundle has not learned when answers agree; log `answer` and train again")
+        ordered = tuple(verifiers[name] for name in sorted(verifiers))
+        return Looks(ordered, AGREEMENT in checks, int(max_calls))
