@@ -30,14 +30,20 @@ from training.encoders.encoder import Encoder
 from training.fit.cross_fit import N_FOLDS
 from training.log.cells import to_cells
 from training.log.checked import database
-from training.log.columns import ColumnMap, quoted, quoted_path
+from training.log.columns import ColumnMap, check_of, quoted, quoted_path
 from training.log.costs import attempt_costs
 from training.log.ingest import broken_rows, pivot, write_quarantine
 from training.log.labels import UNKNOWN, label_cheapest_correct
-from training.log.refusals import found_columns, refuse_missing_sources, refuse_unreadable_labels, refuse_unusable_log
+from training.log.refusals import (
+    found_columns,
+    refuse_missing_sources,
+    refuse_reserved_columns,
+    refuse_unreadable_labels,
+    refuse_unusable_log,
+)
 from training.log.rows import append_log, fetch
 from training.log.split import Split, fold_numbers, group_positions
-from training.log.table import CELL_MEASURES, IngestSummary, OutcomeTable, is_partial_count
+from training.log.table import CELL_MEASURES, CheckCells, IngestSummary, OutcomeTable, is_partial_count
 
 WORKER_MEMORY = "1GB"
 """Of DuckDB, for each task; what goes beyond it is spilled to the worker's disk."""
@@ -90,11 +96,13 @@ def gather_broken(
 ) -> dict[str, Any]:
     """One quarantine file of all workers' broken rows; returns what an IngestSummary says of the log as a whole.
 
-    Raises LogError where there are no other rows, or no log has the source of a map.
+    Raises LogError where there are no other rows, no log has the source of a map, or a column has the reserved check's
+    name.
     """
     columns = tuple(sorted({name for facts in found for name in facts.columns}))
     not_used = dict(sorted({name: meant for facts in found for name, meant in facts.not_used.items()}.items()))
     refuse_missing_sources(columns, maps)
+    refuse_reserved_columns(columns, maps)
     with database() as db:
         if files := ", ".join(quoted_path(path) for path in broken if path.exists()):
             db.execute(f"INSERT INTO raw BY NAME SELECT * FROM read_parquet([{files}])")
@@ -155,8 +163,12 @@ def _digest(table: OutcomeTable) -> int:
         for names in (("correct", "output_tokens", "cost_usd", "propensity"), _PRICES)
     )
     logged = [row.tobytes() if np.isfinite(row).any() else b"" for row in prices]
-    rows = zip(table.prompt_ids.tolist(), always, logged, strict=True)
-    digests = (hashlib.sha256(name.encode() + row.tobytes() + price).digest() for name, row, price in rows)
+    answers = [b""] * table.n_prompts
+    for column, values in table.answer_columns.items():
+        for place in np.flatnonzero((values >= 0).any(axis=1)).tolist():
+            answers[place] += column.encode() + values[place].tobytes()
+    rows = zip(table.prompt_ids.tolist(), always, logged, answers, strict=True)
+    digests = (hashlib.sha256(name.encode() + row.tobytes() + rest + more).digest() for name, row, rest, more in rows)
     return sum(int.from_bytes(digest, "big") for digest in digests) % _DIGESTS
 
 
@@ -177,6 +189,8 @@ def whole_log(parts: Sequence[PartFacts], gathered: Mapping[str, Any]) -> PartFa
             unparsed=sum(summary.unparsed for summary in summaries),
             repeated=sum(summary.repeated for summary in summaries),
             observed_per_tier=_added(summary.observed_per_tier for summary in summaries),
+            answers=sum(summary.answers for summary in summaries),
+            checks=dict(sorted(_added(summary.checks for summary in summaries).items())),
             without_propensity=n_without if is_sparse else 0,
             unknown=dict(sorted(_added(summary.unknown for summary in summaries).items())),
             **gathered,
@@ -202,27 +216,44 @@ def write_table(table: OutcomeTable, path: Path) -> None:
     columns: dict[str, pa.Array] = {name: pa.array(getattr(table, name).tolist(), pa.string()) for name in _TEXTS}
     columns["prompts"] = pa.array(table.prompts, pa.large_string())
     columns["asked_at"] = pa.array(table.asked_at)
-    for name in CELL_MEASURES:
-        cells = np.ascontiguousarray(getattr(table, name))
+    for name, values in ({name: getattr(table, name) for name in CELL_MEASURES} | table.answer_columns).items():
+        cells = np.ascontiguousarray(values)
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(cells.ravel()), len(table.tiers))
     _write(pa.table(columns), path)
 
 
 def read_tables(paths: Sequence[Path], tiers: tuple[str, ...], facts: PartFacts) -> OutcomeTable:
     """Tables of parts as one, prompts by rising prompt_id; summary and timestamps are those of `facts`."""
-    found = pa.concat_tables([pq.read_table(path) for path in paths])
+    tables = [pq.read_table(path) for path in paths]
+    checks = sorted({check for table in tables for column in table.column_names if (check := check_of(column))})
+    found = pa.concat_tables([table.select([*_TEXTS, "prompts", "asked_at", *CELL_MEASURES]) for table in tables])
+
+    def cells(name: str, missing: np.ndarray) -> np.ndarray:
+        """Of a column that only some parts have. missing: what a prompt of the other parts has, (n_tiers,)."""
+        parts = [
+            _rectangle(table[name]) if name in table.column_names else np.tile(missing, (table.num_rows, 1))
+            for table in tables
+        ]
+        return np.asarray(np.concatenate(parts)[order])
+
     texts = {name: np.array(found[name].to_pylist(), dtype=np.str_) for name in _TEXTS}
     order = np.argsort(texts["prompt_ids"])
     columns: dict[str, Any] = {name: text[order] for name, text in texts.items()}
     columns |= {name: _rectangle(found[name])[order] for name in CELL_MEASURES}
     columns["asked_at"] = found["asked_at"].to_numpy()[order]
     prompts = found["prompts"].to_pylist()
+    unseen = np.full(len(tiers), np.nan)
     return OutcomeTable(
         tiers=tiers,
         prompts=[prompts[row] for row in order],
         first_timestamp=facts.first_timestamp,
         last_timestamp=facts.last_timestamp,
         summary=facts.summary,
+        answer_number=cells("answer", np.full(len(tiers), -1, np.int16)),
+        checks={
+            name: CheckCells(score=cells(f"check_{name}", unseen), cost_usd=cells(f"check_{name}_usd", unseen))
+            for name in checks
+        },
         **columns,
     )
 

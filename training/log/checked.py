@@ -15,7 +15,7 @@ import numpy as np
 from training.errors import LogError
 from training.log.columns import ColumnMap, quoted
 from training.log.readers import first_line
-from training.log.refusals import unreadable_labels
+from training.log.refusals import reserved_problem, unreadable_labels
 from training.log.rows import append_log, create_raw, fetch
 
 MEMORY_LIMIT = "4GB"
@@ -68,7 +68,8 @@ class FileFacts:
     """What was found in one log file.
 
     n_prompts: distinct prompts of its usable rows. last_timestamp: of its usable rows, UTC; None where none has one.
-    is_unreadable: the file, or `prompts.parquet` beside it, cannot be read, or its outcomes are on another scale.
+    is_unreadable: the file, or `prompts.parquet` beside it, cannot be read, its outcomes are on another scale, or a
+        column has the reserved check's name.
     reason: why; else why most of its broken rows are broken; "" where none is.
     """
 
@@ -137,14 +138,16 @@ class CheckedLogs:
             f"SELECT reason FROM raw WHERE file = {number} AND reason IS NOT NULL "
             "GROUP BY reason ORDER BY bool_or(is_unreadable) NULLS LAST, count(*) DESC, reason LIMIT 1",
         )
-        bad_labels = unreadable_labels(self.connection, number)
+        columns = [name for (name,) in fetch(self.connection, f"SELECT name FROM log_columns WHERE file = {number}")]
+        problems = [error.problem for error in unreadable_labels(self.connection, number)]
+        problems += [problem for problem in [reserved_problem(columns, self.maps)] if problem]
         return FileFacts(
             n_rows=n_rows,
             n_broken=n_broken,
             n_prompts=n_prompts,
             last_timestamp=last,
-            is_unreadable=is_unreadable or bool(bad_labels),
-            reason=bad_labels[0].problem if bad_labels and not is_unreadable else reasons[0][0] if reasons else "",
+            is_unreadable=is_unreadable or bool(problems),
+            reason=problems[0] if problems and not is_unreadable else reasons[0][0] if reasons else "",
         )
 
     def remove(self, path: Path) -> None:

@@ -14,12 +14,18 @@ from training.errors import MapError
 COLUMNS = (
     "prompt", "messages", "prompt_id", "model", "correct", "request_id", "provider", "dataset", "input_tokens",
     "output_tokens", "cost_usd", "latency_ms", "timestamp", "propensity", "question_key", "parsed",
-    "usd_per_mtok_input", "usd_per_mtok_output", "cache_hit", "tokens_estimated",
+    "usd_per_mtok_input", "usd_per_mtok_output", "cache_hit", "tokens_estimated", "answer",
 )  # fmt: skip
-"""The columns of the log format that are read; see data/README.md."""
+"""The columns of the log format that are read, beside those of checks; see data/README.md."""
 
 KNOWN_COLUMNS = (*COLUMNS, "cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
 """All columns of the log format; the last ones are not used yet."""
+
+RESERVED_CHECK = "agreement"
+"""No column may have this check's name: it compares the answers of two tiers."""
+
+CHECK_COLUMN = "check_[A-Za-z0-9_]+"
+"""A regular expression for the columns of checks: `check_NAME`, and `check_NAME_usd` for what the check cost."""
 
 _NUMBERS = {
     "correct", "input_tokens", "output_tokens", "cost_usd", "latency_ms", "propensity", "usd_per_mtok_input",
@@ -43,6 +49,7 @@ _OTHER_NAMES = {
     "latency_ms": "latency duration duration_ms",
     "timestamp": "start_time created created_at request_time date datetime time ts",
     "propensity": "pscore action_probability",
+    "answer": "final_answer extracted_answer normalized_answer",
 }
 
 
@@ -52,6 +59,19 @@ def _bare(name: str) -> str:
 
 _MEANT = {_bare(other): name for name, others in _OTHER_NAMES.items() for other in others.split()}
 _MEANT |= {_bare(name): name for name in KNOWN_COLUMNS}
+
+
+def check_of(column: str) -> str | None:
+    """The name of the check whose verdict or cost a column has; None where it is no column of a check."""
+    name = column.removeprefix("check_").removesuffix("_usd")
+    is_check = re.fullmatch(CHECK_COLUMN, column) and name and not name.endswith("_usd")
+    return name if is_check else None
+
+
+def reserved_columns(columns: Iterable[str], maps: Sequence[ColumnMap]) -> list[str]:
+    """The columns that have the reserved check's name and are not the source of a map."""
+    sources = {made.source for made in maps}
+    return [name for name in columns if check_of(name) == RESERVED_CHECK and name not in sources]
 
 
 @dataclass(frozen=True)
@@ -100,14 +120,17 @@ def _parse(text: str) -> ColumnMap:
     target, source = (parts["target"].strip(), parts["source"].strip()) if parts else ("", "")
     if parts is None or not target or not source:
         raise MapError(text, "it is not COLUMN=SOURCE, COLUMN=SOURCE/NUMBER or COLUMN=SOURCE:VALUE")
-    if target not in COLUMNS:
-        raise MapError(text, f"{target} is not a column of the log format ({', '.join(COLUMNS)})")
+    check = check_of(target)
+    if check == RESERVED_CHECK:
+        raise MapError(text, f"the check {check} is reserved for comparing the answers of two tiers")
+    if target not in COLUMNS and check is None:
+        raise MapError(text, f"{target} is not a column of the log format ({', '.join(COLUMNS)}, check_NAME)")
     if parts["value"] is not None:
-        if target not in _CONDITIONS:
-            raise MapError(text, f"SOURCE:VALUE is for {' and '.join(sorted(_CONDITIONS))} only")
+        if target not in _CONDITIONS and target != f"check_{check}":
+            raise MapError(text, f"SOURCE:VALUE is for check_NAME, {' and '.join(sorted(_CONDITIONS))} only")
         return ColumnMap(target=target, source=source, value=parts["value"].strip())
     if parts["divisor"] is not None:
-        if target not in _NUMBERS:
+        if target not in _NUMBERS and check is None:
             raise MapError(text, f"SOURCE/NUMBER is for columns of numbers, and {target} is none")
         return ColumnMap(target=target, source=source, divisor=_divisor(text, parts["divisor"]))
     return ColumnMap(target=target, source=source)

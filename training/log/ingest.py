@@ -15,12 +15,14 @@ import duckdb
 import numpy as np
 
 from router.portfolio.tiers import Tier
+from training.log.answers import Answers, find_answers
 from training.log.cells import to_cells
 from training.log.checked import MEMORY_LIMIT, CheckedLogs, checked_logs
 from training.log.columns import parse_maps, quoted
 from training.log.refusals import (
     found_columns,
     refuse_missing_sources,
+    refuse_reserved_columns,
     refuse_single_tier_log,
     refuse_unreadable_labels,
     refuse_unusable_log,
@@ -102,6 +104,7 @@ def _cells(
         columns, near = found_columns(db, rows.maps)
         written = write_quarantine(db, quarantine)
         refuse_missing_sources(columns, rows.maps)
+        refuse_reserved_columns(columns, rows.maps)
         refuse_unreadable_labels(db)
         refuse_unusable_log(db, columns, near, rows.maps, quarantine if written else None)
         to_cells(db, tiers, drop_unparsed)
@@ -154,6 +157,7 @@ def pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTable
         for name, parts in names.items():
             parts.append(np.array(batch[name].to_pylist(), dtype=np.str_))
     prompt_ids, groups, segments = (np.concatenate(parts or [np.empty(0, np.str_)]) for parts in names.values())
+    answers = find_answers(db, n_prompts, len(tiers))
     [(first, last)] = fetch(db, "SELECT min(timestamp), max(timestamp) FROM raw WHERE reason IS NULL")
     return OutcomeTable(
         tiers=tiers,
@@ -164,7 +168,9 @@ def pivot(db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...]) -> OutcomeTable
         asked_at=np.concatenate(asked_at),
         first_timestamp=first,
         last_timestamp=last,
-        summary=_summary(db, tiers, measures["correct"], measures["propensity"]),
+        summary=_summary(db, tiers, measures["correct"], measures["propensity"], answers),
+        answer_number=answers.number,
+        checks=answers.checks,
         **measures,
     )
 
@@ -178,7 +184,11 @@ _PROMPTS_IN_ORDER = r"""
 
 
 def _summary(
-    db: duckdb.DuckDBPyConnection, tiers: tuple[str, ...], correct: np.ndarray, propensity: np.ndarray
+    db: duckdb.DuckDBPyConnection,
+    tiers: tuple[str, ...],
+    correct: np.ndarray,
+    propensity: np.ndarray,
+    answers: Answers,
 ) -> IngestSummary:
     [(n_rows,)] = fetch(db, "SELECT count(*) FROM raw")
     totals = "sum(n_rows), sum(n_unjudged), sum(n_set_aside), count(*)"
@@ -202,6 +212,8 @@ def _summary(
                 "WHERE doubt IS NOT NULL GROUP BY 1 ORDER BY 1",
             )
         ),
+        answers=answers.n_answers,
+        checks=answers.n_verdicts,
         without_propensity=int((np.isfinite(correct) & np.isnan(propensity)).sum()) if is_partial(correct) else 0,
     )
 

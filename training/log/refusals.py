@@ -9,7 +9,7 @@ import duckdb
 import numpy as np
 
 from training.errors import LabelError, LogError
-from training.log.columns import ColumnMap, hints, not_used
+from training.log.columns import RESERVED_CHECK, ColumnMap, hints, not_used, reserved_columns
 from training.log.rows import fetch
 from training.log.table import IngestSummary, OutcomeTable
 
@@ -34,6 +34,23 @@ def refuse_missing_sources(columns: Sequence[str], maps: Sequence[ColumnMap]) ->
     """Raises LogError where a map's source is in no log. columns: of all logs."""
     if columns and (missing := sorted({made.source for made in maps} - set(columns))):
         raise LogError(f"no log has the column {', '.join(missing)} that --map names; {_columns_found(columns)}")
+
+
+def refuse_reserved_columns(columns: Sequence[str], maps: Sequence[ColumnMap]) -> None:
+    """Raises LogError where a column has the reserved check's name. columns: of all logs."""
+    if problem := reserved_problem(columns, maps):
+        raise LogError(problem)
+
+
+def reserved_problem(columns: Sequence[str], maps: Sequence[ColumnMap]) -> str:
+    """What is wrong with columns that have the reserved check's name, and what to do; "" where there are none."""
+    found = reserved_columns(columns, maps)
+    if not found:
+        return ""
+    return (
+        f"found the column {found[0]}: no check can be called {RESERVED_CHECK}, which compares the answers of two "
+        f"tiers; use another name, for example --map check_same={found[0]}"
+    )
 
 
 def unreadable_labels(db: duckdb.DuckDBPyConnection, number: int | None = None) -> list[LabelError]:

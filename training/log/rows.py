@@ -39,7 +39,8 @@ from training.log.readers import (
     format_of,
     json_lines,
 )
-from training.log.values import ANY_TIME, BAD_LABEL, BILLED, CORRECT, REASON, TIMESTAMP, number
+from training.log.values import ANSWER, ANY_TIME, BAD_LABEL, BILLED, CORRECT, REASON, TIMESTAMP, number
+from training.log.verdicts import BROKEN_VERDICT, VERDICTS, VERDICTS_TYPE, verdicts_of_line, verdicts_of_table
 
 _MAX_NAME = 64
 _MAX_LABEL = 40
@@ -49,16 +50,17 @@ def create_raw(db: duckdb.DuckDBPyConnection) -> None:
     """Create the tables `raw` and `log_columns`, unless the database has them, and what `append_log` needs.
 
     file: number of the log that the row comes from. prompt_key: hash of the prompt. timestamp: UTC.
+    answer: a digest of the answer. verdicts: what checks said of it.
     reason: why the row is broken; NULL where it is not. source, content: name of the log and text of the row, of
         broken rows only. label: what stands in `correct` of a row that is broken because it cannot be read; else NULL.
     is_unreadable: true for a row that stands for a whole file that cannot be read; else NULL.
     """
     db.create_function("chat_text", _chat_text, ["VARCHAR"], "VARCHAR", null_handling=SPECIAL)
-    db.execute("""
+    db.execute(f"""
         CREATE TABLE IF NOT EXISTS raw (file INTEGER, prompt_key UBIGINT, prompt VARCHAR, model VARCHAR,
         provider VARCHAR, dataset VARCHAR, question_key VARCHAR, correct DOUBLE, input_tokens DOUBLE,
         output_tokens DOUBLE, cost_usd DOUBLE, usd_per_mtok_input DOUBLE, usd_per_mtok_output DOUBLE,
-        propensity DOUBLE, timestamp TIMESTAMP, parsed BOOLEAN,
+        propensity DOUBLE, timestamp TIMESTAMP, parsed BOOLEAN, answer UBIGINT, verdicts {VERDICTS_TYPE},
         source VARCHAR, reason VARCHAR, content VARCHAR, label VARCHAR, is_unreadable BOOLEAN)
     """)
     db.execute("CREATE TABLE IF NOT EXISTS log_columns (file INTEGER, name VARCHAR)")
@@ -191,16 +193,18 @@ _FIELDS = json.dumps({name: "JSON" if name == "prompt" else "VARCHAR" for name i
 def _from_lines(maps: Mapping[str, ColumnMap]) -> str:
     """SELECT for _insert of the lines of a JSONL file."""
 
-    def value(name: str) -> str:
-        if (made := maps.get(name)) is None:
-            return f"fields.{name}"
+    def mapped(made: ColumnMap) -> str:
         pointer = quoted("/" + made.source.replace("~", "~0"))
-        return f"line -> {pointer}" if name == "prompt" else made.sql(f"(line ->> {pointer})")
+        return f"line -> {pointer}" if made.target == "prompt" else made.sql(f"(line ->> {pointer})")
+
+    def value(name: str) -> str:
+        return mapped(maps[name]) if name in maps else f"fields.{name}"
 
     is_nested = f"coalesce(left({value('prompt')}, 1) IN ('[', '{{'), false)"
     fields = ", ".join(f"CASE WHEN is_object THEN {value(name)} END AS {name}" for name in COLUMNS[1:])
     return f"""
         SELECT CASE WHEN is_object AND NOT {is_nested} THEN ({value("prompt")}) ->> '$' END AS prompt, {fields},
+               CASE WHEN is_object THEN {verdicts_of_line(maps, mapped)} END AS verdicts,
                is_object AND {is_nested} AS has_nested_prompt, original,
                CASE WHEN NOT is_object THEN coalesce(broken, 'not a JSON object') END AS defect
         FROM (SELECT CASE WHEN is_object THEN json_transform(line, '{_FIELDS}') END AS fields, line AS original, *
@@ -212,8 +216,8 @@ def _from_lines(maps: Mapping[str, ColumnMap]) -> str:
 def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str) -> None:
     """Check rows and add them to `raw`.
 
-    rows: SELECT of the log's columns as text, of `has_nested_prompt` (a list or an object stands where a text should),
-        of `defect` (why a row cannot be read, or NULL) and of `original`.
+    rows: SELECT of the log's columns as text, of `verdicts` as the log has them, of `has_nested_prompt` (a list or an
+        object stands where a text should), of `defect` (why a row cannot be read, or NULL) and of `original`.
     original: SQL expression for a broken row's content, made from `original`.
     """
     joined, clause = _joined_prompts(db, log)
@@ -226,7 +230,7 @@ def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str) 
         h AS (SELECT * REPLACE (CASE WHEN coalesce(prompt, '') <> '' THEN prompt
                                      WHEN messages IS NOT NULL THEN chat_text(messages) END AS prompt, {BILLED}),
                      {ANY_TIME} AS any_time FROM g),
-        i AS (SELECT *, {REASON} AS reason FROM h)
+        i AS (SELECT *, coalesce({REASON}, {BROKEN_VERDICT}) AS reason FROM h)
         SELECT {log.number} AS file, hash(prompt) AS prompt_key, prompt, model, provider,
                left(dataset, {_MAX_NAME}) AS dataset,
                CASE WHEN length(question_key) > {_MAX_NAME} THEN sha256(question_key)[:16] ELSE question_key END
@@ -235,7 +239,8 @@ def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str) 
                {number("output_tokens")} AS output_tokens, {number("cost_usd")} AS cost_usd,
                {number("usd_per_mtok_input")} AS usd_per_mtok_input,
                {number("usd_per_mtok_output")} AS usd_per_mtok_output, {number("propensity")} AS propensity,
-               {TIMESTAMP} AS timestamp, TRY_CAST(parsed AS BOOLEAN) AS parsed,
+               {TIMESTAMP} AS timestamp, TRY_CAST(parsed AS BOOLEAN) AS parsed, {ANSWER} AS answer,
+               {VERDICTS} AS verdicts,
                CASE WHEN reason IS NOT NULL THEN {quoted(log.name)} END AS source, reason,
                CASE WHEN reason IS NOT NULL THEN {original} END AS content,
                CASE WHEN reason = {quoted(BAD_LABEL)} THEN left(correct, {_MAX_LABEL}) END AS label
@@ -269,12 +274,14 @@ def _from_table(
         return maps[name].sql(text) if name in maps else text
 
     fields = ", ".join(f"{field(name)} AS {name}" for name in COLUMNS)
+    verdicts = verdicts_of_table(originals, maps, field)
     place = places.get(maps["prompt"].source if "prompt" in maps else "prompt")
     has_nested = place is not None and _is_nested(described[place][1])
     nested = f"{_identifier(found[place])} IS NOT NULL" if has_nested and place is not None else "false"
     columns = ", ".join(_identifier(name) for name in found)
     return (
-        f"SELECT {fields}, {nested} AS has_nested_prompt, NULL::VARCHAR AS defect, log_row AS original "
+        f"SELECT {fields}, {verdicts} AS verdicts, {nested} AS has_nested_prompt, NULL::VARCHAR AS defect, "
+        "log_row AS original "
         f"FROM {table} AS log_row({columns})"
     )
 
@@ -289,7 +296,8 @@ def _field(name: str, column: str, kind: str) -> str:
         return "NULL::VARCHAR" if name == "prompt" else f"to_json({column})::VARCHAR"
     if kind == "BLOB":
         return f"TRY(decode({column}))"
-    if kind in ("FLOAT", "DOUBLE") and name.endswith(("_id", "_key")):  # whole numbers, where pandas had missing ones
+    if kind in ("FLOAT", "DOUBLE") and name.endswith(("_id", "_key", "answer")):
+        # whole numbers, where pandas had missing ones
         return f"regexp_replace({column}::VARCHAR, '\\.0$', '')"
     return f"{column}::VARCHAR"
 

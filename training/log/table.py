@@ -27,6 +27,7 @@ class IngestSummary:
     repeated: rows beyond the first of the same prompt and model; they are averaged.
     without_propensity: outcomes of partial feedback whose propensity is not known; 0 where feedback is not partial.
     unknown: values of used rows that count as not logged, such as a count of 0 tokens, by what is wrong with them.
+    answers: used rows with an answer. checks: used rows with a verdict, by check.
     columns: names of all columns that the logs have. not_used: columns that are not used although their name is near
         that of a column which their log lacks, with that name.
     quarantine: the file that has the broken rows; None where none was written.
@@ -43,13 +44,16 @@ class IngestSummary:
     observed_per_tier: dict[str, int]
     without_propensity: int = 0
     unknown: Mapping[str, int] = field(default_factory=dict)
+    answers: int = 0
+    checks: Mapping[str, int] = field(default_factory=dict)
     columns: tuple[str, ...] = field(default=(), repr=False)
     not_used: Mapping[str, str] = field(default_factory=dict)
     quarantine: str | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The entry "log" of every command's JSON."""
-        return {**asdict(self), "columns": list(self.columns)}
+        """The entry "log" of every command's JSON; `answers` and `checks` are in it where the log has any."""
+        entry = {**asdict(self), "columns": list(self.columns)}
+        return {name: value for name, value in entry.items() if value or name not in ("answers", "checks")}
 
     @property
     def lines(self) -> str:
@@ -68,12 +72,31 @@ class IngestSummary:
         if self.not_used:
             parts.append(f"{hints(self.not_used)} (--map COLUMN=NAME renames)")
         parts.append("observed: " + ", ".join(f"{tier} {n:,}" for tier, n in self.observed_per_tier.items()))
+        if self.answers or self.checks:
+            parts.append(self._said)
         if self.without_propensity:
             parts.append(
                 f"no propensity of {self.without_propensity:,} outcomes: "
                 "estimates may be biased towards what was logged"
             )
         return "; ".join(parts)
+
+    @property
+    def _said(self) -> str:
+        said = [f"answers of {self.answers:,} rows"] if self.answers else []
+        checks = ", ".join(f"{name} ({count:,} rows)" for name, count in self.checks.items())
+        return ", ".join(said + ([f"checks: {checks}"] if checks else []))
+
+
+@dataclass(frozen=True)
+class CheckCells:
+    """What a check said of the tiers' answers. Both are float64 (n_prompts, n_tiers), NaN where the check was not seen.
+
+    score: 0..1; 1 = the answer passed. cost_usd: what the check cost, 0 where the log does not say.
+    """
+
+    score: np.ndarray = field(repr=False)
+    cost_usd: np.ndarray = field(repr=False)
 
 
 CELL_MEASURES = (
@@ -108,6 +131,9 @@ class OutcomeTable:
     usd_per_mtok_input, usd_per_mtok_output: same shape; the price at the time of the attempt, where the log has it.
     propensity: same shape; probability with which the tier's outcome came to be observed, NaN where the log
         does not say.
+    answer_number: int16, same shape; which of the prompt's distinct answers the tier gave, 0, 1, ... in the order of
+        tiers; -1 where it gave none or the log does not say. Two tiers agree where both are >= 0 and equal.
+    checks: what each check said of these answers, by the check's name.
     drawn_from: for a sample, the digest of the whole log; summary and timestamps are then of the whole log, too.
     """
 
@@ -124,6 +150,8 @@ class OutcomeTable:
     usd_per_mtok_input: np.ndarray = field(repr=False)
     usd_per_mtok_output: np.ndarray = field(repr=False)
     propensity: np.ndarray = field(repr=False)
+    answer_number: np.ndarray = field(repr=False)
+    checks: Mapping[str, CheckCells] = field(repr=False)
     first_timestamp: datetime | None
     last_timestamp: datetime | None
     summary: IngestSummary
@@ -136,24 +164,39 @@ class OutcomeTable:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of prompts, tiers, outcomes, their propensities, and prices where the log has any."""
+        """SHA-256 of prompts, tiers, outcomes, their propensities; and of prices, answers, checks that the log has."""
         content = hashlib.sha256(json.dumps([self.tiers, self.prompt_ids.tolist()]).encode())
         logged_prices = [
             cells for cells in (self.usd_per_mtok_input, self.usd_per_mtok_output) if np.isfinite(cells).any()
         ]
         for cells in (self.correct, self.output_tokens, self.cost_usd, self.propensity, *logged_prices):
             content.update(np.ascontiguousarray(cells, dtype=np.float32).tobytes())
+        for name, values in self.answer_columns.items():
+            content.update(name.encode() + np.ascontiguousarray(values).tobytes())
         content.update(self.drawn_from.encode())
         return content.hexdigest()
+
+    @property
+    def answer_columns(self) -> dict[str, np.ndarray]:
+        """Answer numbers, scores and costs of checks, by their column of the log; only those with a value."""
+        found = {"answer": self.answer_number} if (self.answer_number >= 0).any() else {}
+        for name, cells in sorted(self.checks.items()):
+            if np.isfinite(cells.score).any():
+                found |= {f"check_{name}": cells.score, f"check_{name}_usd": cells.cost_usd}
+        return found
 
     def rows(self, index: np.ndarray) -> OutcomeTable:
         """The table with only these prompts. index: integers or a mask, (n,)."""
         index = np.flatnonzero(index) if index.dtype == np.bool_ else index
-        columns = ("prompt_ids", "groups", "segments", "asked_at", *CELL_MEASURES)
+        columns = ("prompt_ids", "groups", "segments", "asked_at", *CELL_MEASURES, "answer_number")
         picked = {name: getattr(self, name)[index] for name in columns}
         return OutcomeTable(
             tiers=self.tiers,
             prompts=[self.prompts[i] for i in index],
+            checks={
+                name: CheckCells(score=cells.score[index], cost_usd=cells.cost_usd[index])
+                for name, cells in self.checks.items()
+            },
             first_timestamp=self.first_timestamp,
             last_timestamp=self.last_timestamp,
             summary=self.summary,

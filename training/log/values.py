@@ -11,7 +11,26 @@ def number(name: str) -> str:
     return f"CASE WHEN isfinite(TRY_CAST({name} AS DOUBLE)) THEN TRY_CAST({name} AS DOUBLE) + 0.0 END"  # no -0.0
 
 
-CORRECT = f"CASE lower(correct) WHEN 'true' THEN 1.0 WHEN 'false' THEN 0.0 ELSE {number('correct')} END"
+def label(text: str) -> str:
+    """SQL for a text that says true, false or a number as a number; NULL where it is empty or neither."""
+    return f"CASE lower({text}) WHEN 'true' THEN 1.0 WHEN 'false' THEN 0.0 ELSE {number(text)} END"
+
+
+LABEL = "true, false or a number in 0..1"
+AMOUNT = "a number from 0 to 1e12"
+
+
+def is_no_label(text: str) -> str:
+    """SQL for whether a text has a value that is not LABEL."""
+    return f"{is_given(text)} AND coalesce(NOT {label(text)} BETWEEN 0 AND 1, true)"
+
+
+def is_no_amount(text: str) -> str:
+    """SQL for whether a text has a value that is not AMOUNT."""
+    return f"{is_given(text)} AND coalesce(NOT {number(text)} BETWEEN 0 AND 1e12, true)"
+
+
+CORRECT = label("correct")
 _EPOCH = "epoch / CASE WHEN epoch < 1e11 THEN 1 WHEN epoch < 1e14 THEN 1e3 WHEN epoch < 1e17 THEN 1e6 ELSE 1e9 END"
 _DAY = (  # 20260131, as a number or a text
     "CASE WHEN epoch BETWEEN 19700101 AND 21991231 "
@@ -32,12 +51,10 @@ BILLED = f"""
     CASE WHEN {_IS_CACHE_HIT} OR TRY_CAST(tokens_estimated AS BOOLEAN) THEN NULL ELSE input_tokens END AS input_tokens
 """
 _AMOUNTS = ("input_tokens", "output_tokens", "cost_usd", "latency_ms", "usd_per_mtok_input", "usd_per_mtok_output")
-_BROKEN_AMOUNTS = " ".join(
-    f"WHEN {is_given(name)} AND coalesce(NOT {number(name)} BETWEEN 0 AND 1e12, true) "
-    f"THEN '{name} is not a number from 0 to 1e12'"
-    for name in _AMOUNTS
-)
-BAD_LABEL = "correct is not true, false or a number in 0..1"
+_BROKEN_AMOUNTS = " ".join(f"WHEN {is_no_amount(name)} THEN '{name} is not {AMOUNT}'" for name in _AMOUNTS)
+BAD_LABEL = f"correct is not {LABEL}"
+ANSWER = f"CASE WHEN answer = '' OR {is_given('answer')} THEN md5_number_lower(answer) END"
+"""A digest: whether two answers are equal is all that is asked of them. An empty text is an answer."""
 REASON = f"""
     CASE
         WHEN defect IS NOT NULL THEN defect
@@ -46,7 +63,7 @@ REASON = f"""
         WHEN prompt IS NULL AND has_nested_prompt THEN 'prompt is a list or an object; put chats into `messages`'
         WHEN prompt IS NULL AND prompt_id IS NOT NULL THEN 'no prompt, and prompt_id is not in a {PROMPTS_FILE} beside'
         WHEN coalesce(prompt, '') = '' THEN 'no prompt'
-        WHEN {is_given("correct")} AND coalesce(NOT {CORRECT} BETWEEN 0 AND 1, true) THEN '{BAD_LABEL}'
+        WHEN {is_no_label("correct")} THEN '{BAD_LABEL}'
         {_BROKEN_AMOUNTS}
         WHEN {is_given("propensity")}
             AND coalesce(NOT {number("propensity")} BETWEEN 0 AND 1 OR {number("propensity")} = 0, true)
