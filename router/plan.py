@@ -81,7 +81,7 @@ class Plan:
     worth_usd: float
     promised: bool
     verifiers: tuple[CheckModel, ...] = field(default=(), repr=False)
-    prompt: str = field(default="", repr=False, compare=False)
+    prompt: str | None = field(default=None, repr=False, compare=False)
     offers: Mapping[str, tuple[Offer, ...]] = field(default_factory=dict, repr=False)
     choices: Choices | None = field(default=None, repr=False, compare=False)
 

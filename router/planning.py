@@ -75,13 +75,12 @@ class PlanDials:
 
 
 def make_plan(
-    planner: Planner | None,
     dials: PlanDials | None,
     looks: Looks | None,
     asked: Dials,
     decision: Decision,
     offers: Mapping[str, tuple[Offer, ...]],
-    prompt: str,
+    prompt: str | None,
 ) -> Plan:
     """The plan for a request that was routed.
 
@@ -104,7 +103,7 @@ def make_plan(
             prompt=prompt,
         )
 
-    if planner is None or dials is None or looks is None:
+    if dials is None or looks is None:
         return direct("the bundle has learned no plans")
     if decision.fallback or asked.critical:
         return direct("the request is critical" if asked.critical else "the router could not decide")
@@ -121,7 +120,7 @@ def make_plan(
         why = f"a correct answer taken to be worth USD {worth:.3g}, which keeps {asked.quality:g} at these prices"
     else:
         why = f"a correct answer is worth USD {worth:.3g}"
-    return _planned(planner, looks, asked, decision, offers, prompt, worth, covered, why)
+    return _planned(dials.planner, looks, asked, decision, offers, prompt, worth, covered, why)
 
 
 def _planned(
@@ -130,7 +129,7 @@ def _planned(
     asked: Dials,
     decision: Decision,
     offers: Mapping[str, tuple[Offer, ...]],
-    prompt: str,
+    prompt: str | None,
     worth: float,
     covered: bool,
     why: str,

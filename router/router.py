@@ -11,6 +11,10 @@ from router.bundle.bundle import Bundle
 from router.decision import Decision
 from router.errors import BundleError
 from router.golden import proven
+from router.plan import Plan
+from router.planning import PlanDials, make_plan
+from router.plans.checks import CheckModel
+from router.plans.dial import PlanDial
 from router.policy import Policy, offer_filter, resolve_dials
 from router.portfolio.prices import PriceTable
 from router.prompt import Messages
@@ -79,8 +83,9 @@ class Router:
     def update_prices(self, path: str | Path) -> None:
         """Take the prices of a file in the format of tiers.toml; raises PriceError and keeps the present ones."""
         with self._one_change_at_a_time:
-            bundle = self.bundle
+            before, bundle = self._snapshot, self.bundle
             self._snapshot = Snapshot(bundle, PriceTable.read(path, bundle.manifest.tiers), self.policy)
+            self._snapshot.prove_plans_of(before)
 
     def route(
         self,
@@ -134,6 +139,48 @@ class Router:
         """
         return self._snapshot.call(quality, worth_usd, critical, regions, capabilities).route_batch(prompts)
 
+    def plan(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Messages | None = None,
+        checks: Collection[str | CheckModel] | None = None,
+        max_calls: int = 3,
+        quality: float | None = None,
+        worth_usd: float | None = None,
+        critical: bool = False,
+        context_tokens: float | None = None,
+        regions: Collection[str] | None = None,
+        capabilities: Collection[str] = (),
+        request_id: str | None = None,
+    ) -> Plan:
+        """The best plan to answer one request: whom to ask, what to look at, when to stop, and whom to ask next.
+
+        checks: what may be looked at: "agreement" (of two tiers' answers), names of checks that the bundle learned, or
+            checks whose figures were declared (CheckModel.with_figures). None takes "agreement" where the bundle knows
+            it. max_calls: 1 to 3.
+        quality: proven for plans at the prices in force, by a thread that begins with the first request; until it is
+            done, and where no plan keeps the quality, the plan is direct routing. worth_usd alone is not proven.
+        The other arguments are those of `route`.
+
+        Never raises on any prompt. Raises DialError and CheckError on arguments that are out of range or not known.
+        """
+        return self._snapshot.plan(
+            prompt, messages, checks, max_calls, quality, worth_usd, critical, context_tokens, regions, capabilities,
+            request_id,
+        )  # fmt: skip
+
+    def prove_plans(self, checks: Collection[str | CheckModel] | None = None, *, max_calls: int = 3) -> PlanDial | None:
+        """The dial of plans with these checks at the prices in force, proven now where it is not yet.
+
+        None where the bundle has learned no plans. Raises as `plan` does.
+        """
+        snapshot = self._snapshot
+        planner, dials = snapshot.bundle.planner, snapshot.plan_dials
+        if planner is None or dials is None:
+            return None
+        return dials.proven(planner.looks(checks, max_calls))
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -146,12 +193,15 @@ class Snapshot:
     bundle: Bundle
     prices: PriceTable
     policy: Policy
+    plan_dials: PlanDials | None = field(init=False, repr=False, compare=False)
     _known_calls: dict[tuple[float | None, float | None, bool], Call] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
-        tiers = self.bundle.manifest.tiers
+        planner, tiers = self.bundle.planner, self.bundle.manifest.tiers
+        dials = None if planner is None else PlanDials(planner, self.bundle.manifest, self.prices)
+        object.__setattr__(self, "plan_dials", dials)
         if self.policy.fallback_tier not in (None, *tiers):
             raise BundleError(
                 f"{self.bundle.path}: the policy's fallback_tier is {self.policy.fallback_tier!r}; "
@@ -185,3 +235,32 @@ class Snapshot:
         if regions is None and not capabilities:
             return call
         return replace(call, accepts=offer_filter(self.policy.regions if regions is None else regions, capabilities))
+
+    def plan(
+        self,
+        prompt: str | None,
+        messages: Messages | None,
+        checks: Collection[str | CheckModel] | None,
+        max_calls: int,
+        quality: float | None,
+        worth_usd: float | None,
+        critical: bool,
+        context_tokens: float | None,
+        regions: Collection[str] | None,
+        capabilities: Collection[str],
+        request_id: str | None,
+    ) -> Plan:
+        """The plan for one request; arguments and errors are those of Router.plan."""
+        planner = self.bundle.planner
+        looks = None if planner is None else planner.looks(checks, max_calls)
+        call = self.call(quality, worth_usd, critical, regions, capabilities)
+        if messages is not None:
+            call = call.needing(needed_capabilities({"messages": messages}, self.prices))
+        decision = call.route(prompt, messages, context_tokens, request_id)
+        return make_plan(self.plan_dials, looks, call.dials, decision, call.usable_offers(decision), prompt)
+
+    def prove_plans_of(self, other: Snapshot) -> None:
+        """Begin to prove the dials of plans that another snapshot of the same bundle had in use."""
+        if self.plan_dials is not None and other.plan_dials is not None:
+            for looks in other.plan_dials.in_use():
+                self.plan_dials.now(looks)

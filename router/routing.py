@@ -138,6 +138,15 @@ class Call:
         order = [decision.tier, *sorted(better, key=success.__getitem__)]
         return [offer for name in order for offer in offers[name]]
 
+    def usable_offers(self, decision: Decision) -> dict[str, tuple[Offer, ...]]:
+        """The offers of each tier that the request of a decision could use, cheapest first."""
+        tiers = self.prices.tiers
+        usable = usable_offers(tiers, decision.context_tokens, self.bundle.manifest.output_tokens, self.accepts)
+        return {
+            tier.name: tuple(tier.offers[number] for _, number in found)
+            for tier, found in zip(tiers, usable, strict=True)
+        }
+
     def _decisions(self, texts: list[str]) -> list[Decision]:
         ids = self.bundle.token_ids(texts)
         encoder, dials = self.bundle.manifest.encoder, self.dials

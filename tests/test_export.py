@@ -48,7 +48,7 @@ from training.log.ingest import ingest
 
 FILES = {
     "router.onnx", "tokenizer.json", "tiers.toml", "clusters.json", "golden.jsonl", "report.json", "report.html",
-    "README.md", "manifest.json",
+    "README.md", "manifest.json", "plan.onnx", "checks.json", "calibration.npz",
 }  # fmt: skip
 INPUTS = {
     "input_ids": (TensorProto.INT64, 2),

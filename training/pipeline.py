@@ -36,6 +36,7 @@ from training.fit.clusters import PromptClusters
 from training.fit.estimator import SuccessEstimator
 from training.fit.lengths import LengthModel
 from training.fit.model import TierModel
+from training.fit.plans import PlanModel
 from training.log.costs import attempt_costs
 from training.log.labels import label_cheapest_correct, label_distribution
 from training.log.part import LogPart
@@ -143,7 +144,8 @@ def _run(
     parity = check_parity(learned.model, encoder, graph, held_out.table.prompts, held_out.vectors, config.seed)
     context.done("parity")
     manifest = _manifest(learned, known, log, info, context)
-    draft = draft_bundle(out, encoder, graph, prices.text, learned.model.clusters.members, manifest)
+    plan_files = {} if learned.plans is None else learned.plans.files()
+    draft = draft_bundle(out, encoder, graph, prices.text, learned.model.clusters.members, plan_files, manifest)
     try:
         data = _training_data(learned, known, split)
         evaluation = evaluate_table(
@@ -186,12 +188,13 @@ class _Learned:
     """What the training part of a log taught.
 
     out_of_fold: calibrated success of the training prompts, (n_prompts, n_tiers). n_trained_on: prompts that the
-    classifier saw, which on a cluster are more than the table has.
+    classifier saw, which on a cluster are more than the table has. plans: None where there are none to choose from.
     """
 
     model: TierModel
     out_of_fold: np.ndarray
     dial: CalibratedDial
+    plans: PlanModel | None
     n_trained_on: int
 
 
@@ -223,11 +226,20 @@ def _learn(known: LogPart, encoder: Encoder, info: EncoderInfo, backend: Backend
         basis, known.vectors, table, dial.outcomes, config.seed, keep_examples=config.keep_examples
     )
     context.done("clusters")
+    plans = PlanModel.fit(
+        table,
+        estimator.out_of_fold_,
+        lengths.predict(known.vectors),
+        inputs.predict(known.vectors, context_tokens),
+        context_tokens,
+    )
+    context.done("plans")
     has_classifier = success.classifier is not None
     return _Learned(
         model=TierModel(success, lengths, inputs, clusters),
         out_of_fold=estimator.out_of_fold_,
         dial=dial,
+        plans=plans,
         n_trained_on=backend.n_trained_on(table.n_prompts) if has_classifier else table.n_prompts,
     )
 

@@ -15,9 +15,7 @@ MAX_STAKE = 0.5
 """Largest share of the wealth that one prompt can lose."""
 
 
-def keeps(
-    outcome: np.ndarray, references: np.ndarray, quality: float, confidence: float
-) -> bool:
+def keeps(outcome: np.ndarray, references: np.ndarray, quality: float, confidence: float) -> bool:
     """Whether these outcomes prove the quality against every reference.
 
     outcome: 0..1, of the answers returned, (n_prompts,). references: 0..1, the outcomes of each tier that may be the

@@ -127,7 +127,9 @@ class CheckModel:
             raise ValueError(f"check {name} has thresholds {thresholds}; expected 1 to {MOST_SCORES - 1}, rising")
         if verdicts.shape != (2, n_tiers, len(thresholds) + 1, 2) or len(usd) != n_tiers:
             raise ValueError(f"check {name} has verdicts of shape {verdicts.shape} and {len(usd)} prices")
-        if not (np.isfinite(verdicts).all() and (verdicts >= 0).all() and np.allclose(verdicts.sum(axis=2), 1, atol=1e-3)):
+        if not (
+            np.isfinite(verdicts).all() and (verdicts >= 0).all() and np.allclose(verdicts.sum(axis=2), 1, atol=1e-3)
+        ):
             raise ValueError(f"check {name} has verdicts that are no probabilities")
         if not all(0 <= each < math.inf for each in usd):
             raise ValueError(f"check {name} has prices {usd}; expected amounts of at least 0")

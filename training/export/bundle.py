@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -81,11 +81,13 @@ def draft_bundle(
     graph: onnx.ModelProto,
     tiers_text: str,
     clusters: tuple[Cluster, ...],
+    plan_files: Mapping[str, bytes],
     manifest: Manifest,
 ) -> BundleDraft:
-    """Write graph, tokenizer, tiers, clusters and golden prompts into a folder beside `target`.
+    """Write graph, tokenizer, tiers, clusters, plans and golden prompts into a folder beside `target`.
 
-    The runtime can load the draft already. manifest: without files. Where this raises, the folder is removed.
+    The runtime can load the draft already. plan_files: those of router.plans.planner.PLAN_FILES, or none of them.
+    manifest: without files. Where this raises, the folder is removed.
     Raises BundleError where the runtime cannot load what was written, OSError where it cannot be written.
     """
     folder = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
@@ -96,10 +98,13 @@ def draft_bundle(
         (folder / TIERS_FILE).write_text(tiers_text, encoding="utf-8")
         (folder / CLUSTERS_FILE).write_text(clusters_text(clusters), encoding="utf-8")
         (folder / GOLDEN_FILE).write_text("", encoding="utf-8")
-        _with_manifest(folder, REQUIRED_FILES, manifest)
+        for name, content in plan_files.items():
+            (folder / name).write_bytes(content)
+        names = (*REQUIRED_FILES, *plan_files)
+        _with_manifest(folder, names, manifest)
         lines = [json.dumps(entry, ensure_ascii=False) for entry in golden_entries(Router(Bundle.load(folder)))]
         (folder / GOLDEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return BundleDraft(folder=folder, target=target, manifest=_with_manifest(folder, REQUIRED_FILES, manifest))
+        return BundleDraft(folder=folder, target=target, manifest=_with_manifest(folder, names, manifest))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

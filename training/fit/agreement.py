@@ -6,8 +6,10 @@ So two tiers that agree are right more often, but not always.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 
@@ -70,13 +72,13 @@ class _Seen:
 
     @classmethod
     def of(cls, success: np.ndarray, correct: np.ndarray, answer_number: np.ndarray) -> _Seen:
-        has_answers = (answer_number >= 0).any(axis=1)
-        known = np.isfinite(correct) & has_answers[:, None]
-        return cls(easy=success.mean(axis=1), right=correct >= 0.5, known=known, answers=answer_number)
+        has_answers = np.asarray((answer_number >= 0).any(axis=1))
+        known = np.asarray(np.isfinite(correct) & has_answers[:, None])
+        return cls(easy=success.mean(axis=1), right=np.asarray(correct >= 0.5), known=known, answers=answer_number)
 
     @property
     def n_tiers(self) -> int:
-        return self.right.shape[1]
+        return int(self.right.shape[1])
 
     def agree(self, one: int, other: int) -> np.ndarray:
         """Whether two tiers gave the same answer, bool (n,)."""
@@ -84,8 +86,9 @@ class _Seen:
 
     def where(self, tiers: tuple[int, ...], right: tuple[int, ...]) -> np.ndarray:
         """Prompts on which just these tiers were right or wrong, bool (n,)."""
-        rows = self.known[:, tiers].all(axis=1)
-        return np.asarray(rows & (self.right[:, tiers] == np.array(right, dtype=bool)).all(axis=1))
+        at = list(tiers)
+        rows = self.known[:, at].all(axis=1)
+        return np.asarray(rows & (self.right[:, at] == np.array(right, dtype=bool)).all(axis=1))
 
 
 def _prior(one_right: int, other_right: int) -> float:
@@ -162,7 +165,9 @@ def _one_of(*things: np.ndarray) -> np.ndarray:
     return np.concatenate([columns, ~columns.any(axis=1, keepdims=True)], axis=1).astype(float)
 
 
-def _stacked(easy: np.ndarray, rows: dict[tuple[int, ...], np.ndarray], things: dict) -> tuple[np.ndarray, np.ndarray]:
+def _stacked(
+    easy: np.ndarray, rows: Mapping[Any, np.ndarray], things: Mapping[Any, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """What all pairs or triples show, one below the other."""
     return np.concatenate([easy[each] for each in rows.values()]), np.concatenate(list(things.values()))
 

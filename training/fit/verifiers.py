@@ -29,12 +29,12 @@ def fit_verifier(
 ) -> CheckModel | None:
     """Learn a check; None where the log has too few verdicts on right or on wrong answers.
 
-    success: out-of-fold estimates; correct: 0..1, NaN where not observed; score: 0..1, NaN where the check was not made;
-    usd: what each check cost. All (n_prompts, n_tiers).
+    success: out-of-fold estimates; correct: 0..1, NaN where not observed; score: 0..1, NaN where the check was not
+    made; usd: what each check cost. All (n_prompts, n_tiers).
 
-    P(class of the score | right or wrong) is a share of the pooled verdicts of all tiers, then of the tier's own, shrunk
-    towards the pool. Where the errors go with difficulty (likelihood-ratio test against a constant), each is a straight
-    line in the mean estimate of the prompt.
+    P(class of the score | right or wrong) is a share of the pooled verdicts of all tiers, then of the tier's own,
+    shrunk towards the pool. Where the errors go with difficulty (likelihood-ratio test against a constant), each is a
+    straight line in the mean estimate of the prompt.
     """
     seen = np.isfinite(correct) & np.isfinite(score)
     right = correct >= 0.5
@@ -104,11 +104,11 @@ def _mean_usd(usd: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Mean price of a check per tier; that of all tiers where a tier has none."""
     counts = seen.sum(axis=0)
     total = np.where(seen, np.nan_to_num(usd), 0.0).sum(axis=0)
-    return np.where(counts > 0, total / np.maximum(counts, 1), total.sum() / max(1, counts.sum()))
+    return np.asarray(np.where(counts > 0, total / np.maximum(counts, 1), total.sum() / max(1, counts.sum())))
 
 
 def _evidence(seen: np.ndarray, right: np.ndarray, score: np.ndarray, p_values: dict[str, float]) -> dict[str, Any]:
-    """Sensitivity and specificity over all tiers with exact intervals (Clopper & Pearson 1934), and what they rest on."""
+    """Sensitivity and specificity with exact intervals (Clopper & Pearson 1934), and what they rest on."""
     passed = score >= 0.5
     rights, wrongs = seen & right, seen & ~right
     return {

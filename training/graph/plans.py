@@ -209,7 +209,9 @@ class _PlanGraph:
         unchecked = g.add("Mul", worth, g.add("Unsqueeze", unseen, self._whole([1])))  # (n, W, S, B)
 
         second = g.add("Gather", price, self._second, axis=1)
-        paid = g.add("Add", g.add("Mul", self._shaped(second, [-1, 1, len(self._pairs), 1]), seen_first), self._too_many(2))
+        paid = g.add(
+            "Add", g.add("Mul", self._shaped(second, [-1, 1, len(self._pairs), 1]), seen_first), self._too_many(2)
+        )
         fee = self._shaped(g.add("Gather", "check_usd", self._second), [1, 1, len(self._pairs), 1])
         checked = g.add("Sub", checked, g.add("Mul", fee, seen_first))
         g.add("Greater", checked, unchecked, output="is_checked")
