@@ -95,6 +95,32 @@ def test_the_table_is_that_of_one_process_whatever_the_number_of_parts(
         )
 
 
+def test_a_cluster_reads_answers_and_checks_as_one_process_does(
+    two_workers, sample_log, sample_tiers, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(clusters, "ROWS_PER_PART", 400)
+    monkeypatch.setattr(clusters, "ROWS_PER_READ", 400)
+    tiers, folder = read_tiers(sample_tiers), tmp_path / "log"
+    folder.mkdir()
+    log = pd.read_parquet(sample_log, columns=["prompt", "model", "correct"]).head(1500)
+    log["answer"] = np.where(log.correct > 0, "right", "wrong " + log.model.astype(str))
+    log.iloc[:500].assign(check_tests=0.5, check_tests_usd=0.25).to_parquet(folder / "a.parquet")
+    rare = np.where(np.arange(500) == 7, 1.0, np.nan)  # most parts have no such verdict
+    log.iloc[400:900].assign(check_rare=rare).to_json(folder / "b.jsonl", orient="records", lines=True)
+    log.iloc[900:].drop(columns="answer").to_csv(folder / "c.csv", index=False)
+    whole, found = ingest(folder, tiers), table_of(two_workers, folder, tiers, tmp_path)
+    assert whole.summary.repeated and list(found.checks) == list(whole.checks) == ["rare", "tests"]
+    np.testing.assert_array_equal(found.answer_number, whole.answer_number)
+    assert found.answer_number.dtype == whole.answer_number.dtype
+    for name, cells in whole.checks.items():
+        np.testing.assert_array_equal(found.checks[name].score, cells.score)
+        np.testing.assert_array_equal(found.checks[name].cost_usd, cells.cost_usd)
+    assert found.summary == whole.summary and found.digest == whole.digest
+    log.assign(check_agreement=1).to_parquet(folder / "d.parquet")
+    with pytest.raises(LogError, match="check_agreement"):
+        table_of(two_workers, folder, tiers, tmp_path)
+
+
 def test_a_cluster_reads_columns_that_are_made_from_others(two_workers, sample_log, sample_tiers, tmp_path):
     tiers, path = read_tiers(sample_tiers), tmp_path / "stars.jsonl"
     stars = pd.read_parquet(sample_log, columns=["prompt", "model", "correct"]).head(900)

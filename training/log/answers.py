@@ -35,8 +35,8 @@ def find_answers(db: duckdb.DuckDBPyConnection, n_prompts: int, n_tiers: int) ->
     for batch in db.sql("SELECT row, tier, answer FROM said WHERE answer IS NOT NULL").to_arrow_reader():
         place = batch["row"].to_numpy(), batch["tier"].to_numpy()
         answer[place], is_given[place] = batch["answer"].to_numpy(), True
-    [(n_answers,)] = fetch(db, "SELECT count(saying.answer) FROM sayings")
-    verdicts = "SELECT unnest(saying.verdicts).name AS name FROM sayings"
+    [(n_answers,)] = fetch(db, "SELECT count(answer) FROM sayings")
+    verdicts = "SELECT unnest(verdicts).name AS name FROM sayings"
     n_verdicts = dict(fetch(db, f"SELECT name, count(*) FROM ({verdicts}) GROUP BY 1 ORDER BY 1"))
     checks = {name: _check_cells(db, name, shape) for name in n_verdicts}
     return Answers(number=numbered(answer, is_given), checks=checks, n_answers=n_answers, n_verdicts=n_verdicts)
@@ -69,20 +69,18 @@ def _create_said(db: duckdb.DuckDBPyConnection) -> None:
     """
     db.execute("""
         CREATE TABLE sayings AS
-        SELECT prompt_key, tier, correct IS NOT NULL AS is_judged, {'answer': answer, 'verdicts': verdicts} AS saying
+        SELECT prompt_key, tier, correct IS NOT NULL AS is_judged, answer, verdicts
         FROM attempts WHERE tier IS NOT NULL AND (answer IS NOT NULL OR verdicts IS NOT NULL)
     """)
-    drawn = "1 + (md5_number_lower(concat(prompt_id, '/', tier)) % len(sayings)::UBIGINT)::BIGINT"
-    db.execute(f"""
+    db.execute("""
         CREATE TABLE said AS
-        WITH found AS (
-            SELECT prompt_key, tier, coalesce(list(saying) FILTER (is_judged), list(saying)) AS sayings
-            FROM sayings GROUP BY 1, 2),
-        drawn AS (
-            SELECT row, tier,
-                   CASE WHEN len(sayings) = 1 THEN sayings[1] ELSE list_sort(sayings)[{drawn}] END AS saying
-            FROM found JOIN places USING (prompt_key) JOIN prompts USING (prompt_key))
-        SELECT row, tier, saying.answer, saying.verdicts FROM drawn
+        WITH numbered AS (
+            SELECT *, row_number() OVER (cell ORDER BY is_judged DESC, answer, verdicts) - 1 AS number,
+                   coalesce(nullif(count(*) FILTER (is_judged) OVER cell, 0), count(*) OVER cell) AS n
+            FROM sayings WINDOW cell AS (PARTITION BY prompt_key, tier))
+        SELECT row, tier, answer, verdicts
+        FROM numbered JOIN places USING (prompt_key) JOIN prompts USING (prompt_key)
+        WHERE number = CASE WHEN n = 1 THEN 0 ELSE md5_number_lower(concat(prompt_id, '/', tier)) % n END
     """)
 
 

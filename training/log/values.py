@@ -53,7 +53,7 @@ BILLED = f"""
 _AMOUNTS = ("input_tokens", "output_tokens", "cost_usd", "latency_ms", "usd_per_mtok_input", "usd_per_mtok_output")
 _BROKEN_AMOUNTS = " ".join(f"WHEN {is_no_amount(name)} THEN '{name} is not {AMOUNT}'" for name in _AMOUNTS)
 BAD_LABEL = f"correct is not {LABEL}"
-ANSWER = f"CASE WHEN answer = '' OR {is_given('answer')} THEN md5_number_lower(answer) END"
+ANSWER = f"CASE WHEN answer = '' OR {is_given('answer')} THEN hash(answer) END"
 """A digest: whether two answers are equal is all that is asked of them. An empty text is an answer."""
 REASON = f"""
     CASE

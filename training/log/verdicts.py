@@ -61,16 +61,17 @@ def _first(is_so: str) -> str:
 
 
 BROKEN_VERDICT = f"""
-    coalesce({_first(is_no_label("trim(verdict.score)"))} || ' is not {LABEL}',
-             {_first(is_no_amount("trim(verdict.usd)"))} || '_usd is not {AMOUNT}')
+    CASE WHEN verdicts IS NOT NULL THEN coalesce(
+        {_first(is_no_label("trim(verdict.score)"))} || ' is not {LABEL}',
+        {_first(is_no_amount("trim(verdict.usd)"))} || '_usd is not {AMOUNT}') END
 """
 """SQL for what is wrong with the verdicts of a row; NULL where nothing is."""
 
 VERDICTS = f"""
-    nullif(list_sort(list_filter(
+    CASE WHEN verdicts IS NOT NULL THEN nullif(list_sort(list_filter(
         list_transform(verdicts, lambda verdict: {{
             'name': verdict.name, 'score': {label("trim(verdict.score)")},
             'usd': coalesce({number("trim(verdict.usd)")}, 0)}}),
-        lambda verdict: verdict.score IS NOT NULL)), [])
+        lambda verdict: verdict.score IS NOT NULL)), []) END
 """
 """SQL for the verdicts of a row as numbers; NULL where no check said anything."""
