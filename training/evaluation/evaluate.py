@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from router.bundle.bundle import Bundle
+from router.plans.checks import CheckModel
 from router.policy import Dials, resolve_dials
 from router.policy import Policy as RouterPolicy
 from router.portfolio.prices import PriceTable
@@ -31,6 +32,7 @@ from training.evaluation.metrics import (
 )
 from training.evaluation.net_value import net_value
 from training.evaluation.off_policy_bundle import judge_off_policy
+from training.evaluation.plans import judge_plans
 from training.evaluation.result import Evaluation, FullEvaluation, OffPolicyEvaluation, PolicyResult
 from training.evaluation.segments import judge_segments
 from training.evaluation.training_data import TrainingData
@@ -59,6 +61,7 @@ def evaluate(
     worth_usd: float | None = None,
     maps: Sequence[str] = (),
     quarantine: Path | None = None,
+    simulated_checks: Sequence[CheckModel] = (),
     seed: int = 0,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Evaluation:
@@ -71,6 +74,7 @@ def evaluate(
 
     prices: a file in the format of tiers.toml; price_factors: by provider, what its prices are multiplied by. With
         either, the same bundle decides at these prices, and attempts cost what their logged tokens cost at them.
+    simulated_checks: checks whose verdicts are drawn with their stated figures, for plans.
     quality, worth_usd: dials to judge, as for Router.route; without them, the default quality.
     maps: how columns of the logs are made from others, as for TrainingConfig. quarantine: a file for broken rows; None
         writes none.
@@ -90,7 +94,9 @@ def evaluate(
         change = _mean_cost(table, loaded.prices.tiers) / np.maximum(_mean_cost(paid, tiers), np.finfo(float).tiny)
     training = TrainingData.load(TrainingData.path_of(loaded.path), loaded.manifest.bundle_id)
     training = replace(training, cost_usd=training.cost_usd * change)  # the baselines see today's prices too
-    evaluation = evaluate_table(loaded, table, training, dials=dials, seed=seed, on_step=on_step)
+    evaluation = evaluate_table(
+        loaded, table, training, dials=dials, simulated_checks=simulated_checks, seed=seed, on_step=on_step
+    )
     if isinstance(evaluation, OffPolicyEvaluation) and evaluation.refused:
         raise LogError(f"no prompt to judge: {evaluation.refused} (read: {table.summary})")
     return replace(evaluation, log=table.summary)
@@ -107,6 +113,7 @@ def evaluate_table(
     *,
     vectors: np.ndarray | None = None,
     dials: Dials | None = None,
+    simulated_checks: Sequence[CheckModel] = (),
     seed: int = 0,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Evaluation:
@@ -129,6 +136,8 @@ def evaluate_table(
     on_step("estimates")
     vectors = None if vectors is None else vectors[drawn]
     compared = _compare(judged, training, vectors, on_step)
+    plans = judge_plans(judged, worth_grid(training.mean_cost_usd), simulated_checks)
+    on_step("plans judged")
     return FullEvaluation(
         bundle_id=bundle.manifest.bundle_id,
         tiers=judged.tiers,
@@ -140,6 +149,7 @@ def evaluate_table(
         estimated_cost_share=judged.estimated_cost_share,
         chosen=judge_dials(judged, dials),
         dial=judge_whole_dial(judged),
+        plans=plans,
         **compared,
         **_per_tier(judged),
     )

@@ -16,6 +16,7 @@ from training.evaluation.dials import DialResult, dials_text
 from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.net_value import NetValue
 from training.evaluation.off_policy import ESTIMATORS, OffPolicyReport
+from training.evaluation.plans import PlanEvaluation
 from training.log.table import IngestSummary
 
 
@@ -97,6 +98,7 @@ class Evaluation(ABC):
             "net_value": None,
             "dial": [],
             "segments": {},
+            "plans": {},
             "output_tokens": {},
             "cost_predicted_over_measured": {},
             **self._findings(),
@@ -117,7 +119,7 @@ class FullEvaluation(Evaluation):
         logged lengths.
     net_value: of router and single tiers, by the worth of a correct answer.
     chosen: at the dials that were asked for, otherwise at the default quality. dial: at each quality of the dial.
-    segments: by name, segments with enough prompts.
+    segments: by name, segments with enough prompts. plans: with each check that bundle and log know, by its name.
     length_log_error: mean absolute error of log output tokens, of the model and of the tier's mean; only for tiers with
         logged lengths. cost_ratio: predicted over measured cost; cost_explained: the share of the logged cost that
         prompt and logged answer explain at list price; both only for tiers that cost something.
@@ -137,6 +139,7 @@ class FullEvaluation(Evaluation):
     chosen: DialResult
     dial: Sequence[DialResult]
     segments: Mapping[str, Mapping[str, Any]]
+    plans: Mapping[str, PlanEvaluation]
     length_log_error: Mapping[str, tuple[float, float]]
     cost_ratio: Mapping[str, Interval]
     cost_explained: Mapping[str, float]
@@ -198,6 +201,7 @@ class FullEvaluation(Evaluation):
             "net_value": self.net_value.to_json(),
             "dial": [point.to_json() for point in self.dial],
             "segments": {name: dict(entry) for name, entry in self.segments.items()},
+            "plans": {name: each.to_json() for name, each in self.plans.items()},
             "output_tokens": {
                 tier: {"log_error": model, "log_error_of_mean": mean}
                 for tier, (model, mean) in self.length_log_error.items()

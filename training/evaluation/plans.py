@@ -1,0 +1,378 @@
+"""What plans keep and cost on logged answers, against direct routing and against the best fixed cascade.
+
+A fixed cascade asks the same tiers in the same order for every prompt (FrugalGPT, Chen et al. 2023, without its
+estimates): it is chosen on the training part, on the prompts that the bundle carries for its promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from router.plan import Choices
+from router.planning import PlanDials
+from router.plans.checks import AGREEMENT, CheckModel
+from router.plans.dial import expected_costs, logged_answers, replayed, simulated_classes
+from router.plans.engine import PlanTables
+from router.plans.planner import MOST_CALLS, Looks, Planner
+from router.plans.replay import LoggedAnswers, Replayed
+from router.portfolio.quote import graph_inputs
+from training.evaluation.judged import LEAST_ACCURACY, JudgedPrompts
+from training.evaluation.metrics import Interval, hull, interval
+from training.log.sample import evenly
+
+MAX_PLANNED_PROMPTS = 5_000
+"""Held-out prompts that plans are judged on; more would not change what is said."""
+
+N_WORTHS = 40
+_LEAST_COST = 1e-12
+_SHARES = {"cost_at_95": 0.95, "cost_at_98": 0.98, "cost_at_100": 1.0}
+
+
+@dataclass(frozen=True)
+class CurveFigures:
+    """A curve of accuracy over cost.
+
+    curve: (usd_per_1k, accuracy), by rising cost. cost_at: by name, the cost that reaches 95, 98 and 100 % of the best
+    tier's accuracy, relative to always asking it; 1 where that is not reached for less. max_kept: the highest accuracy,
+    relative to the best tier's.
+    """
+
+    curve: tuple[tuple[float, float], ...]
+    cost_at: Mapping[str, Interval]
+    max_kept: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the JSON of an evaluation."""
+        return {
+            "curve": [list(point) for point in self.curve],
+            **{name: each.to_json() for name, each in self.cost_at.items()},
+            "max_kept": self.max_kept.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class PlanDialResult:
+    """What plans keep and cost at one quality. Where no plan keeps it with proof, direct routing answers."""
+
+    quality: float
+    promised: bool
+    is_direct: bool
+    kept: Interval
+    usd_per_1k: Interval
+    cost_share: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of "dial"."""
+        return {
+            "quality": self.quality,
+            "promised": self.promised,
+            "is_direct": self.is_direct,
+            **{name: getattr(self, name).to_json() for name in ("kept", "usd_per_1k", "cost_share")},
+        }
+
+
+@dataclass(frozen=True)
+class PlanEvaluation:
+    """Plans with one check.
+
+    simulated: verdicts were drawn with stated figures. plans, direct, fixed_cascade: their curves. dial: at each
+    quality. n_prompts: that this rests on. expected_success, expected_cost: what plans expect at the default quality,
+    relative to what was measured; None where no plan is promised there. shapes: the plans most used at the default
+    quality, with their shares of requests.
+    """
+
+    check: str
+    simulated: bool
+    n_prompts: int
+    plans: CurveFigures
+    direct: CurveFigures
+    fixed_cascade: CurveFigures
+    dial: tuple[PlanDialResult, ...]
+    expected_success: float | None
+    expected_cost: float | None
+    shapes: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of a check in "plans"."""
+        return {
+            "simulated": self.simulated,
+            "n_prompts": self.n_prompts,
+            **self.plans.to_json(),
+            "dial": [each.to_json() for each in self.dial],
+            "fixed_cascade": self.fixed_cascade.to_json(),
+            "direct": self.direct.to_json(),
+            "expected_over_measured": {"success": self.expected_success, "cost": self.expected_cost},
+            "shapes": dict(self.shapes),
+        }
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is judged: estimates and logged answers of held-out prompts.
+
+    success, cost_usd: expected; correct, paid: as logged; eligible: bool; all (n_prompts, n_tiers). weights: of
+    resamples, (n_resamples, n_prompts). best: the tier that all is relative to.
+    """
+
+    success: np.ndarray
+    cost_usd: np.ndarray
+    eligible: np.ndarray
+    correct: np.ndarray
+    paid: np.ndarray
+    answers: LoggedAnswers
+    weights: np.ndarray
+    best: int
+
+    def figures(self, outcomes: np.ndarray, costs: np.ndarray) -> CurveFigures:
+        """Of a family of policies; outcomes, costs: (n_prompts, n_policies). Single tiers are part of every family."""
+        outcomes = np.concatenate([outcomes, self.correct], axis=1)
+        costs = np.concatenate([costs, self.paid], axis=1)
+        accuracy, cost = (self.weights @ each.astype(np.float32) for each in (outcomes, costs))
+        best = accuracy[:, outcomes.shape[1] - self.correct.shape[1] + self.best]
+        best_cost = cost[:, costs.shape[1] - self.paid.shape[1] + self.best]
+        found = {name: np.empty(len(accuracy)) for name in _SHARES}
+        for row in range(len(accuracy)):
+            xs, ys = hull(cost[row], accuracy[row])
+            for name, share in _SHARES.items():
+                reached = ys[-1] >= share * best[row]
+                at = float(np.interp(share * best[row], ys, xs)) if reached else float(best_cost[row])
+                found[name][row] = min(1.0, at / max(float(best_cost[row]), _LEAST_COST))
+        points = sorted(set(zip((1000 * cost[0]).tolist(), accuracy[0].tolist(), strict=True)))
+        return CurveFigures(
+            curve=tuple(points),
+            cost_at={name: interval(values) for name, values in found.items()},
+            max_kept=interval(accuracy.max(axis=1) / np.maximum(best, LEAST_ACCURACY)),
+        )
+
+    def dial_result(
+        self, quality: float, outcome: np.ndarray, paid: np.ndarray, *, promised: bool, is_direct: bool
+    ) -> PlanDialResult:
+        """Of one policy; outcome, paid: (n_prompts,)."""
+        columns = np.stack([outcome, paid, self.correct[:, self.best], self.paid[:, self.best]], axis=1)
+        accuracy, cost, best, best_cost = (self.weights @ columns.astype(np.float32)).T
+        return PlanDialResult(
+            quality=quality,
+            promised=promised,
+            is_direct=is_direct,
+            kept=interval(accuracy / np.maximum(best, LEAST_ACCURACY)),
+            usd_per_1k=interval(1000 * cost),
+            cost_share=interval(cost / np.maximum(best_cost, _LEAST_COST)),
+        )
+
+
+def judge_plans(
+    judged: JudgedPrompts, worths: np.ndarray, simulated: Sequence[CheckModel] = ()
+) -> dict[str, PlanEvaluation]:
+    """Every check that both bundle and log know, and those that were declared, by name; empty without plans.
+
+    worths: grid that takes a policy from cheapest to best, (n_worths,).
+    """
+    bundle, table = judged.graph.bundle, judged.table
+    planner = bundle.planner
+    if planner is None:
+        return {}
+    known = [AGREEMENT] if planner.known.agreement and (table.answer_number >= 0).any() else []
+    known += [name for name in planner.known.verifiers if name in table.checks]
+    looks = [planner.looks([name], MOST_CALLS) for name in known]
+    looks += [planner.looks([check], MOST_CALLS) for check in simulated]
+    dials = PlanDials(planner, bundle.manifest, bundle.prices)
+    grid = worths[np.linspace(0, len(worths) - 1, min(N_WORTHS, len(worths))).round().astype(int)]
+    return {look.names[0]: _judge(judged, planner, dials, look, grid) for look in looks}
+
+
+def _judge(
+    judged: JudgedPrompts, planner: Planner, dials: PlanDials, looks: Looks, worths: np.ndarray
+) -> PlanEvaluation:
+    part = _part(judged, looks)
+    check = looks.verifiers[0] if looks.verifiers else None
+
+    def replays(at: np.ndarray, max_calls: int = MOST_CALLS) -> list[Replayed]:
+        return replayed(
+            planner.engine, part.success, part.cost_usd, part.eligible, at, check, part.answers,
+            agreement=looks.agreement, max_calls=max_calls,
+        )  # fmt: skip
+
+    def curve(found: Sequence[Replayed]) -> CurveFigures:
+        return part.figures(
+            np.stack([each.outcome(part.correct) for each in found], axis=1),
+            np.stack([each.cost_usd(part.paid, part.answers.check_usd) for each in found], axis=1),
+        )
+
+    dial = dials.proven(looks)
+    proven = [point.worth_usd for point in dial.points if point.worth_usd is not None]
+    of_dial = dict(zip(proven, replays(np.array(proven)), strict=True)) if proven else {}
+    results = []
+    for point in judged.graph.bundle.manifest.dial:
+        worth = dial.point(point.quality).worth_usd
+        if worth is not None:
+            found = of_dial[worth]
+            outcome, paid = found.outcome(part.correct), found.cost_usd(part.paid, part.answers.check_usd)
+        else:
+            rows = np.arange(len(part.correct))
+            choice = _direct_choice(judged, part, point.slack)
+            outcome, paid = part.correct[rows, choice], part.paid[rows, choice]
+        promised = worth is not None or point.promised
+        results.append(part.dial_result(point.quality, outcome, paid, promised=promised, is_direct=worth is None))
+    default = dial.point(judged.graph.bundle.manifest.default_quality).worth_usd
+    expected = (None, None) if default is None else _expected(planner, part, looks, default, of_dial[default])
+    return PlanEvaluation(
+        check=looks.names[0],
+        simulated=check is not None and check.declared,
+        n_prompts=len(part.correct),
+        plans=curve(replays(worths)),
+        direct=curve(replays(worths, max_calls=1)),
+        fixed_cascade=_fixed_cascade(judged, planner, part, looks),
+        dial=tuple(results),
+        expected_success=expected[0],
+        expected_cost=expected[1],
+        shapes={} if default is None else _shapes(of_dial[default], judged.tiers),
+    )
+
+
+def _part(judged: JudgedPrompts, looks: Looks) -> _Judged:
+    """The prompts that plans are judged on."""
+    table, outcomes = judged.table, judged.outcomes
+    rows = np.arange(table.n_prompts)[evenly(table.n_prompts, MAX_PLANNED_PROMPTS)]
+    classes, usd = np.zeros((len(rows), len(judged.tiers)), int), np.zeros((len(rows), len(judged.tiers)))
+    for check in looks.verifiers:
+        if check.declared:
+            classes = simulated_classes(check, outcomes.correct[rows], seed=judged.seed + 1)
+            usd = usd + check.usd_input
+        else:
+            cells = table.checks[check.name]
+            classes = check.classes_of(cells.score[rows])
+            usd = np.where(np.isfinite(cells.cost_usd[rows]), cells.cost_usd[rows], check.usd_input)
+    weights = judged.weights[:, rows]
+    return _Judged(
+        success=judged.estimates["success"][rows],
+        cost_usd=judged.estimates["cost_usd"][rows],
+        eligible=judged.estimates["eligible"][rows],
+        correct=outcomes.correct[rows],
+        paid=outcomes.cost_usd[rows],
+        answers=LoggedAnswers(table.answer_number[rows], classes, usd),
+        weights=weights / weights.sum(axis=1, keepdims=True),
+        best=outcomes.best,
+    )
+
+
+def _direct_choice(judged: JudgedPrompts, part: _Judged, slack: float) -> np.ndarray:
+    rows = evenly(judged.table.n_prompts, MAX_PLANNED_PROMPTS)
+    return judged.graph.choices(judged.estimates, 0.0, slack)[rows]
+
+
+def _expected(planner: Planner, part: _Judged, looks: Looks, worth: float, found: Replayed) -> tuple[float, float]:
+    """Expected over measured, of success and of cost, at one worth."""
+    check = looks.verifiers[0] if looks.verifiers else None
+    fees = np.zeros(part.correct.shape[1]) if check is None else check.usd_input
+    success, cost = np.empty(len(part.correct)), np.empty(len(part.correct))
+    names = tuple(str(tier) for tier in range(part.correct.shape[1]))
+    for row in range(len(part.correct)):
+        one = slice(row, row + 1)
+        tables: PlanTables = planner.engine.run(
+            part.success[one], part.cost_usd[one], part.eligible[one], np.array([[worth]], np.float32), check,
+            agreement=looks.agreement, max_calls=MOST_CALLS,
+        )  # fmt: skip
+        if tables.is_plan[0, 0]:
+            choices = Choices.of(tables, names, agreement=looks.agreement)
+            success[row], cost[row] = choices.expected(part.cost_usd[row], fees)
+        else:
+            tier = int(tables.direct[0, 0])
+            success[row], cost[row] = part.success[row, tier], part.cost_usd[row, tier]
+    outcome = found.outcome(part.correct)
+    paid = found.cost_usd(part.paid, part.answers.check_usd)
+    return float(success.mean() / max(outcome.mean(), LEAST_ACCURACY)), float(
+        cost.mean() / max(paid.mean(), _LEAST_COST)
+    )
+
+
+def _shapes(found: Replayed, tiers: Sequence[str]) -> dict[str, float]:
+    """The sequences of tiers that were asked, the most frequent first."""
+    sequences, counts = np.unique(found.asked, axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {
+        " -> ".join(tiers[tier] for tier in sequences[at] if tier >= 0): float(counts[at] / len(found.asked))
+        for at in order
+    }
+
+
+# ---- fixed cascades ----------------------------------------------------------------------------------------------
+
+
+def _fixed_cascade(judged: JudgedPrompts, planner: Planner, part: _Judged, looks: Looks) -> CurveFigures:
+    """The cascades that are on the upper hull of the training part, each judged on the held-out prompts."""
+    calibration, bundle = planner.calibration, judged.graph.bundle
+    quotes = [bundle.prices.quote(float(n), bundle.manifest.output_tokens) for n in calibration.context_tokens]
+    nothing = np.empty((len(part.correct), 0))
+    if not quotes:
+        return part.figures(nothing, nothing)
+    expected = expected_costs(calibration, graph_inputs(quotes))
+    known = logged_answers(calibration, looks.verifiers)
+    cascades = _cascades(looks, part.correct.shape[1])
+    tried = [_follow(cascade, looks, calibration.correct, expected, known, calibration.correct) for cascade in cascades]
+    accuracy = np.array([outcome.mean() for outcome, _ in tried])
+    cost = np.array([paid.mean() for _, paid in tried])
+    xs, ys = hull(np.append(cost, expected.mean(axis=0)), np.append(accuracy, calibration.correct.mean(axis=0)))
+    on_hull = set(zip(xs.tolist(), ys.tolist(), strict=True))
+    chosen = [each for each, x, y in zip(cascades, cost, accuracy, strict=True) if (float(x), float(y)) in on_hull]
+    if not chosen:
+        return part.figures(nothing, nothing)
+    judged_now = [_follow(each, looks, part.correct, part.paid, part.answers, calibration.correct) for each in chosen]
+    return part.figures(
+        np.stack([outcome for outcome, _ in judged_now], axis=1), np.stack([paid for _, paid in judged_now], axis=1)
+    )
+
+
+def _cascades(looks: Looks, n_tiers: int) -> list[tuple[int, ...]]:
+    """Two or three different tiers in order; where answers are compared, the order of the first two says nothing."""
+    every = [*permutations(range(n_tiers), 2), *permutations(range(n_tiers), 3)]
+    return [each for each in every if not looks.agreement or each[0] < each[1]]
+
+
+def _follow(
+    tiers: tuple[int, ...],
+    looks: Looks,
+    correct: np.ndarray,
+    paid: np.ndarray,
+    answers: LoggedAnswers,
+    trained_on: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outcome and cost of a cascade on every prompt, (n_prompts,).
+
+    With a verifier: ask, check, go on where the score is in the lowest class; the last answer is returned unchecked.
+    With agreement: ask two; where they differ ask the third, and return what two agree on, else the answer of the tier
+    that is the most accurate one in training.
+    """
+    rows = np.arange(len(correct))
+    if looks.agreement:
+        return _follow_agreement(tiers, correct, paid, answers, trained_on)
+    outcome, cost = np.empty(len(correct)), np.zeros(len(correct))
+    going_on = np.ones(len(correct), bool)
+    for place, tier in enumerate(tiers):
+        cost += np.where(going_on, paid[:, tier], 0.0)
+        outcome = np.where(going_on, correct[rows, tier], outcome)
+        if place < len(tiers) - 1:
+            cost += np.where(going_on, answers.check_usd[:, tier], 0.0)
+            going_on = going_on & (answers.classes[:, tier] == 0)
+    return outcome, cost
+
+
+def _follow_agreement(
+    tiers: tuple[int, ...], correct: np.ndarray, paid: np.ndarray, answers: LoggedAnswers, trained_on: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    rows, n = np.arange(len(correct)), len(correct)
+    first, second = (np.full(n, tier) for tier in tiers[:2])
+    agree = answers.agree(rows, first, second)
+    most_accurate = max(tiers, key=lambda tier: trained_on[:, tier].mean())
+    cost = paid[:, tiers[0]] + paid[:, tiers[1]]
+    returned = np.where(agree, tiers[0], most_accurate)
+    if len(tiers) == 3:
+        third = np.full(n, tiers[2])
+        cost = cost + np.where(agree, 0.0, paid[:, tiers[2]])
+        with_either = answers.agree(rows, first, third) | answers.agree(rows, second, third)
+        returned = np.where(agree, tiers[0], np.where(with_either, tiers[2], most_accurate))
+    return correct[rows, returned], cost
