@@ -5,6 +5,7 @@ RouterError
 ├── TierError       tiers.toml does not say what it must
 ├── PriceError      a price table cannot replace the one in use
 ├── PromptError     messages that are not a chat
+├── CheckError      a check is set up wrongly, or could not look at an answer
 └── DialError       quality, worth_usd or another argument of a request is out of range
 
 Every message says what was found, what was expected and what to do.
@@ -34,6 +35,19 @@ class PriceError(RouterError):
 
 class PromptError(RouterError):
     """Messages that are not a chat."""
+
+
+class CheckError(RouterError):
+    """A check is set up wrongly, or could not look at an answer. It says nothing about the answer itself.
+
+    cost_usd: what was paid before the check failed, in USD: a judge whose reply has no verdict was asked all the same.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, cost_usd: float = 0.0) -> None:
+        super().__init__(message)
+        self.cost_usd = cost_usd
 
 
 class DialError(RouterError, ValueError):
