@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock
-EXTRAS := train,outcomes,distributed,dev
+EXTRAS := train,outcomes,checks,distributed,dev
 
 .PHONY: help demo test test-encoders test-gateway check lock clean
 

@@ -5,7 +5,7 @@ RouterError
 ├── TierError       tiers.toml does not say what it must
 ├── PriceError      a price table cannot replace the one in use
 ├── PromptError     messages that are not a chat
-├── CheckError      a check is not known, its figures are out of range, or it could not look at an answer
+├── CheckError      a check is not known or set up wrongly, or could not look at an answer
 └── DialError       quality, worth_usd or another argument of a request is out of range
 
 Every message says what was found, what was expected and what to do.
@@ -37,8 +37,15 @@ class PromptError(RouterError):
     """Messages that are not a chat."""
 
 
-class CheckError(RouterError, ValueError):
-    """A check is not known, its figures are out of range, or it could not look at an answer."""
+class CheckError(RouterError):
+    """A check is not known or set up wrongly, or could not look at an answer. It says nothing about the answer itself.
+
+    cost_usd: what was paid before the check failed, in USD: a judge whose reply has no verdict was asked all the same.
+    """
+
+    def __init__(self, message: str, *, cost_usd: float = 0.0) -> None:
+        super().__init__(message)
+        self.cost_usd = cost_usd
 
 
 class DialError(RouterError, ValueError):
