@@ -401,7 +401,7 @@ def test_every_number_in_the_bundle_is_json_that_any_language_reads(bundle):
 def test_a_draft_stands_elsewhere_until_it_is_complete_and_its_manifest_is_written_last(lab, trained, tmp_path):
     graph, tiers_text = lab.model().whole(lab.encoder), (trained.bundle / "tiers.toml").read_text()
     clusters = Bundle.load(trained.bundle).clusters
-    draft = draft_bundle(tmp_path / "new", lab.encoder, graph, tiers_text, clusters, trained.manifest)
+    draft = draft_bundle(tmp_path / "new", lab.encoder, graph, tiers_text, clusters, {}, trained.manifest)
     assert not (tmp_path / "new").exists()
     (draft.folder / "report.json").write_text("{}")
     manifest = draft.publish()
@@ -415,7 +415,7 @@ def test_a_draft_stands_elsewhere_until_it_is_complete_and_its_manifest_is_writt
 def test_a_draft_that_cannot_be_finished_leaves_nothing(lab, trained, tmp_path):
     graph = lab.model().whole(lab.encoder)
     with pytest.raises(BundleError):
-        draft_bundle(tmp_path / "new", lab.encoder, graph, "no tiers", (), trained.manifest)
+        draft_bundle(tmp_path / "new", lab.encoder, graph, "no tiers", (), {}, trained.manifest)
     assert not any(tmp_path.iterdir())
 
 
