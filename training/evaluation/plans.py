@@ -189,13 +189,10 @@ def _judge(
     judged: JudgedPrompts, planner: Planner, dials: PlanDials, looks: Looks, worths: np.ndarray
 ) -> PlanEvaluation:
     part = _part(judged, looks)
-    check = looks.verifiers[0] if looks.verifiers else None
+    alone = planner.looks([], 1)
 
-    def replays(at: np.ndarray, max_calls: int = MOST_CALLS) -> list[Replayed]:
-        return replayed(
-            planner.engine, part.success, part.cost_usd, part.eligible, at, check, part.answers,
-            agreement=looks.agreement, max_calls=max_calls,
-        )  # fmt: skip
+    def replays(at: np.ndarray, looks: Looks = looks) -> list[Replayed]:
+        return replayed(planner.engine, part.success, part.cost_usd, part.eligible, at, looks.inputs, part.answers)
 
     def curve(found: Sequence[Replayed]) -> CurveFigures:
         return part.figures(
@@ -222,10 +219,10 @@ def _judge(
     expected = (None, None) if default is None else _expected(planner, part, looks, default, of_dial[default])
     return PlanEvaluation(
         check=looks.names[0],
-        simulated=check is not None and check.declared,
+        simulated=any(check.declared for check in looks.verifiers),
         n_prompts=len(part.correct),
         plans=curve(replays(worths)),
-        direct=curve(replays(worths, max_calls=1)),
+        direct=curve(replays(worths, alone)),
         fixed_cascade=_fixed_cascade(judged, planner, part, looks),
         dial=tuple(results),
         expected_success=expected[0],
@@ -267,19 +264,17 @@ def _direct_choice(judged: JudgedPrompts, part: _Judged, slack: float) -> np.nda
 
 def _expected(planner: Planner, part: _Judged, looks: Looks, worth: float, found: Replayed) -> tuple[float, float]:
     """Expected over measured, of success and of cost, at one worth."""
-    check = looks.verifiers[0] if looks.verifiers else None
-    fees = np.zeros(part.correct.shape[1]) if check is None else check.usd_input
+    fees = looks.inputs["check_usd"].tolist()
     success, cost = np.empty(len(part.correct)), np.empty(len(part.correct))
     names = tuple(str(tier) for tier in range(part.correct.shape[1]))
     for row in range(len(part.correct)):
         one = slice(row, row + 1)
         tables: PlanTables = planner.engine.run(
-            part.success[one], part.cost_usd[one], part.eligible[one], np.array([[worth]], np.float32), check,
-            agreement=looks.agreement, max_calls=MOST_CALLS,
-        )  # fmt: skip
+            part.success[one], part.cost_usd[one], part.eligible[one], np.array([[worth]], np.float32), looks.inputs
+        )
         if tables.is_plan[0, 0]:
             choices = Choices.of(tables, names, agreement=looks.agreement)
-            success[row], cost[row] = choices.expected(part.cost_usd[row], fees)
+            success[row], cost[row] = choices.expected(part.cost_usd[row].tolist(), fees)
         else:
             tier = int(tables.direct[0, 0])
             success[row], cost[row] = part.success[row, tier], part.cost_usd[row, tier]
@@ -311,7 +306,7 @@ def _fixed_cascade(judged: JudgedPrompts, planner: Planner, part: _Judged, looks
     if not quotes:
         return part.figures(nothing, nothing)
     expected = expected_costs(calibration, graph_inputs(quotes))
-    known = logged_answers(calibration, looks.verifiers, agreement=looks.agreement)
+    known = logged_answers(calibration, looks)
     cascades = _cascades(looks, part.correct.shape[1])
     tried = [_follow(cascade, looks, calibration.correct, expected, known, calibration.correct) for cascade in cascades]
     accuracy = np.array([outcome.mean() for outcome, _ in tried])
