@@ -15,9 +15,9 @@ from training.log.sample import evenly
 from training.log.table import CheckCells
 
 ASSUMED = {
-    "a perfect verifier": (1.0, 1.0),
-    "tests (1, 0.86)": (1.0, 0.86),
-    "a judge (0.85, 0.65)": (0.85, 0.65),
+    "perfect (1 / 1)": (1.0, 1.0),
+    "tests (1 / 0.86)": (1.0, 0.86),
+    "judge (0.85 / 0.65)": (0.85, 0.65),
 }
 """Verifiers whose figures are assumed: (sensitivity, specificity). Tests that catch 86 % of wrong answers, a cheap
 judge. They cost nothing."""

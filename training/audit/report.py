@@ -142,7 +142,7 @@ def _check_table(checks: Sequence[CheckAudit]) -> Table:
         "Looking at answers: the best fixed cascade of two or three tiers",
         checks,
         [
-            ("check", lambda check: f"assumed: {check.check}" if check.assumed else check.check),
+            ("check (assumed sensitivity / specificity)", lambda check: check.check),
             ("cost at 98 %", lambda check: _percent(check.cost_at_98)),
             ("cost at 100 %", lambda check: _percent(check.cost_at_100)),
             ("most accuracy kept", lambda check: _percent(check.most_kept)),
