@@ -9,6 +9,7 @@ from router.bundle.manifest import DialPoint, Manifest
 from training.evaluation.dials import DialResult, dials_text
 from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.off_policy import OffPolicyReport
+from training.evaluation.plans import PlanEvaluation
 from training.evaluation.result import Evaluation, FullEvaluation, OffPolicyEvaluation, PolicyResult
 from training.reports.tables import Table
 
@@ -91,6 +92,8 @@ def _full_tables(evaluation: FullEvaluation) -> list[Table]:
     ]
     if evaluation.net_value.break_even:
         tables.append(_worth_table(evaluation))
+    if evaluation.plans:
+        tables += [_plan_table(evaluation), *(_plan_dial_table(found) for found in evaluation.plans.values())]
     if evaluation.segments:
         tables.append(_segment_table(evaluation))
     return tables
@@ -162,6 +165,41 @@ def _dial_table(evaluation: FullEvaluation) -> Table:
             ("USD per 1,000 correct answers", lambda point: _cell(point.usd_per_correct.times(1000))),
             ("output tokens per correct answer", lambda point: _cell(point.output_tokens_per_correct)),
             *remarks,
+        ],
+    )
+
+
+def _plan_table(evaluation: FullEvaluation) -> Table:
+    plans = list(evaluation.plans.values())
+    families = [("direct", plans[0].direct)]
+    for found in plans:
+        families += [(f"fixed cascade, {found.check}", found.fixed_cascade), (f"plans, {found.check}", found.plans)]
+    return Table.of(
+        "Plans: cost relative to the best tier, and the highest accuracy relative to it",
+        families,
+        [
+            ("who", lambda family: family[0]),
+            ("cost at 95 %", lambda family: _cell(family[1].cost_at["cost_at_95"])),
+            ("cost at 98 %", lambda family: _cell(family[1].cost_at["cost_at_98"])),
+            ("cost at 100 %", lambda family: _cell(family[1].cost_at["cost_at_100"])),
+            ("most kept", lambda family: _cell(family[1].max_kept)),
+        ],
+    )
+
+
+def _plan_dial_table(found: PlanEvaluation) -> Table:
+    used = ", ".join(f"{shape} {share:.0%}" for shape, share in list(found.shapes.items())[:3])
+    simulated = "simulated verdicts; " if found.simulated else ""
+    return Table.of(
+        f"Quality of plans that look at {found.check} ({simulated}most used: {used or 'direct routing'})",
+        found.dial,
+        [
+            ("quality", lambda point: f"{point.quality:.2f}"),
+            ("promised", lambda point: "yes" if point.promised else "no"),
+            ("by", lambda point: "direct routing" if point.is_direct else "plans"),
+            ("accuracy kept", lambda point: _cell(point.kept)),
+            ("cost relative to the best tier", lambda point: _cell(point.cost_share)),
+            ("USD per 1,000 requests", lambda point: _cell(point.usd_per_1k)),
         ],
     )
 
