@@ -421,6 +421,7 @@ def test_a_promised_plan_costs_less_than_the_careful_dial_on_the_log(planned):
     assert dial.n_prompts == planned.bundle.planner.calibration.n_prompts
     promised = [point for point in dial.points if point.worth_usd is not None]
     assert promised and all(point.kept >= point.quality for point in promised)
+    assert all(point.cost_share <= 1 for point in promised)  # or asking the best tier always would be better
     worths = [point.worth_usd for point in promised]
     assert worths == sorted(worths)  # more quality takes more worth
 

@@ -32,7 +32,8 @@ _LEAST_USD = 1e-9
 class PlanPoint:
     """What a quality comes to.
 
-    worth_usd: a correct answer's worth that keeps the quality; None where none is proven.
+    worth_usd: a correct answer's worth that keeps the quality; None where none is proven, or plans that keep it would
+    cost more than always asking the best tier.
     kept, cost_share: on the calibration prompts, accuracy and expected cost relative to always asking the best tier;
     None where nothing is proven.
     """
@@ -112,10 +113,10 @@ def prove_dial(
 
     def point(quality: float) -> PlanPoint:
         at = proven[quality]
-        if at is None:
+        share = None if at is None else float(costs[at] / max(mean_cost[best], _LEAST_USD))
+        if at is None or share is None or share > 1:
             return PlanPoint(quality, None, None, None)
-        kept, cost = float(outcomes[:, at].mean()) / best_accuracy, float(costs[at] / max(mean_cost[best], _LEAST_USD))
-        return PlanPoint(quality, float(worths[at]), kept, cost)
+        return PlanPoint(quality, float(worths[at]), float(outcomes[:, at].mean()) / best_accuracy, share)
 
     open_tiers = set.intersection(*(set(quote.open) for quote in quotes))
     return PlanDial(
