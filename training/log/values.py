@@ -37,6 +37,7 @@ _BROKEN_AMOUNTS = " ".join(
     f"THEN '{name} is not a number from 0 to 1e12'"
     for name in _AMOUNTS
 )
+IN_FUTURE = "timestamp is more than a day in the future"
 BAD_LABEL = "correct is not true, false or a number in 0..1"
 REASON = f"""
     CASE
@@ -52,6 +53,7 @@ REASON = f"""
             AND coalesce(NOT {number("propensity")} BETWEEN 0 AND 1 OR {number("propensity")} = 0, true)
             THEN 'propensity is not a number above 0 and at most 1'
         WHEN {is_given("timestamp")} AND {TIMESTAMP} IS NULL THEN 'timestamp is not a point in time from 1970 to 2199'
+        WHEN any_time > now()::TIMESTAMP + INTERVAL 1 DAY THEN '{IN_FUTURE}'
         WHEN {is_given("parsed")} AND TRY_CAST(parsed AS BOOLEAN) IS NULL THEN 'parsed is not true or false'
     END
 """
