@@ -1,7 +1,6 @@
 """Laws of `retrain`: only a better challenger takes over, whatever happens meanwhile."""
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from stores import CHEAPER_IS_BETTER, assert_sound, bundle_id, flipped, instead_of_training
 
 import training.log.checked as checked
 import training.log.ingest as reading
@@ -26,7 +26,6 @@ from router import Router
 from router.bundle import Bundle
 from router.bundle.manifest import read_manifest
 from router.cli import main
-from router.golden import check_golden
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import read_tiers
 from router.watch import Watcher
@@ -36,8 +35,6 @@ from training.cli import retrain as retrain_command
 from training.config import RetrainConfig
 from training.errors import ConfigError, LogError, StoreBusyError, StoreError
 from training.evaluation.metrics import Interval
-from training.evaluation.training_data import TrainingData
-from training.export.golden import golden_entries
 from training.log.ingest import ingest
 from training.retrain import Receipt, retrain, rollback
 from training.retrain.command import command_of
@@ -54,114 +51,11 @@ CONTRACT = {
     "drift",
 }  # fmt: skip
 
-# The first champion keeps all of the best tier's accuracy, the challenger 80 % of it: it is cheaper. Where an answer
-# is worth next to nothing, and no loss of quality is too large, that makes it better.
-CHEAPER_IS_BETTER = RetrainConfig(
-    training=TrainingConfig(default_quality=1.0), worth_usd=1e-9, quality_margin=1.0, min_judged=10
-)
-
 
 @pytest.fixture(scope="module")
 def sample(request):
     data = request.config.rootpath / "data"
     return pd.read_parquet(data / "sample-log.parquet"), data / "tiers.toml"
-
-
-@pytest.fixture(scope="module")
-def day(sample):
-    """day(n): the rows of fifty other questions for every n, of 150 for n = 0."""
-    frame, _ = sample
-    keys = np.random.default_rng(0).permutation(sorted(frame.question_key.unique()))
-
-    def rows(number):
-        part = keys[:150] if number == 0 else keys[100 + 50 * number : 150 + 50 * number]
-        return frame[frame.question_key.isin(part)].copy()
-
-    return rows
-
-
-@pytest.fixture(scope="module")
-def first_turn(sample, day, tmp_path_factory):
-    """A store after its first run, with the logs of that run beside it."""
-    folder = tmp_path_factory.mktemp("first")
-    (folder / "logs").mkdir()
-    day(0).to_parquet(folder / "logs" / "day0.parquet")
-    receipt = retrain(folder / "logs", sample[1], folder / "store", CHEAPER_IS_BETTER, tracking_uri="none")
-    return folder, receipt
-
-
-@pytest.fixture(scope="module")
-def challenger(first_turn, tmp_path_factory):
-    """The first champion, but content with 80 % of the best tier's accuracy."""
-    first = first_turn[0] / "store" / "bundles" / "000001"
-    folder = tmp_path_factory.mktemp("challenger") / "cheaper"
-    shutil.copytree(first, folder)
-
-    def seal(manifest):
-        (folder / "manifest.json").write_text(manifest.to_json())
-        return manifest
-
-    manifest = seal(replace(read_manifest(first), default_quality=0.8))
-    lines = "".join(json.dumps(entry) + "\n" for entry in golden_entries(Router(Bundle.load(folder))))
-    (folder / "golden.jsonl").write_text(lines)
-    golden = hashlib.sha256(lines.encode()).hexdigest()
-    training = {**manifest.training, "data_digest": "of other data"}
-    manifest = seal(replace(manifest, training=training, files={**manifest.files, "golden.jsonl": golden}))
-    part = TrainingData.load(TrainingData.path_of(first), bundle_id(first))
-    part.save(TrainingData.path_of(folder), manifest.bundle_id)
-    return folder
-
-
-@pytest.fixture
-def turn(first_turn, sample, tmp_path, monkeypatch):
-    """A copy of that store, and runs in it: `turn(config)`; training takes a bundle trained before."""
-    for name in ("logs", "store"):
-        shutil.copytree(first_turn[0] / name, tmp_path / name, symlinks=True)
-
-    def run(config=CHEAPER_IS_BETTER, *, tiers=sample[1], tracking_uri="none", **options):
-        return retrain(tmp_path / "logs", tiers, tmp_path / "store", config, tracking_uri=tracking_uri, **options)
-
-    run.logs, run.folder, run.store, run.tiers = (
-        tmp_path / "logs",
-        tmp_path / "store",
-        Store(tmp_path / "store"),
-        sample[1],
-    )
-    return run
-
-
-@pytest.fixture
-def quick(challenger, monkeypatch):
-    """Training brings the cheaper challenger at once."""
-    monkeypatch.setattr(line, "train", instead_of_training(challenger))
-
-
-def instead_of_training(bundle):
-    """Does what `train` leaves behind, with a bundle that was trained before."""
-
-    def train(logs, tiers, out, config, *, tracking_uri, progress, on_step):
-        with tracked_run(tracking_uri, out.name) as tracker:
-            shutil.copytree(bundle, out)
-            shutil.copy(TrainingData.path_of(bundle), TrainingData.path_of(out))
-            tracker.log_bundle(out)
-        log = ingest(logs, read_tiers(tiers), quarantine=out.with_name(f"{out.name}-quarantine.parquet"))
-        return SimpleNamespace(bundle=out, log=log, tracking=tracker.outcome)
-
-    return train
-
-
-def bundle_id(folder):
-    return Bundle.load(folder).manifest.bundle_id
-
-
-def assert_sound(store):
-    """A champion that loads and passes its golden prompts; every bundle whole; one receipt a run."""
-    assert check_golden(store.champion).passed
-    for folder in (store.folder / "bundles").iterdir():
-        if folder.is_dir() and not folder.name.startswith("."):
-            Bundle.load(folder)
-    runs = [json.loads(text)["run"] for text in (store.folder / "receipts.jsonl").read_text().splitlines()]
-    assert runs == sorted(set(runs))
 
 
 # ---- the circle ------------------------------------------------------------------------------------
@@ -486,11 +380,6 @@ def test_a_known_file_that_cannot_be_read_any_more_stops_the_run(turn, day, quic
 # ---- bad logs --------------------------------------------------------------------------------------
 
 
-def flipped(frame, model):
-    of_model = frame.model.str.contains(model)
-    return frame.assign(correct=frame.correct ^ of_model)
-
-
 @pytest.mark.parametrize("model", ["edge", "distilled", "frontier"])
 def test_labels_flipped_for_one_model_are_set_aside_until_accepted(turn, day, quick, model):
     flipped(pd.concat([day(1), day(2), day(3)]), model).to_parquet(turn.logs / "day1.parquet")
@@ -670,10 +559,10 @@ import os, sys, time, random
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import training.retrain.run as line
-from test_retrain import CHEAPER_IS_BETTER, STEPS, assert_sound, bundle_id, instead_of_training
+from stores import CHEAPER_IS_BETTER, assert_sound, bundle_id, instead_of_training
 from training.retrain.store import Store
 
-root, tiers, bundle = Path({root!r}), Path({tiers!r}), Path({bundle!r})
+STEPS, root, tiers, bundle = {steps!r}, Path({root!r}), Path({tiers!r}), Path({bundle!r})
 
 
 def run(name, on_step=lambda step: None):
@@ -727,6 +616,7 @@ def run_killed(work, tmp_path, first_turn, sample, challenger, names, day):
         day(1).to_parquet(tmp_path / name / "logs" / "day1.parquet")
     known = {
         "tests": str(Path(__file__).parent),
+        "steps": STEPS,
         "root": str(tmp_path),
         "tiers": str(sample[1]),
         "bundle": str(challenger),
