@@ -109,9 +109,8 @@ def challenger(first_turn: tuple[Path, Receipt], tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def turn(first_turn: tuple[Path, Receipt], tmp_path: Path) -> Turn:
     """A copy of that store."""
-    for name in ("logs", "store"):
-        shutil.copytree(first_turn[0] / name, tmp_path / name, symlinks=True)
-    return Turn(tmp_path, SAMPLE_TIERS)
+    shutil.copytree(first_turn[0], tmp_path / "turn", symlinks=True)
+    return Turn(tmp_path / "turn", SAMPLE_TIERS)
 
 
 @pytest.fixture

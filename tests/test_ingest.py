@@ -838,7 +838,7 @@ def test_a_model_in_two_tiers_is_refused():
 
 def test_a_log_beyond_memory_is_refused_with_the_remedy(tmp_path):
     path = write(tmp_path / "a.jsonl", jsonl(*PAIR, {"prompt": "x" * 40_000_000, "model": "s1", "correct": 1}))
-    with pytest.raises(LogError, match="memory_limit"):
+    with pytest.raises(MemoryError, match="memory_limit"):
         ingest(path, TIERS, memory_limit="20MB")
 
 

@@ -455,17 +455,6 @@ def test_a_half_written_file_is_taken_when_it_is_whole(turn, day, quick):
     assert (receipt.rows_new, receipt.set_aside) == (len(day(1)), {})
 
 
-def test_a_file_that_a_full_disk_kept_from_being_read_is_not_lost(turn, day, quick, challenger, monkeypatch):
-    def no_room(db, path, number, maps):
-        db.execute(f"INSERT INTO raw BY NAME SELECT {number} AS file, 'no space left' AS reason, true AS is_unreadable")
-
-    day(1).to_parquet(turn.logs / "day1.parquet")
-    with monkeypatch.context() as patch:
-        patch.setattr(checked, "append_log", no_room)
-        assert not turn().promoted
-    assert turn().champion == bundle_id(challenger)
-
-
 def test_a_file_that_grows_counts_by_its_growth(turn, day, quick):
     lines = day(1).to_json(orient="records", lines=True, date_format="iso").splitlines(keepends=True)
     path = turn.logs / "day1.jsonl"

@@ -32,6 +32,9 @@ from training.errors import StoreBusyError, StoreError
 from training.retrain.state import State
 from training.tracking import sqlite_uri
 
+_NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+"""Errors of the file system that say that the folder is the wrong one. All others say that the machine fails."""
+
 
 class Store:
     """The folder of a store, which `hold` makes where there is none. Change it only inside `hold`."""
@@ -63,8 +66,8 @@ class Store:
     def hold(self) -> Iterator[None]:
         """Keep every other run out. The kernel ends this when the process ends, however it ends.
 
-        Raises StoreBusyError at once where another run holds the store; StoreError where the folder cannot be written
-        to; OSError where the disk is full.
+        Raises StoreBusyError at once where another run holds the store; StoreError where the folder is none that can be
+        written to; OSError where the machine fails, as where the disk is full.
         """
         with self._open_lock() as file:
             try:
@@ -85,7 +88,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             return (self.folder / "lock").open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno not in _NOT_OURS:
                 raise
             raise StoreError(
                 f"{self.folder} cannot be written to ({error.strerror}); name another folder with --store"
