@@ -26,7 +26,7 @@ settings.load_profile("tests")
 LONGEST_FIRST = (
     "test_retrain.py", "test_distributed.py", "test_gateway.py", "test_tables.py", "test_circle.py", "test_ingest.py",
     "test_fit_partial.py", "test_real_logs.py", "test_dial.py", "test_minilm.py", "test_evaluate.py", "test_audit.py",
-    "test_maps.py", "test_paths.py", "test_export.py",
+    "test_lost_store.py", "test_log_check.py", "test_full_disk.py", "test_maps.py", "test_paths.py", "test_export.py",
 )  # fmt: skip
 """Files that take longest: started first, they leave no process with a long one at the end."""
 

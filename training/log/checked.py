@@ -155,8 +155,9 @@ class CheckedLogs:
         return facts
 
     def remove(self, path: Path) -> None:
-        """Forget the rows of a file, so that they are in no table made from these logs."""
-        number = self._numbers[path]
+        """Forget the rows of a file, if it was read, so that they are in no table made from these logs."""
+        if (number := self._numbers.get(path)) is None:
+            return
         self.connection.execute(f"DELETE FROM raw WHERE file = {number}; DELETE FROM log_columns WHERE file = {number}")
 
     def outcomes(self, path: Path, max_prompts: int) -> list[tuple[str, str, float]]:

@@ -120,8 +120,7 @@ def _append_unreadable(db: duckdb.DuckDBPyConnection, log: _Log, name: str, erro
 
 
 def _append_columns(db: duckdb.DuckDBPyConnection, log: _Log, names: Sequence[str]) -> None:
-    for name in names:
-        db.execute("INSERT INTO log_columns VALUES (?, ?)", [log.number, valid_unicode(name)])
+    db.execute("INSERT INTO log_columns SELECT ?, unnest(?)", [log.number, [valid_unicode(name) for name in names]])
 
 
 def _append_frame(db: duckdb.DuckDBPyConnection, log: _Log, frame: pd.DataFrame) -> None:

@@ -33,56 +33,59 @@ class Champion:
     uncompared: str
 
     @classmethod
-    def of(cls, state: State, store: Store, tiers: Sequence[Tier]) -> Champion:
-        """The champion of a state, which must load; tiers: today's."""
-        if not state.champion:
+    def of(cls, state: State, bundle: Bundle | None, tiers: Sequence[Tier]) -> Champion:
+        """The champion of a state. bundle: that of `find_champion`; tiers: today's."""
+        if bundle is None:
             why = "no earlier bundle of this store can be loaded" if state.bundles else "first bundle of this store"
             return cls(bundle=None, uncompared=f"{why}, nothing to compare it with")
-        bundle = load_bundle(store, state.champion)
         gone = set(bundle.manifest.tiers) - {tier.name for tier in tiers}
         uncompared = f"the champion asks {', '.join(sorted(gone))}, no longer in tiers.toml" if gone else ""
         return cls(bundle=bundle, uncompared=uncompared)
 
 
 @dataclass(frozen=True)
-class GoneBack:
-    """A state whose champion is lost or damaged, gone back to the last champion that loads, or to none.
+class FoundChampion:
+    """The champion that loads: that of the state, or where this one is lost or damaged, the last one before that does.
 
-    reason: what is wrong, and which bundle is champion now, in one line.
+    state: with this champion, or with none. bundle: its bundle, or None. reason: what is wrong with the champion of the
+    state before, and which bundle is champion now, in one line; "" where nothing is wrong.
     """
 
     state: State
-    reason: str
+    bundle: Bundle | None
+    reason: str = ""
 
 
-def gone_back(state: State, store: Store) -> GoneBack | None:
-    """What to do where the champion does not load; None where it does, or where there is none.
+def find_champion(state: State, store: Store) -> FoundChampion:
+    """Load the champion, or go back to an earlier one.
 
-    The settings are forgotten, so that a challenger is trained and judged anew, also where no log file is new.
-    Raises OSError or MemoryError where the machine fails: that says nothing of the bundle.
+    Where the state goes back, its settings are forgotten, so that a challenger is trained and judged anew, also where
+    no log file is new. Raises OSError or MemoryError where the machine fails: that says nothing of a bundle.
     """
-    if not state.champion or not (problem := _problem(store, state.champion)):
-        return None
-    earlier = next((name for name in reversed(state.former) if not _problem(store, name)), "")
-    lost, now = state.bundle_id(state.champion), state.bundle_id(earlier)
-    state = replace(
-        state.back_at(earlier),
+    problem = ""
+    for name in (state.champion, *reversed(state.former)):
+        try:
+            bundle = load_bundle(store, name) if name else None
+        except BundleError as error:
+            problem = problem or str(error)
+            continue
+        if not problem:
+            return FoundChampion(state=state, bundle=bundle)
+        return _gone_back(state, store, name, bundle, problem)
+    return _gone_back(state, store, "", None, problem)
+
+
+def _gone_back(state: State, store: Store, name: str, bundle: Bundle | None, problem: str) -> FoundChampion:
+    lost, now = state.bundle_id(state.champion), state.bundle_id(name)
+    back = replace(
+        state.back_at(name),
         n_runs=state.n_runs + 1,
         settings={},
-        unregistered=tuple(name for name in state.unregistered if store.bundle(name).is_dir()),
+        unregistered=tuple(each for each in state.unregistered if store.bundle(each).is_dir()),
     )
     champion = f"{now} is champion again" if now else "no earlier champion can be loaded either"
     reason = f"the champion {lost} cannot be loaded ({problem}); {champion}; a challenger is trained and judged anew"
-    return GoneBack(state=state, reason=reason)
-
-
-def _problem(store: Store, name: str) -> str:
-    """Why a bundle does not load; "" where it does."""
-    try:
-        load_bundle(store, name)
-    except BundleError as error:
-        return str(error)
-    return ""
+    return FoundChampion(state=back, bundle=bundle, reason=reason)
 
 
 def load_bundle(store: Store, name: str) -> Bundle:

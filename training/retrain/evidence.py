@@ -80,7 +80,7 @@ def find_contradiction(files: Sequence[Evidence], is_new: Sequence[bool]) -> Con
     until = np.vstack([np.zeros(8), sums.cumsum(axis=0)])
     new_until = np.concatenate([[0], np.cumsum(is_new)])
     n_compared, strongest, found = 0, 0.0, None
-    for last in range(len(files)):
+    for last in range(list(is_new).index(True) if any(is_new) else len(files), len(files)):
         first = np.arange(max(0, last + 1 - MAX_FILES_TOGETHER), last + 1)
         first = first[new_until[last + 1] > new_until[first]]
         together = until[last + 1] - until[first]

@@ -112,8 +112,7 @@ def examine(
             digests, how = found
             why = f"{tier} {how}; did the labels or the model change? if that is right: --accept-change {tier}"
             for digest in digests:
-                if digest in files.new:
-                    rows.remove(files.found[digest])
+                rows.remove(files.found[digest])
             files = files.set_aside_for(tier, digests, why)
     return files
 

@@ -33,11 +33,19 @@ from training.log.checked import CheckedLogs, checked_logs
 from training.log.columns import parse_maps
 from training.log.table import IngestSummary
 from training.pipeline import TrainingResult, train
-from training.retrain.champion import Champion, gone_back, load_bundle, raising_errors_of_the_machine
+from training.retrain.champion import Champion, find_champion, load_bundle, raising_errors_of_the_machine
 from training.retrain.command import command_of
 from training.retrain.context import RetrainContext
+from training.retrain.evidence import MAX_FILES_TOGETHER
 from training.retrain.log_check import examine, read_known_files, read_new_files
-from training.retrain.log_files import LogFiles, changes_to_accept, find_log_files, new_files, with_present_names
+from training.retrain.log_files import (
+    LogFiles,
+    changes_to_accept,
+    find_log_files,
+    in_time,
+    new_files,
+    with_present_names,
+)
 from training.retrain.receipt import Receipt
 from training.retrain.registry import register
 from training.retrain.state import State, StoredBundle
@@ -80,7 +88,8 @@ def retrain(
     prices = PriceTable.parse(tiers_text(tiers), source=str(tiers))
     found = find_log_files(logs)
     with place.hold():
-        state = with_present_names(_recover(context), found)
+        state, bundle = _recover(context)
+        state = with_present_names(state, found)
         on_step("recovered")
         settings = _settings(config, prices.text)
         has_new_settings = settings != state.settings
@@ -89,7 +98,7 @@ def retrain(
         if not new and not has_new_settings:
             return _nothing_new(state, LogFiles(found=found, new={}, former=state.files), context)
 
-        champion = Champion.of(state, place, prices.tiers)
+        champion = Champion.of(state, bundle, prices.tiers)
         with checked_logs(place.cache, maps=parse_maps(config.training.maps)) as rows:
             files = read_new_files(rows, found, new, state)
             if champion.bundle is not None and files.taken_new:
@@ -117,7 +126,7 @@ def rollback(store: str | Path, *, tracking_uri: str | None = None, model_name: 
 
     tracking_uri: as for `retrain`, but the store's own database is taken only where there is one. Where MLflow is not
         told now, the next run of `retrain` tells it.
-    Raises StoreBusyError, and StoreError where there is no earlier champion, or it is damaged.
+    Raises StoreBusyError, StoreError where there is no earlier champion, and BundleError where it is damaged.
     """
     place = Store(store)
     uri = tracking_uri or ambient_tracking_uri() or (place.tracking_uri if place.has_tracking else NO_TRACKING)
@@ -149,19 +158,20 @@ def _settings(config: RetrainConfig, tiers: str) -> dict[str, Any]:
     return dict(json.loads(json.dumps(document, default=str)))
 
 
-def _recover(context: RetrainContext) -> State:
-    """The state of the store; where its champion is lost, it first goes back to an earlier one, and commits that."""
-    state = context.store.recover()
-    if (back := gone_back(state, context.store)) is None:
-        return state
-    _finish(back.state, Receipt.of(back.state, back.reason), context)
-    return context.store.recover()
+def _recover(context: RetrainContext) -> tuple[State, Bundle | None]:
+    """The state of the store and its champion; where that is lost, an earlier one, which is committed first."""
+    found = find_champion(context.store.recover(), context.store)
+    if not found.reason:
+        return found.state, found.bundle
+    _finish(found.state, Receipt.of(found.state, found.reason), context)
+    return context.store.recover(), found.bundle
 
 
 def _after(state: State, files: LogFiles) -> State:
     """The state with what is known of log files now."""
     kept = files.watermark
-    evidence = {digest: of_file for digest, of_file in files.evidence.items() if digest in kept}
+    newest = in_time(kept, files.evidence)[-MAX_FILES_TOGETHER:]
+    evidence = {digest: files.evidence[digest] for digest in newest}
     return replace(state, files=kept, evidence=evidence, accepted=files.accepted)
 
 

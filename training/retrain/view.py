@@ -113,7 +113,7 @@ class StoreView:
         ]
         lines += [f"set aside: {path}: {why}" for path, why in shown["set_aside"].items()]
         lines += _commands_text(shown["accept_commands"])
-        lines.append(f"the last {len(self.receipts)} of {state.n_runs} runs that decided anything:")
+        lines.append(f"the last {len(self.receipts)} of {state.n_runs} decisions:")
         lines += [f"  {entry['run']}: {'promoted: ' * entry['promoted']}{entry['reason']}" for entry in self.receipts]
         return "\n".join(lines)
 
