@@ -266,6 +266,7 @@ def test_a_folder_of_logs_that_cannot_be_read_is_not_taken_for_empty(log, tmp_pa
     (tmp_path / "logs" / "day1").mkdir(parents=True)
     log("logs/day0.parquet")
     log("logs/day1/a.parquet")
+    log("logs/.hidden-is-no-log.parquet").write_bytes(b"")
     scandir = os.scandir
 
     def denied(path):

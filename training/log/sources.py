@@ -83,7 +83,7 @@ def _files(source: str) -> list[Path]:
     """
     path = Path(source)
     if path.is_dir():
-        found = [item for item in _items_below(path) if item.is_file() and not _is_hidden(item.relative_to(path))]
+        found = [item for item in _items_below(path) if item.is_file()]
     elif path.exists():
         found = [path]
     else:
@@ -97,13 +97,14 @@ def _files(source: str) -> list[Path]:
 
 
 def _items_below(folder: Path) -> Iterator[Path]:
-    """All but the folders, at any depth; raises OSError where a folder cannot be read, so that no file is missed."""
+    """What is no folder and not hidden, at any depth. Raises OSError where a folder cannot be read: none is missed."""
 
     def refuse(error: OSError) -> None:
         raise error
 
-    for place, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(place) / name for name in names)
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place) / name for name in names if not name.startswith("."))
 
 
 def _pattern(source: str) -> str:
@@ -117,7 +118,3 @@ def _pattern(source: str) -> str:
 
 def _is_same(first: Path, second: Path) -> bool:
     return first.resolve() == second.resolve()
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

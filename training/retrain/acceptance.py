@@ -31,11 +31,17 @@ class Acceptance:
     def fit(cls, tier: str, since: str, champion: str, correct: np.ndarray, expected: np.ndarray) -> Acceptance:
         """Move the champion's expectation to what some answers show; correct, expected: 0..1, (n_answers,)."""
         fitted = fit_calibration(expected[:, None], correct[:, None])
-        return cls(tier, since, champion, float(fitted.slope[0]), float(fitted.intercept[0]))
+        return cls(
+            tier=tier,
+            since=since,
+            champion=champion,
+            slope=float(fitted.slope[0]),
+            intercept=float(fitted.intercept[0]),
+        )
 
     def apply(self, expected: np.ndarray) -> np.ndarray:
         """What is expected now, where the champion expects `expected`; (n_answers,)."""
-        return Calibration(np.array(self.slope), np.array(self.intercept)).apply(expected)
+        return Calibration(slope=np.array(self.slope), intercept=np.array(self.intercept)).apply(expected)
 
 
 @dataclass(frozen=True)

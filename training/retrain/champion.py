@@ -102,7 +102,7 @@ def raising_errors_of_the_machine() -> Iterator[None]:
     except BundleError as error:
         cause = error.__cause__
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno not in _OF_CONTENT):
-            raise cause from error
+            raise cause from None
         raise
 
 

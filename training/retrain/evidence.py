@@ -54,8 +54,16 @@ class Evidence:
         """The evidence of some answers; correct, expected: 0..1, (n_answers,)."""
         variance, squares = expected * (1 - expected), (correct - expected) ** 2
         flipped = (1 - 2 * expected) ** 2
-        sums = (correct, expected, variance, squares, (squares - variance) ** 2, variance * flipped, flipped)
-        return cls(len(correct), *(float(values.sum()) for values in sums))
+        return cls(
+            n=len(correct),
+            correct=float(correct.sum()),
+            expected=float(expected.sum()),
+            variance=float(variance.sum()),
+            squares=float(squares.sum()),
+            squares_of_excess=float(((squares - variance) ** 2).sum()),
+            variance_of_excess=float((variance * flipped).sum()),
+            flipped=float(flipped.sum()),
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import hashlib
 import json
 import shlex
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,7 @@ def retrain(
     prices = PriceTable.parse(tiers_text(tiers), source=str(tiers))
     found = find_log_files(logs)
     with place.hold():
-        state, bundle = _recover(context)
-        state = with_present_names(state, found)
+        state, bundle = _recover(context, found)
         on_step("recovered")
         settings = _settings(config, prices.text)
         has_new_settings = settings != state.settings
@@ -158,13 +157,14 @@ def _settings(config: RetrainConfig, tiers: str) -> dict[str, Any]:
     return dict(json.loads(json.dumps(document, default=str)))
 
 
-def _recover(context: RetrainContext) -> tuple[State, Bundle | None]:
+def _recover(context: RetrainContext, logs: Mapping[str, Path]) -> tuple[State, Bundle | None]:
     """The state of the store and its champion; where that is lost, an earlier one, which is committed first."""
     found = find_champion(context.store.recover(), context.store)
-    if not found.reason:
-        return found.state, found.bundle
-    _finish(found.state, Receipt.of(found.state, found.reason), context)
-    return context.store.recover(), found.bundle
+    state = found.state
+    if found.reason:
+        _finish(state, Receipt.of(state, found.reason), context)
+        state = context.store.recover()
+    return with_present_names(state, logs), found.bundle
 
 
 def _after(state: State, files: LogFiles) -> State:
