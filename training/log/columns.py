@@ -15,6 +15,7 @@ COLUMNS = (
     "prompt", "messages", "prompt_id", "model", "correct", "request_id", "provider", "dataset", "input_tokens",
     "output_tokens", "cost_usd", "latency_ms", "timestamp", "propensity", "question_key", "parsed",
     "usd_per_mtok_input", "usd_per_mtok_output", "cache_hit", "tokens_estimated",
+    "ended",
 )  # fmt: skip
 """The columns of the log format that are read; see data/README.md."""
 
