@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from tokenizers import Encoding, Tokenizer
 
@@ -39,6 +40,11 @@ MOST_BYTES: Mapping[str, int] = {
 MOST_BYTES_OF_OTHERS = 64 * 2**20
 """The largest files of a bundle. A larger one is refused by its size, before it is read."""
 
+_TOKENIZERS: WeakValueDictionary[str, Tokenizer] = WeakValueDictionary()
+"""The tokenizers in use, by the SHA-256 of their files. Bundles that have the same one share it, since the library
+keeps some memory for each pair of a tokenizer and a thread as long as the thread lives: a reload would add to it.
+"""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -71,7 +77,7 @@ class Bundle:
             raise BundleError(f"{folder}: {GRAPH_FILE} {refused}; train or copy the bundle again")
         clusters = parse_clusters(contents[CLUSTERS_FILE], str(folder / CLUSTERS_FILE))
         try:
-            tokenizer = Tokenizer.from_str(contents[TOKENIZER_FILE].decode())
+            tokenizer = _tokenizer(manifest.files[TOKENIZER_FILE], contents[TOKENIZER_FILE])
             prices = PriceTable.parse(contents[TIERS_FILE].decode(), str(folder / TIERS_FILE))
             engine = Engine(contents[GRAPH_FILE], n_threads)
         except TierError as error:
@@ -103,6 +109,14 @@ class Bundle:
             return self.tokenizer.encode_batch_fast(texts)
         except (UnicodeEncodeError, TypeError):  # No tokenizer takes lone surrogates.
             return self.tokenizer.encode_batch_fast([valid_unicode(text) for text in texts])
+
+
+def _tokenizer(digest: str, content: bytes) -> Tokenizer:
+    """The tokenizer of a file with this SHA-256; raises ValueError or a bare Exception where it is none."""
+    tokenizer = _TOKENIZERS.get(digest)
+    if tokenizer is None:
+        tokenizer = _TOKENIZERS[digest] = Tokenizer.from_str(content.decode())
+    return tokenizer
 
 
 def verified_contents(folder: Path, manifest: Manifest) -> dict[str, bytes]:
