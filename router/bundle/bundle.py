@@ -23,6 +23,7 @@ from router.bundle.manifest import (
     read_manifest,
 )
 from router.bundle.operators import refused_operators
+from router.bundle.signature import TrustedKeys
 from router.errors import BundleError, TierError
 from router.files import read_bounded
 from router.portfolio.prices import PriceTable
@@ -61,17 +62,23 @@ class Bundle:
     clusters: tuple[Cluster, ...]
     golden: bytes = field(repr=False)
     n_threads: int
+    trusted_keys: TrustedKeys | None
 
     @classmethod
-    def load(cls, path: str | Path, *, n_threads: int = 1) -> Bundle:
+    def load(cls, path: str | Path, *, n_threads: int = 1, trusted_keys: TrustedKeys | None = None) -> Bundle:
         """Read and check a bundle.
 
         n_threads: threads of one call of the graph; more than one pays for large batches only.
-        Raises BundleError where anything is missing, altered, of another format, too large or not loadable, or where
-        the graph's answers have another form than the manifest says. `router.golden` checks what it answers.
+        trusted_keys: one of them must have signed the bundle, which is asked before anything of it is parsed but the
+            manifest; None asks for no signature.
+        Raises SignatureError where none of them has, and BundleError where anything is missing, altered, of another
+        format, too large or not loadable, or where the graph's answers have another form than the manifest says.
+        `router.golden` checks what it answers.
         """
         folder = Path(path).resolve()  # All files of one bundle, even if a link moves meanwhile.
         manifest = read_manifest(folder)
+        if trusted_keys is not None:
+            trusted_keys.check(folder, manifest)
         contents = verified_contents(folder, manifest)
         if refused := refused_operators(contents[GRAPH_FILE]):
             raise BundleError(f"{folder}: {GRAPH_FILE} {refused}; train or copy the bundle again")
@@ -97,6 +104,7 @@ class Bundle:
             clusters=clusters,
             golden=contents[GOLDEN_FILE],
             n_threads=n_threads,
+            trusted_keys=trusted_keys,
         )
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
