@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock
-HASHED := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes --requirement
+HASHED := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes --no-deps --requirement
 EXTRAS := train,outcomes,distributed,signing,dev
 EXPORT := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --generate-hashes \
 	--constraint requirements.lock pyproject.toml requirements/build.in

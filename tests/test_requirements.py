@@ -43,7 +43,7 @@ def test_what_builds_the_package_is_in_the_lists():
 
 def test_the_image_and_the_environment_for_tests_are_installed_by_hash():
     assert (
-        "--require-hashes --requirement requirements/train.lock"
+        "--require-hashes --no-deps --requirement requirements/train.lock"
         in (ROOT / "examples" / "schedule" / "Dockerfile").read_text()
     )
     assert "$(HASHED) requirements/dev.lock" in (ROOT / "Makefile").read_text()
