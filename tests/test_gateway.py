@@ -757,6 +757,24 @@ def test_another_model_takes_fallbacks_and_retries_of_the_request_as_ever(client
     assert ask(client, "distilled-cheap", extra_body=extra)[0] == OUTSIDER
 
 
+def test_a_request_that_litellm_calls_off_since_its_client_is_gone_is_logged_as_left(reference, tmp_path):
+    from router.gateway import BrokerHook
+
+    hook = BrokerHook(reference, OutcomeLog(tmp_path))
+    data = route_by_hook(hook, "broker/worth=0")
+    call = {**data, "metadata": {**data["metadata"], "model_group": data["model"]}}
+    asyncio.run(hook.async_pre_call_deployment_hook(call, "acompletion"))
+    for status in (400, 499, 499):
+        error = openai.APIStatusError(
+            "", response=httpx.Response(status, request=httpx.Request("POST", "x:")), body=None
+        )
+        asyncio.run(hook.async_post_call_failure_hook(data, error, None))
+    OutcomeLog(tmp_path).compact()
+    [file] = tmp_path.glob("day=*/*.parquet")
+    [row] = pd.read_parquet(file).to_dict("records")
+    assert (row["ended"], row["model"]) == ("left", "distilled-cheap") and row["latency_ms"] > 0
+
+
 def route_by_hook(hook, model: str, **body) -> dict:
     data = {"model": model, "messages": CHAT, "metadata": {}, **body}
     return asyncio.run(hook.async_pre_call_hook(None, None, data, "acompletion"))
