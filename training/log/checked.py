@@ -161,7 +161,8 @@ class CheckedLogs:
         """Forget the rows of a file, if it was read, so that they are in no table made from these logs."""
         if (number := self._numbers.get(path)) is None:
             return
-        self.connection.execute(f"DELETE FROM raw WHERE file = {number}; DELETE FROM log_columns WHERE file = {number}")
+        tables = ("raw", "incomplete", "log_columns")
+        self.connection.execute("; ".join(f"DELETE FROM {name} WHERE file = {number}" for name in tables))
 
     def outcomes(self, path: Path, max_prompts: int) -> list[tuple[str, str, float]]:
         """Prompt, model and mean correctness (0..1) of the judged rows of a file, of at most so many prompts."""
