@@ -17,7 +17,7 @@ from training.fit import task as tasks
 from training.fit.cross_fit import folds_of, out_of_fold
 from training.fit.estimator import weight_of_classifier
 from training.fit.kernel import KernelBasis
-from training.fit.lengths import LengthModel
+from training.fit.lengths import LengthModel, calibrating_slope
 from training.fit.ridge import PENALTIES, ridge
 from training.log.sample import evenly
 
@@ -280,6 +280,28 @@ def test_expected_length_has_the_right_mean_and_a_tier_without_lengths_its_const
     assert predicted[:, 0].mean() == pytest.approx(tokens[:, 0].mean(), rel=0.1)
     assert np.corrcoef(predicted[:, 0], np.exp(2 * embedding[:, 0]))[0, 1] > 0.5
     np.testing.assert_allclose(predicted[:, 1], 256)
+
+
+def test_short_answers_that_are_now_and_then_long_are_not_taken_for_cheap():
+    """Two kinds of prompt; the answers to one are typically short, but scatter so far that on average they are not."""
+    rng = np.random.default_rng(0)
+    scatter = np.repeat([1.5, 0.1], 4000)
+    predicted = np.repeat([4.0, 5.0], 4000)
+    tokens = np.exp(predicted + scatter * rng.normal(size=8000))
+    slope = calibrating_slope(predicted, tokens)
+    expected = np.exp(slope * predicted) * tokens.mean() / np.exp(slope * predicted).mean()
+    for kind in (slice(4000), slice(4000, None)):
+        assert expected[kind].mean() == pytest.approx(tokens[kind].mean(), rel=0.1)
+    assert np.exp(predicted)[:4000].sum() / np.exp(predicted).sum() < 0.6 * tokens[:4000].sum() / tokens.sum()
+
+
+def test_where_lengths_scatter_alike_or_are_few_the_slope_stays_at_one():
+    rng = np.random.default_rng(0)
+    predicted = rng.normal(5, 0.7, 5000)
+    tokens = np.exp(predicted + 0.5 * rng.normal(size=5000))
+    assert calibrating_slope(predicted, tokens) == pytest.approx(1, abs=0.05)
+    assert calibrating_slope(predicted[:4], tokens[3::-1]) > 0.8
+    assert calibrating_slope(np.full(60, 5.0), tokens[:60]) == 1
 
 
 def test_lengths_of_one_kind_of_prompt_are_not_extrapolated_to_another():
