@@ -19,6 +19,9 @@ MAX_LANDMARK_PROMPTS = 100_000
 SURFACE_WEIGHT = 0.25
 SURFACE_CLIP = 3.0
 
+SHARPNESS = 8.0
+"""A prompt's share of a landmark falls so many times faster with the distance than its similarity does."""
+
 _CHUNK_PROMPTS = 50_000
 """So many prompts at once are compared with all landmarks."""
 
@@ -86,6 +89,19 @@ class KernelBasis:
         """Whitened similarities, (n_prompts, n_landmarks)."""
         return np.asarray(self.similarities(embedding) @ self.whitening)
 
+    def shares(self, embedding: np.ndarray) -> np.ndarray:
+        """How a prompt is shared out to the landmarks near it, rows sum to 1, float32 (n_prompts, n_landmarks).
+
+        In proportion to similarity^SHARPNESS.
+        """
+        parts = np.array_split(embedding, max(1, -(-len(embedding) // _CHUNK_PROMPTS)))
+        return np.concatenate([self._shares(part) for part in parts])
+
+    def _shares(self, embedding: np.ndarray) -> np.ndarray:
+        distance = squared_distances(self.inputs(embedding), self.landmarks)
+        closeness = np.exp(SHARPNESS * self.gamma * (distance.min(axis=1, keepdims=True) - distance))
+        return np.asarray(closeness / closeness.sum(axis=1, keepdims=True), dtype=np.float32)
+
     def regress(self, features: np.ndarray, targets: np.ndarray, weight: np.ndarray | None = None) -> Kernel:
         """Ridge regression on the features; targets complete, (n_prompts, n_targets); weight: of each prompt."""
         weights, bias = ridge(features, targets, weight)
@@ -98,9 +114,20 @@ class KernelBasis:
         """
         width = np.sqrt(self.gamma)
         landmarks = width * self.landmarks
-        return graph.once(self, lambda: self._exponentials(graph, embedding)), np.exp(-(landmarks**2).sum(axis=1))
+        exponentials = graph.once(self, lambda: graph.add("Exp", self._add_logarithms(graph, embedding)))
+        return exponentials, np.exp(-(landmarks**2).sum(axis=1))
 
-    def _exponentials(self, graph: Graph, embedding: str) -> str:
+    def add_shares_to(self, graph: Graph, embedding: str) -> str:
+        """Name of the shares of the landmarks, (n, n_landmarks), from the logarithms of the similarities."""
+        missing = -self.gamma * (self.landmarks**2).sum(axis=1)
+        scaled = graph.add("Mul", self._add_logarithms(graph, embedding), graph.constant(SHARPNESS))
+        return graph.add("Softmax", graph.add("Add", scaled, graph.constant(SHARPNESS * missing)), axis=1)
+
+    def _add_logarithms(self, graph: Graph, embedding: str) -> str:
+        """2 x.c - |x|^2, once per graph."""
+        return graph.once(self.landmarks, lambda: self._logarithms(graph, embedding))
+
+    def _logarithms(self, graph: Graph, embedding: str) -> str:
         n_text = self.landmarks.shape[1] - N_SURFACE
         width = np.sqrt(self.gamma)
         scale = width * np.concatenate([np.ones(n_text), SURFACE_WEIGHT / self.scale])
@@ -111,7 +138,7 @@ class KernelBasis:
         x = graph.add("Max", graph.add("Min", standard, graph.constant(limit)), graph.constant(-limit))
         squared = graph.add("ReduceSumSquare", x, axes=[1], keepdims=1)
         cross = graph.constant(2 * width * self.landmarks.T)
-        return graph.add("Exp", graph.add("Gemm", x, cross, squared, beta=-1.0))
+        return graph.add("Gemm", x, cross, squared, beta=-1.0)
 
 
 def kernel_inputs(embedding: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
