@@ -1,6 +1,7 @@
 """The router on public outcome logs: the tables of docs/results.md and the picture of the README.
 
     BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/real_logs.py [--splits 5] [--picture benchmarks/mmlu_pro.png]
+        [--logs LOG...] [--leads leads.json]
 
 FOLDER holds one log per sub-folder (mmlu_pro, zeroeval, routellm, llmrouter, bfcl, lexeval, mbpp), in the format of
 data/README.md. The tiers of the first four logs stand in benchmarks/tiers, those of the others in FOLDER/pools. Each
@@ -11,10 +12,11 @@ since the splits share prompts. All policies but the router decide by worth x su
 
 At the end stands the mean lead in AIQ over the best baseline: that with the highest mean on the log, so it is chosen in
 hindsight, for the baselines. Each log counts alike. Its interval is a bootstrap at 95 %: logs are drawn with
-replacement, and within each log its splits.
+replacement, and within each log its splits. With --leads, the leads of logs from earlier runs count as well.
 """
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -195,12 +197,15 @@ def main() -> int:
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--logs", nargs="+", default=LOGS, choices=LOGS)
     parser.add_argument("--picture", type=Path, help="write the cost-quality curve of mmlu_pro's first split here")
+    parser.add_argument("--leads", type=Path, help="keep the leads of each log here, to run one log at a time")
     options = parser.parse_args()
     root = os.environ.get("BROKER_REAL_LOGS")
     if not root:
         sys.stderr.write("BROKER_REAL_LOGS is not set; expected the folder of the public outcome logs\n")
         return 2
     by_log: dict[str, list[list[float]]] = {}
+    if options.leads and options.leads.exists():
+        by_log = json.loads(options.leads.read_text())
     with tempfile.TemporaryDirectory() as folder, tqdm(total=len(options.logs) * options.splits, unit="run") as bar:
         for name in options.logs:
             splits = splits_of(Path(root) / name, options.splits, Path(folder), bar)
@@ -208,6 +213,8 @@ def main() -> int:
             by_log[name] = np.array([leads(splits, baseline) for baseline in BASELINES]).T.tolist()
             if name == "mmlu_pro" and options.picture:
                 cost_quality_figure(splits[0].evaluation).savefig(options.picture)
+    if options.leads:
+        options.leads.write_text(json.dumps(by_log))
     print(mean_lead(by_log))
     return 0
 

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 from simulated import log_one_tier
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -18,7 +19,10 @@ from training.fit.cross_fit import folds_of, out_of_fold
 from training.fit.estimator import weight_of_classifier
 from training.fit.kernel import KernelBasis
 from training.fit.lengths import LengthModel, calibrating_slope
+from training.fit.local import LocalRates
 from training.fit.ridge import PENALTIES, ridge
+from training.graph.builder import Graph
+from training.graph.session import cpu_session
 from training.log.sample import evenly
 
 
@@ -261,6 +265,34 @@ def test_the_kernel_says_the_same_of_features_and_of_embeddings():
     fitted_kernel = basis.regress(basis.features(embedding), correct)
     weights, bias = ridge(basis.features(embedding), correct)
     np.testing.assert_allclose(fitted_kernel.predict(embedding), basis.features(embedding) @ weights + bias, atol=1e-4)
+
+
+def test_shares_of_landmarks_add_up_however_far_a_prompt_is_and_are_those_of_the_graph():
+    embedding, _ = log_of(200, 3)
+    far = np.concatenate([embedding, 50 * embedding[:5], np.zeros_like(embedding[:1])]).astype(np.float32)
+    basis = KernelBasis.fit(embedding, 50, seed=0)
+    shares = basis.shares(far)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
+    assert (shares.argmax(axis=1) == basis.similarities(far).argmax(axis=1))[:200].all()
+    graph = Graph()
+    named = graph.add("Identity", basis.add_shares_to(graph, "embedding"), output="shares")
+    model = graph.model(
+        {"embedding": (TensorProto.FLOAT, ["n", far.shape[1]])}, {named: (TensorProto.FLOAT, ["n", None])}
+    )
+    np.testing.assert_allclose(cpu_session(model).run(None, {"embedding": far})[0][:200], shares[:200], atol=1e-5)
+
+
+def test_local_rates_follow_what_tiers_achieved_nearby_and_stay_near_the_mean_where_little_was_seen():
+    embedding, _ = log_of(400, 2)
+    embedding[:200, 0] -= 3
+    embedding[200:, 0] += 3
+    correct = np.stack([np.repeat([1.0, 0.0], 200), np.repeat([0.0, 1.0], 200)], axis=1)
+    basis = KernelBasis.fit(embedding, 20, seed=0)
+    all_seen = LocalRates.fit(basis, basis.shares(embedding), correct).predict(embedding)
+    few = np.r_[0:3, 200:203]
+    few_seen = LocalRates.fit(basis, basis.shares(embedding[few]), correct[few]).predict(embedding)
+    assert ((all_seen - 0.5) * (correct - 0.5) > 0).all()
+    assert np.abs(few_seen - 0.5).max() < np.abs(all_seen - 0.5).mean()
 
 
 def test_the_classifiers_weight_grows_with_labels_and_ends_below_a_half():
