@@ -15,7 +15,7 @@ from training.fit.classifier import Classifier, FitForest, Forest, fit_forest, l
 from training.fit.cross_fit import out_of_fold
 from training.fit.familiarity import fit_familiarity
 from training.fit.kernel import Kernel
-from training.fit.local import LOCAL_WEIGHT, LocalRates
+from training.fit.local import LocalRates, weight_of_local
 from training.fit.logistic import logistic_per_tier, sigmoid
 from training.fit.success import SuccessModel, blend
 from training.fit.task import Task
@@ -39,8 +39,8 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
     """P(each tier answers a prompt correctly), from embeddings, calibrated out of fold.
 
     The average of three voices: a kernel regression, a LightGBM classifier of the cheapest-correct label, which is
-    calibrated to success per tier, and the rates of correct answers near the prompt. The classifier's weight grows with
-    the number of prompts that have a label.
+    calibrated to success per tier, and the rates of correct answers near the prompt. The weights of the
+    last two grow with the number of prompts (for the classifier: that have a label).
 
     Learned: model_ (training.fit.success.SuccessModel, fitted on all prompts), out_of_fold_ (calibrated P(correct) of
     every training prompt by models that did not see it, (n_prompts, n_tiers)).
@@ -106,8 +106,9 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             classifier_weight = weight_of_classifier(task.n_labelled)
             estimate = blend(estimate, of_classifier, classifier_weight)
             on_step("classifier, out of fold")
+        local_weight = 0.0 if of_local is None else weight_of_local(len(task.folds))
         if of_local is not None:
-            estimate = blend(estimate, of_local, LOCAL_WEIGHT)
+            estimate = blend(estimate, of_local, local_weight)
         weight = None if task.propensity is None else np.minimum(1 / task.propensity, MAX_CALIBRATION_WEIGHT)
         calibration = fit_calibration(estimate, task.observed, weight)
         calibrated = calibration.apply(estimate)
@@ -120,6 +121,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             classifier=finish_classifier and finish_classifier(),
             classifier_weight=classifier_weight,
             local=local,
+            local_weight=local_weight,
             calibration=calibration,
             familiarity=familiarity,
         )

@@ -45,9 +45,8 @@ class Kernel:
         return np.concatenate([self.basis.similarities(part) @ self.weights + self.bias for part in parts])
 
     def add_to(self, graph: Graph, embedding: str) -> Readout:
-        """Similarities @ weights + bias; the graph leaves out a factor of each similarity, the weights take it."""
-        value, factors = self.basis.add_to(graph, embedding)
-        return Readout(value, factors[:, None] * self.weights, self.bias)
+        """Similarities @ weights + bias."""
+        return Readout(self.basis.add_to(graph, embedding), self.weights, self.bias)
 
 
 @dataclass(frozen=True)
@@ -107,27 +106,29 @@ class KernelBasis:
         weights, bias = ridge(features, targets, weight)
         return Kernel(self, self.whitening @ weights, bias)
 
-    def add_to(self, graph: Graph, embedding: str) -> tuple[str, np.ndarray]:
-        """exp(2 x.c - |x|^2), with x and the landmarks c scaled by sqrt(gamma), and the missing factors exp(-|c|^2).
-
-        One set of nodes, however many regressions read it.
-        """
-        width = np.sqrt(self.gamma)
-        landmarks = width * self.landmarks
-        exponentials = graph.once(self, lambda: graph.add("Exp", self._add_logarithms(graph, embedding)))
-        return exponentials, np.exp(-(landmarks**2).sum(axis=1))
+    def add_to(self, graph: Graph, embedding: str) -> str:
+        """Name of the similarities, (n, n_landmarks): one set of nodes, however many regressions read it."""
+        return graph.once(self, lambda: self._similarities(graph, embedding))
 
     def add_shares_to(self, graph: Graph, embedding: str) -> str:
-        """Name of the shares of the landmarks, (n, n_landmarks), from the logarithms of the similarities."""
-        missing = -self.gamma * (self.landmarks**2).sum(axis=1)
-        scaled = graph.add("Mul", self._add_logarithms(graph, embedding), graph.constant(SHARPNESS))
-        return graph.add("Softmax", graph.add("Add", scaled, graph.constant(SHARPNESS * missing)), axis=1)
+        """Name of the shares of the landmarks, (n, n_landmarks): what all of a prompt's logarithms share cancels."""
+        _, closeness = self._inputs_and_closeness(graph, embedding)
+        return graph.add("Softmax", graph.add("Mul", closeness, graph.constant(SHARPNESS)), axis=1)
 
-    def _add_logarithms(self, graph: Graph, embedding: str) -> str:
-        """2 x.c - |x|^2, once per graph."""
-        return graph.once(self.landmarks, lambda: self._logarithms(graph, embedding))
+    def _similarities(self, graph: Graph, embedding: str) -> str:
+        """exp(2 x.c - |c|^2 - |x|^2), with x and the landmarks c scaled by sqrt(gamma)."""
+        x, closeness = self._inputs_and_closeness(graph, embedding)
+        squared = graph.add("ReduceSumSquare", x, axes=[1], keepdims=1)
+        return graph.add("Exp", graph.add("Sub", closeness, squared))
 
-    def _logarithms(self, graph: Graph, embedding: str) -> str:
+    def _inputs_and_closeness(self, graph: Graph, embedding: str) -> tuple[str, str]:
+        """Names of x and of 2 x.c - |c|^2, which are added once per graph."""
+        x = graph.once(self.mean, lambda: self._inputs(graph, embedding))
+        landmarks = np.sqrt(self.gamma) * self.landmarks
+        closeness = graph.once(self.landmarks, lambda: graph.affine(x, 2 * landmarks.T, -(landmarks**2).sum(axis=1)))
+        return x, closeness
+
+    def _inputs(self, graph: Graph, embedding: str) -> str:
         n_text = self.landmarks.shape[1] - N_SURFACE
         width = np.sqrt(self.gamma)
         scale = width * np.concatenate([np.ones(n_text), SURFACE_WEIGHT / self.scale])
@@ -135,10 +136,7 @@ class KernelBasis:
         limit = np.full(n_text + N_SURFACE, np.finfo(np.float32).max)
         limit[n_text:] = width * SURFACE_WEIGHT * SURFACE_CLIP
         standard = graph.add("Scaler", embedding, offset=offset.tolist(), scale=scale.tolist())
-        x = graph.add("Max", graph.add("Min", standard, graph.constant(limit)), graph.constant(-limit))
-        squared = graph.add("ReduceSumSquare", x, axes=[1], keepdims=1)
-        cross = graph.constant(2 * width * self.landmarks.T)
-        return graph.add("Gemm", x, cross, squared, beta=-1.0)
+        return graph.add("Max", graph.add("Min", standard, graph.constant(limit)), graph.constant(-limit))
 
 
 def kernel_inputs(embedding: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ from training.fit.kernel import KernelBasis
 from training.graph.builder import Graph
 from training.graph.readout import Readout
 
-LOCAL_WEIGHT = 0.5
-"""Of the local rates in the average with kernel and classifier; from 0.35 to 0.65 it hardly matters."""
+LOCAL_TRUST = 1000
+"""Prompts at which the local rates have half of their final weight in the average, which is one half."""
 
 PRIOR_PROMPTS = 5.0
 """So many prompts of average outcome stand at each landmark before any training prompt does."""
@@ -43,3 +43,8 @@ class LocalRates:
     def add_to(self, graph: Graph, embedding: str) -> Readout:
         """Shares @ rates."""
         return Readout(self.basis.add_shares_to(graph, embedding), self.rates, np.zeros(self.rates.shape[1]))
+
+
+def weight_of_local(n_prompts: int) -> float:
+    """Their share in the average with kernel and classifier, from 0 to one half; it grows with the prompts."""
+    return 0.5 * n_prompts / (n_prompts + LOCAL_TRUST)

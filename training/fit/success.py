@@ -10,7 +10,7 @@ from training.fit.calibrate import LOWEST_SUCCESS, Calibration
 from training.fit.classifier import Classifier
 from training.fit.familiarity import Familiarity
 from training.fit.kernel import Kernel
-from training.fit.local import LOCAL_WEIGHT, LocalRates
+from training.fit.local import LocalRates
 from training.graph.builder import Graph
 
 
@@ -20,12 +20,14 @@ class SuccessModel:
 
     The voices are kernel, classifier and local rates. classifier: None where too few prompts have a label.
     classifier_weight: its share in the average with the kernel, 0 without one. local: None for partial feedback.
+    local_weight: its share in the average with these two, 0 without it.
     """
 
     kernel: Kernel
     classifier: Classifier | None
     classifier_weight: float
     local: LocalRates | None
+    local_weight: float
     calibration: Calibration
     familiarity: Familiarity
 
@@ -35,7 +37,7 @@ class SuccessModel:
         if self.classifier is not None:
             estimate = blend(estimate, self.classifier.predict(embedding), self.classifier_weight)
         if self.local is not None:
-            estimate = blend(estimate, self.local.predict(embedding), LOCAL_WEIGHT)
+            estimate = blend(estimate, self.local.predict(embedding), self.local_weight)
         calibrated = self.calibration.apply(estimate)
         return self.familiarity.shrink(calibrated, self.familiarity.of(embedding))
 
@@ -50,12 +52,12 @@ class SuccessModel:
 
         The calibrated average is linear in the readouts of its parts: one matrix product each, then a clip.
         """
-        others = 1.0 if self.local is None else 1 - LOCAL_WEIGHT
+        others = 1 - self.local_weight
         weighted = [(self.kernel.add_to(graph, embedding), others * (1 - self.classifier_weight))]
         if self.classifier is not None:
             weighted.append((self.classifier.add_to(graph, embedding), others * self.classifier_weight))
         if self.local is not None:
-            weighted.append((self.local.add_to(graph, embedding), LOCAL_WEIGHT))
+            weighted.append((self.local.add_to(graph, embedding), self.local_weight))
         factors = [weight * self.calibration.slope for _, weight in weighted]
         readouts = [readout for readout, _ in weighted]
         bias = sum((f * each.bias for f, each in zip(factors, readouts, strict=True)), start=self.calibration.intercept)
