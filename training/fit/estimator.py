@@ -39,8 +39,8 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
     """P(each tier answers a prompt correctly), from embeddings, calibrated out of fold.
 
     The average of three voices: a kernel regression, a LightGBM classifier of the cheapest-correct label, which is
-    calibrated to success per tier, and the rates of correct answers near the prompt. The weights of the
-    last two grow with the number of prompts (for the classifier: that have a label).
+    calibrated to success per tier, and the rates of correct answers near the prompt. The weights of the last two grow
+    with the number of prompts (for the classifier: of those that have a label).
 
     Learned: model_ (training.fit.success.SuccessModel, fitted on all prompts), out_of_fold_ (calibrated P(correct) of
     every training prompt by models that did not see it, (n_prompts, n_tiers)).
