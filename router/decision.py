@@ -9,7 +9,7 @@ from typing import Any
 
 from router.bundle.clusters import Cluster
 from router.portfolio.tiers import Offer
-from router.rule import admissible, best
+from router.rule import admissible, best, or_best_tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Decision:
         `success` then moves towards the tiers' means. None where the prompt could not be read.
     eligible: the tiers that could have been asked; none in a fallback.
     cluster: the logged prompts that this one is most like; None where the prompt could not be read.
+    best_tier: the best tier of the log, where it answers unless another is worth more, because the bundle does not
+        promise the quality (router.rule.or_best_tier); None where the slack alone decides.
     """
 
     tier: str
@@ -53,6 +55,7 @@ class Decision:
     familiarity: float | None
     eligible: tuple[str, ...] = ()
     cluster: Cluster | None = None
+    best_tier: str | None = None
 
     def explain(self) -> Explanation:
         """Why this tier, and what would make another one win, in words; `str` of it is some lines of text.
@@ -80,9 +83,9 @@ class Change:
 
     price_factor: its price multiplied by this; None where it is not admissible, or no price would do.
     worth_usd: a worth of at least this (where it costs more than the tier chosen) or of at most this (where it costs
-        less); None where it is not admissible, or no worth would do. Where another tier wins before it, that tier
-        stands first in the list of changes.
-    slack: the least slack that admits it; None where it is admissible already.
+        less); 0 where any worth would do, if only one were given; None where it is not admissible, or no worth would
+        do. Where another tier wins before it, that tier stands first in the list of changes.
+    slack: the least slack of a promised quality that admits it; None where it is admissible already.
     """
 
     tier: str
@@ -124,6 +127,9 @@ def _explained(decision: Decision) -> Explanation:
     if decision.eligible:
         tiers = admissible(decision.eligible, decision.success, decision.slack)
         winner = best(tiers, decision.success, decision.cost_usd, decision.worth_usd)
+        if decision.best_tier is not None:
+            winner = or_best_tier(winner, decision.best_tier, decision.success, decision.cost_usd, decision.worth_usd)
+            tiers = [name for name in decision.eligible if name in tiers or name == decision.best_tier]
         changes = [_change(decision, winner, name, tiers) for name in decision.eligible if name != winner]
         changes.sort(key=lambda change: _distance(change, decision.worth_usd))
         lines += [*_facts(decision, winner), *_similar(decision)]
@@ -143,13 +149,13 @@ def _change(decision: Decision, winner: str, other: str, tiers: list[str]) -> Ch
     if other not in tiers:
         return Change(other, slack=max(success[name] for name in decision.eligible) - success[other])
     gain, extra = success[other] - success[winner], cost[other] - cost[winner]
-    factor = (worth * gain + cost[winner]) / cost[other] if cost[other] > 0 else None
     no_worth_would_do = gain == 0 or extra / gain < 0  # Better and cheaper, or worse and dearer, at any worth.
-    return Change(
-        other,
-        price_factor=None if factor is None or factor <= 0 else factor,
-        worth_usd=None if no_worth_would_do else extra / gain,
-    )
+    needed = None if no_worth_would_do else extra / gain
+    if decision.best_tier is not None and worth == 0:  # The best tier answers at any price.
+        any_would_do = gain >= 0 >= extra and gain != extra
+        return Change(other, worth_usd=0.0 if any_would_do else needed)
+    factor = (worth * gain + cost[winner]) / cost[other] if cost[other] > 0 else None
+    return Change(other, price_factor=None if factor is None or factor <= 0 else factor, worth_usd=needed)
 
 
 def _distance(change: Change, worth_usd: float) -> tuple[bool, float]:
@@ -166,7 +172,12 @@ def _facts(decision: Decision, winner: str) -> list[str]:
         lines.append(
             f"{strongest} has the highest success: {success[strongest]:.1%}, for USD {cost[strongest]:.6f}{share}."
         )
-    if decision.quality is not None:
+    if decision.best_tier is not None:
+        lines.append(
+            f"The bundle does not promise to keep {decision.quality:g} of the best tier's accuracy, so the best tier "
+            f"of the log, {decision.best_tier}, answers unless another is worth more."
+        )
+    elif decision.quality is not None:
         holds = "covers" if decision.promised else "does not cover"
         lines.append(f"The bundle's promise to keep {decision.quality:g} of the best tier's accuracy {holds} it.")
     return lines
@@ -193,12 +204,15 @@ def _line(decision: Decision, winner: str, change: Change) -> str:
     if change.slack is not None:
         # A critical request has no quality that could be lowered.
         remedy = ": a lower quality would admit it" if decision.quality is not None else ""
+        remedy += ", if the bundle promises that one" if decision.best_tier is not None else ""
         return (
             f"{change.tier} ({decision.success[change.tier]:.1%}) is {change.slack:.3f} below the highest success, "
             f"where {decision.slack:.3f} is allowed{remedy}."
         )
     ways: list[str] = []
-    if change.worth_usd is not None:
+    if change.worth_usd == 0 and decision.best_tier is not None:
+        ways.append("a correct answer were given any worth")
+    elif change.worth_usd is not None:
         is_dearer = decision.cost_usd[change.tier] > decision.cost_usd[winner]
         bound = "at least" if is_dearer else "at most"
         ways.append(f"a correct answer were worth {bound} USD {change.worth_usd:.6f}")

@@ -45,7 +45,7 @@ class Dials:
     """The dials in force for a request, and the slack they come to.
 
     quality: None where worth_usd alone or `critical` decides.
-    promised: whether the bundle promises this quality.
+    promised: whether the bundle promises this quality. Where it does not, the best tier answers (`unproven`).
     n_needed: about how many prompts the promise takes; None where no number of them is enough.
     worth_input, slack_input: the two numbers as the graph takes them, float32 (1,).
     """
@@ -62,6 +62,11 @@ class Dials:
     def __post_init__(self) -> None:
         object.__setattr__(self, "worth_input", np.array([self.worth_usd], np.float32))
         object.__setattr__(self, "slack_input", np.array([self.slack], np.float32))
+
+    @property
+    def unproven(self) -> bool:
+        """Whether a quality is asked for that the bundle does not promise: see router.rule.or_best_tier."""
+        return self.quality is not None and not self.promised
 
 
 def resolve_dials(

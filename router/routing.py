@@ -20,7 +20,7 @@ from router.portfolio.prices import PriceTable
 from router.portfolio.quote import Quote, graph_inputs, usable_offers
 from router.portfolio.tiers import Offer
 from router.prompt import Messages, prompt_text
-from router.rule import admissible, explored
+from router.rule import admissible, explored, or_best_tier
 
 _MOST_TOKENS = 1e12
 
@@ -193,13 +193,17 @@ class Call:
         names, decision_id = manifest.tiers, new_decision_id()
         success = dict(zip(names, answer.success, strict=False))  # All three are empty where the prompt was not read.
         is_fallback = not (0 <= answer.tier < len(names) and names[answer.tier] in quote.open)
+        cost_usd = dict(zip(names, answer.cost_usd, strict=False))
         is_unfamiliar = answer.familiarity is not None and answer.familiarity < 1
+        best_tier = manifest.best_tier if dials.unproven and manifest.best_tier in quote.open else None
         if is_fallback:
             tier, propensity = self._fallback_tier(quote), 1.0
             reason = f"fallback to {tier}: {answer.trouble or self._why_none(quote, context_tokens)}"
         else:
             best, share = names[answer.tier], self.policy.exploration
             tiers = admissible(quote.open, success, dials.slack)
+            if best_tier is not None:
+                best = or_best_tier(best, best_tier, success, cost_usd, dials.worth_usd)
             tier, propensity = explored(best, tiers, share, decision_id) if share else (best, 1.0)
             reason = self._reason(best, len(tiers), quote)
             if tier != best:
@@ -214,7 +218,7 @@ class Call:
             offer=quote.offers.get(tier),
             success=success,
             output_tokens=dict(zip(names, answer.output_tokens, strict=False)),
-            cost_usd=dict(zip(names, answer.cost_usd, strict=False)),
+            cost_usd=cost_usd,
             reason=reason,
             context_tokens=context_tokens,
             quality=dials.quality,
@@ -230,6 +234,7 @@ class Call:
             familiarity=answer.familiarity,
             eligible=() if is_fallback else quote.open,
             cluster=self._cluster(answer.cluster),
+            best_tier=None if is_fallback else best_tier,
         )
 
     def _cluster(self, number: int | None) -> Cluster | None:
@@ -264,8 +269,10 @@ class Call:
 
     def _reason(self, tier: str, n_admissible: int, quote: Quote) -> str:
         """Why the graph chose this tier, in a sentence."""
-        dials, names = self.dials, self.bundle.manifest.tiers
-        if dials.critical:
+        dials, names, best_tier = self.dials, self.bundle.manifest.tiers, self.bundle.manifest.best_tier
+        if dials.unproven and tier == best_tier:
+            why = "the best tier of the log"
+        elif dials.critical:
             why = "critical request: highest success among the tiers that may answer it"
         elif dials.slack == 0:
             why = "highest success"
@@ -275,7 +282,9 @@ class Call:
             why = f"largest worth x success - cost of {n_admissible} admissible tiers"
         else:
             why = f"cheapest of {n_admissible} tiers within {dials.slack:.3f} of the highest success"
-        if dials.quality is not None and not dials.promised:
+        if dials.unproven:
+            if best_tier not in quote.open:
+                why += f"; the best tier of the log, {best_tier}, may not answer"
             why += f"; the training log carries no promise of quality {dials.quality:g}"
             if dials.n_needed:
                 rests_on = self.bundle.manifest.promise

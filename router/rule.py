@@ -1,4 +1,4 @@
-"""The rule that chooses a tier: which are admissible, which of these is best, and when another one is explored."""
+"""The rule that chooses a tier: who is admissible, who is best, when the log's best tier answers, who is explored."""
 
 from __future__ import annotations
 
@@ -24,6 +24,18 @@ def best(tiers: Sequence[T], success: Mapping[T, float], cost_usd: Mapping[T, fl
     Among equal values the higher success wins, then the earlier tier.
     """
     return max(tiers, key=lambda tier: (worth_usd * success[tier] - cost_usd[tier], success[tier]))
+
+
+def or_best_tier(
+    chosen: T, best_tier: T, success: Mapping[T, float], cost_usd: Mapping[T, float], worth_usd: float
+) -> T:
+    """Who answers where the bundle does not promise the quality: the log's best tier, unless another is worth more.
+
+    chosen: the best of the admissible tiers. Without worth_usd (0) the best tier answers: to leave it takes a proof.
+    With worth_usd the chosen tier answers where its worth_usd * success - cost_usd is larger; of equals the one with
+    the higher success, then the best tier.
+    """
+    return best([best_tier, chosen], success, cost_usd, worth_usd) if worth_usd > 0 else best_tier
 
 
 def explored(chosen: T, tiers: Sequence[T], share: float, decision_id: str) -> tuple[T, float]:

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 from simulated import log_one_tier
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -17,8 +18,11 @@ from training.fit import task as tasks
 from training.fit.cross_fit import folds_of, out_of_fold
 from training.fit.estimator import weight_of_classifier
 from training.fit.kernel import KernelBasis
-from training.fit.lengths import LengthModel
+from training.fit.lengths import LengthModel, calibrating_slope
+from training.fit.local import LocalRates
 from training.fit.ridge import PENALTIES, ridge
+from training.graph.builder import Graph
+from training.graph.session import cpu_session
 from training.log.sample import evenly
 
 
@@ -263,6 +267,34 @@ def test_the_kernel_says_the_same_of_features_and_of_embeddings():
     np.testing.assert_allclose(fitted_kernel.predict(embedding), basis.features(embedding) @ weights + bias, atol=1e-4)
 
 
+def test_shares_of_landmarks_add_up_however_far_a_prompt_is_and_are_those_of_the_graph():
+    embedding, _ = log_of(200, 3)
+    far = np.concatenate([embedding, 50 * embedding[:5], np.zeros_like(embedding[:1])]).astype(np.float32)
+    basis = KernelBasis.fit(embedding, 50, seed=0)
+    shares = basis.shares(far)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
+    assert (shares.argmax(axis=1) == basis.similarities(far).argmax(axis=1))[:200].all()
+    graph = Graph()
+    named = graph.add("Identity", basis.add_shares_to(graph, "embedding"), output="shares")
+    model = graph.model(
+        {"embedding": (TensorProto.FLOAT, ["n", far.shape[1]])}, {named: (TensorProto.FLOAT, ["n", None])}
+    )
+    np.testing.assert_allclose(cpu_session(model).run(None, {"embedding": far})[0][:200], shares[:200], atol=1e-5)
+
+
+def test_local_rates_follow_what_tiers_achieved_nearby_and_stay_near_the_mean_where_little_was_seen():
+    embedding, _ = log_of(400, 2)
+    embedding[:200, 0] -= 3
+    embedding[200:, 0] += 3
+    correct = np.stack([np.repeat([1.0, 0.0], 200), np.repeat([0.0, 1.0], 200)], axis=1)
+    basis = KernelBasis.fit(embedding, 20, seed=0)
+    all_seen = LocalRates.fit(basis, basis.shares(embedding), correct).predict(embedding)
+    few = np.r_[0:3, 200:203]
+    few_seen = LocalRates.fit(basis, basis.shares(embedding[few]), correct[few]).predict(embedding)
+    assert ((all_seen - 0.5) * (correct - 0.5) > 0).all()
+    assert np.abs(few_seen - 0.5).max() < np.abs(all_seen - 0.5).mean()
+
+
 def test_the_classifiers_weight_grows_with_labels_and_ends_below_a_half():
     shares = [weight_of_classifier(n) for n in (0, 300, 1000, 10**6)]
     assert shares[0] == 0 and shares == sorted(shares) and shares[-1] < 0.5
@@ -280,6 +312,28 @@ def test_expected_length_has_the_right_mean_and_a_tier_without_lengths_its_const
     assert predicted[:, 0].mean() == pytest.approx(tokens[:, 0].mean(), rel=0.1)
     assert np.corrcoef(predicted[:, 0], np.exp(2 * embedding[:, 0]))[0, 1] > 0.5
     np.testing.assert_allclose(predicted[:, 1], 256)
+
+
+def test_short_answers_that_are_now_and_then_long_are_not_taken_for_cheap():
+    """Two kinds of prompt; the answers to one are typically short, but scatter so far that on average they are not."""
+    rng = np.random.default_rng(0)
+    scatter = np.repeat([1.5, 0.1], 4000)
+    predicted = np.repeat([4.0, 5.0], 4000)
+    tokens = np.exp(predicted + scatter * rng.normal(size=8000))
+    slope = calibrating_slope(predicted, tokens)
+    expected = np.exp(slope * predicted) * tokens.mean() / np.exp(slope * predicted).mean()
+    for kind in (slice(4000), slice(4000, None)):
+        assert expected[kind].mean() == pytest.approx(tokens[kind].mean(), rel=0.1)
+    assert np.exp(predicted)[:4000].sum() / np.exp(predicted).sum() < 0.6 * tokens[:4000].sum() / tokens.sum()
+
+
+def test_where_lengths_scatter_alike_or_are_few_the_slope_stays_at_one():
+    rng = np.random.default_rng(0)
+    predicted = rng.normal(5, 0.7, 5000)
+    tokens = np.exp(predicted + 0.5 * rng.normal(size=5000))
+    assert calibrating_slope(predicted, tokens) == pytest.approx(1, abs=0.05)
+    assert calibrating_slope(predicted[:4], tokens[3::-1]) > 0.8
+    assert calibrating_slope(np.full(60, 5.0), tokens[:60]) == 1
 
 
 def test_lengths_of_one_kind_of_prompt_are_not_extrapolated_to_another():

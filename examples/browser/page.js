@@ -75,7 +75,7 @@ function show(decision, rows, factors, durationMs) {
   const bar = Math.max(...Object.values(decision.success)) - decision.slack;
   for (const [tier, row] of Object.entries(rows)) {
     row.classList.toggle("chosen", tier === decision.tier);
-    row.classList.toggle("below", decision.success[tier] < bar);
+    row.classList.toggle("below", decision.success[tier] < bar && tier !== decision.tier);
     row.querySelector(".fill").style.width = `${decision.success[tier] * 100}%`;
     row.querySelector(".mark").style.left = `${Math.max(0, bar) * 100}%`;
     setData(row.querySelector(".success"), decision.success[tier], percent);

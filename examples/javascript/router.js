@@ -105,7 +105,10 @@ export class Router {
     if (answer.tier < 0) {
       return this.#fallback(whyNone(prices.tiers, filter, contextTokens, dials.critical), context);
     }
-    return this.#decision(answer.tier, this.#reason(dials, answer, eligible), context);
+    const best = manifestBest(this.manifest);
+    const bestTier = dials.unproven && eligible[best] ? best : null;
+    const tier = bestTier === null ? answer.tier : orBestTier(answer, bestTier, dials.worthUsd);
+    return this.#decision(tier, this.#reason(dials, { ...answer, tier }, eligible), { ...context, bestTier });
   }
 
   /** success, output_tokens, cost_usd (each n_tiers numbers), tier, familiarity and cluster from the graph. */
@@ -149,6 +152,7 @@ export class Router {
   #decision(tier, reason, context) {
     const { request, prices, dials, offers, eligible = [], contextTokens = 0, fallback = false } = context;
     const { success = [], outputTokens = [], costUsd = [], familiarity = null, cluster = null } = context;
+    const { bestTier = null } = context;
     const perTier = (values) => Object.fromEntries(values.map((value, index) => [this.manifest.tiers[index], value]));
     return {
       tier: this.manifest.tiers[tier],
@@ -171,6 +175,7 @@ export class Router {
       familiarity,
       eligible: fallback ? [] : this.manifest.tiers.filter((_, index) => eligible[index]),
       cluster,
+      best_tier: bestTier === null ? null : this.manifest.tiers[bestTier],
     };
   }
 
@@ -182,13 +187,16 @@ export class Router {
     const nAdmissible = candidates.filter((probability) => probability >= bar).length;
     const slack = dials.slack.toFixed(3);
     const notEligible = names.filter((_, index) => !eligible[index]);
+    const best = manifestBest(this.manifest);
     let why;
-    if (dials.critical) why = "critical request: highest success among the tiers that may answer it";
+    if (dials.unproven && tier === best) why = "the best tier of the log";
+    else if (dials.critical) why = "critical request: highest success among the tiers that may answer it";
     else if (dials.slack === 0) why = "highest success";
     else if (nAdmissible === 1) why = `no other tier within ${slack} of the highest success`;
     else if (dials.worthUsd > 0) why = `largest worth x success - cost of ${nAdmissible} admissible tiers`;
     else why = `cheapest of ${nAdmissible} tiers within ${slack} of the highest success`;
-    if (dials.quality !== null && !dials.promised) {
+    if (dials.unproven) {
+      if (!eligible[best]) why += `; the best tier of the log, ${names[best]}, may not answer`;
       why += `; the training log carries no promise of quality ${dials.quality}`;
       if (dials.nNeeded) {
         const { n_prompts: nPrompts = 0, prompts = "prompts" } = this.manifest.promise;
@@ -253,7 +261,11 @@ function billedTokens(encoder, nChars, nTokens) {
   return (isCut ? Math.max(nTokens, nChars * encoder.tokens_per_char) : nTokens) * encoder.billed_tokens_per_token;
 }
 
-/** What a request's dials come to: {quality, slack, worthUsd, critical, promised}; throws DialError. */
+/**
+ * What a request's dials come to: {quality, slack, worthUsd, critical, promised, unproven}; throws DialError.
+ *
+ * unproven: a quality is asked for that the bundle does not promise, so the best tier answers (orBestTier).
+ */
 function resolveDials(manifest, request) {
   const { quality = null, worth_usd = null, context_tokens = null } = request;
   const critical = request.critical ?? false;
@@ -267,14 +279,31 @@ function resolveDials(manifest, request) {
     throw new DialError(`worth_usd is ${shown(worth_usd)}; expected what a correct answer is worth, from 0 to 1e12 USD`);
   }
   if (typeof critical !== "boolean") throw new DialError(`critical is ${shown(critical)}; expected true or false`);
-  if (critical) return { quality: null, slack: 0, worthUsd: 0, critical, promised: false };
-  if (quality === null && worth_usd !== null) {
-    return { quality: null, slack: 1, worthUsd: worth_usd, critical, promised: false };
-  }
+  const free = { quality: null, critical, promised: false, unproven: false };
+  if (critical) return { ...free, slack: 0, worthUsd: 0 };
+  if (quality === null && worth_usd !== null) return { ...free, slack: 1, worthUsd: worth_usd };
   const inForce = quality ?? manifest.default_quality;
   const point = manifest.dial.find((row) => row.quality >= inForce) ?? manifest.dial.at(-1);
   const { slack, promised, n_needed: nNeeded } = point;
-  return { quality: inForce, slack, worthUsd: worth_usd ?? 0, critical, promised, nNeeded };
+  return { quality: inForce, slack, worthUsd: worth_usd ?? 0, critical, promised, unproven: !promised, nNeeded };
+}
+
+/** The place of the manifest's best tier. */
+function manifestBest({ tiers, best_tier: name }) {
+  return tiers.indexOf(name);
+}
+
+/**
+ * Who answers where the bundle does not promise the quality: the best tier of the log, unless another is worth more.
+ *
+ * Without a worth (0) the best tier answers. With one, the tier that the graph chose does where its worth x success -
+ * cost is larger; of equals the one with the higher success, then the best tier.
+ */
+function orBestTier({ tier, success, costUsd }, bestTier, worthUsd) {
+  if (worthUsd <= 0) return bestTier;
+  const value = (index) => worthUsd * success[index] - costUsd[index];
+  const more = value(tier) - value(bestTier);
+  return more > 0 || (more === 0 && success[tier] > success[bestTier]) ? tier : bestTier;
 }
 
 /**

@@ -57,11 +57,12 @@ class DialPoint:
     """One row of the dial table.
 
     slack: how far an admissible tier's success may be below the highest.
-    kept: lower confidence bound of the accuracy kept, relative to always asking the best tier.
-    promised: False where the training log does not support a promise of this quality. The slack is then 0 or, where
-        the log has partial feedback, the best estimate there is.
+    kept: lower confidence bound of the accuracy kept at this slack, relative to always asking the best tier.
+    promised: False where the training log does not support a promise of this quality, or shows no saving from it. The
+        best tier then answers (router.rule.or_best_tier); the slack counts only where worth_usd is given or the best
+        tier may not answer. It is 0 or, where the log has partial feedback, the best estimate there is.
     n_needed: about how many prompts a promise takes at slack 0, of those that `promise` of the manifest rests on. With
-        more there is room for slack. None where no number of them is enough.
+        more there is room for slack. None where no number of them is enough, or where the slack saves nothing.
     segments: `kept` within each segment of the log that has enough prompts; the bounds hold for all segments at once.
     """
 

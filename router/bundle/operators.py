@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 OWN = frozenset(
     "Add ArgMax Cast Clip Concat Constant Div Exp Gather Gemm GreaterOrEqual HardSigmoid Log LpNormalization MatMul "
-    "Max Min Mul Pad ReduceMax ReduceSumSquare Scaler Sigmoid Split Squeeze Sub TreeEnsembleRegressor Unsqueeze "
-    "Where".split()
+    "Max Min Mul Pad ReduceMax ReduceSumSquare Scaler Sigmoid Softmax Split Squeeze Sub TreeEnsembleRegressor "
+    "Unsqueeze Where".split()
 )
 """What the exporter writes for its own encoders, its models and the decision."""
 
@@ -20,7 +20,7 @@ OF_TRANSFORMERS = frozenset(
     "Abs And ArgMin Ceil ConstantOfShape Conv Cos CumSum Dropout Einsum Elu Equal Erf Expand Flatten Floor "
     "GatherElements GatherND Greater Identity IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual LogSoftmax Mod "
     "Neg NonZero Not OneHot Or Pow PRelu Range Reciprocal ReduceL2 ReduceMean ReduceMin ReduceProd ReduceSum Relu "
-    "Reshape Round ScatterElements ScatterND Selu Shape Sign Sin Size Slice Softmax Softplus Softsign Sqrt Sum Tanh "
+    "Reshape Round ScatterElements ScatterND Selu Shape Sign Sin Size Slice Softplus Softsign Sqrt Sum Tanh "
     "Tile TopK Transpose Trilu Xor".split()
 )
 """What torch's exporter writes for transformers besides: arithmetic on tensors, no loop, no branch, no chance."""

@@ -2,11 +2,15 @@
 
 The promise of a quality q: with confidence 1 - delta, the accuracy kept is at least q x that of always asking the best
 tier, for requests like those of the log and in whatever order prices rank the tiers. `training.dial.betting` tests it.
+
+The dial starts from always asking the best tier, which needs no proof: a quality that is not promised is answered so
+(`router.rule.or_best_tier`). It moves away only by what is proven, and only where that is shown to save.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -40,6 +44,7 @@ def calibrate_dial(
     correct: np.ndarray,
     confidence: float,
     *,
+    cost_usd: np.ndarray | None = None,
     segments: np.ndarray | None = None,
     asked_at: np.ndarray | None = None,
     largest: float = 1.0,
@@ -51,6 +56,8 @@ def calibrate_dial(
     success: calibrated, for prompts that were not trained on, (n_prompts, n_tiers).
     correct: 0..1, same shape. Only prompts that every tier answered count. For partial feedback: doubly robust
         outcomes. The order of the prompts must have nothing to do with their outcomes, such as that of their digests.
+    cost_usd: of each attempt, complete, same shape. With it, a quality is promised only where its slack is shown to
+        save as well (see `saves`): a proven choice that costs more than always asking the best tier helps nobody.
     segments: text, (n_prompts,). With it, the accuracy kept is also bounded within large segments, all at once
         (Bonferroni).
     asked_at: datetime64, (n_prompts,), NaT where not known. The newest prompts (see `newest_prompts`) have a veto: a
@@ -66,7 +73,8 @@ def calibrate_dial(
     first slack that does not pass. A slack must pass for the tier of the lowest estimate among the admissible ones, for
     every order in which prices can rank the tiers, and with every tier in the place of the best one. All of these must
     pass, so none needs a correction (intersection-union test). A quality that not even slack 0 keeps is not promised.
-    Each quality is tested on its own, at the full confidence.
+    Each quality is tested on its own, at the full confidence. No number of prompts is needed for a quality that is
+    proven and does not save: more of them would not help.
     """
     full = np.flatnonzero(np.isfinite(correct).all(axis=1))[:MAX_DIAL_PROMPTS]
     success, correct = success[full], correct[full]
@@ -79,6 +87,8 @@ def calibrate_dial(
     n_passing = _count_passing(bets, newest, qualities)
     passing = {quality: float(SLACKS[max(0, n - 1)]) for quality, n in n_passing.items()}
     slacks = np.minimum.accumulate(list(passing.values())).tolist()  # a higher quality never has more slack
+    costs = None if cost_usd is None else cost_usd[full]
+    pays = {slack: costs is None or saves(slack, success, correct, costs, confidence) for slack in set(slacks)}
     kept = {
         slack: bets[slack].kept(max((q for q in qualities if n_passing[q] and passing[q] >= slack), default=0.0))
         for slack in set(slacks)
@@ -91,8 +101,10 @@ def calibrate_dial(
             quality,
             slack,
             kept[slack],
-            promised=n_passing[quality] > 0 and promise,
-            n_needed=_n_needed(bets[0.0], quality, passes=n_passing[quality] > 0) if promise else None,
+            promised=n_passing[quality] > 0 and pays[slack] and promise,
+            n_needed=_n_needed(bets[0.0], quality, passes=n_passing[quality] > 0, pays=pays[slack])
+            if promise
+            else None,
             segments={name: bounds[slack] for name, bounds in within.items()},
         )
         for slack, quality in zip(slacks, qualities, strict=True)
@@ -115,15 +127,30 @@ def _count_passing(bets: Mapping[float, Bets], newest: np.ndarray, qualities: Se
     return found
 
 
-def _n_needed(bets: Bets, quality: float, *, passes: bool) -> int | None:
+def _n_needed(bets: Bets, quality: float, *, passes: bool, pays: bool) -> int | None:
     """About how many prompts the promise takes at slack 0, never at odds with the test of the prompts that there are.
 
     passes: whether the quality passed at slack 0. Then these prompts are enough; if not, it takes more than these.
+    pays: whether its slack saves. If it passes and does not, more prompts would not help.
     """
     n_prompts, found = len(bets.correct), bets.n_needed(quality)
     if passes:
-        return n_prompts if found is None else min(found, n_prompts)
+        return (n_prompts if found is None else min(found, n_prompts)) if pays else None
     return None if found is None else max(found, n_prompts + 1)
+
+
+def saves(slack: float, success: np.ndarray, correct: np.ndarray, cost_usd: np.ndarray, confidence: float) -> bool:
+    """Whether the cheapest tier within the slack costs no more than the best tier, in the log and with confidence.
+
+    All arrays: (n_prompts, n_tiers). Tiers are ranked by their mean cost, as prices mostly rank them. The upper bound
+    of the mean paired difference in cost is that of the normal approximation.
+    """
+    ranked = np.argsort(cost_usd.mean(axis=0), kind="stable")
+    admissible = success >= success.max(axis=1, keepdims=True) - slack
+    chosen = ranked[admissible[:, ranked].argmax(axis=1)]
+    extra = cost_usd[np.arange(len(chosen)), chosen] - cost_usd[:, correct.mean(axis=0).argmax()]
+    error = extra.std() / np.sqrt(max(1, len(extra) - 1))
+    return bool(extra.mean() + NormalDist().inv_cdf(confidence) * error <= 0)
 
 
 def newest_prompts(asked_at: np.ndarray) -> np.ndarray:
@@ -149,7 +176,10 @@ def promise_statement(
     promised = [point for point in dial if point.promised]
     if not promised:
         return {
-            "statement": "None: the training log carries no promise, of any quality.",
+            "statement": (
+                "None: the training log carries no promise, of any quality. So at every quality the best tier of the "
+                f"log ({best_tier}) answers, unless worth_usd says otherwise."
+            ),
             "evidence": f"The dial rests on {n_prompts:,} {prompts}.",
             **rests_on,
         }
@@ -157,7 +187,8 @@ def promise_statement(
         "statement": (
             f"With {confidence:.0%} confidence for each quality up to {promised[-1].quality:g}, the accuracy kept "
             f"relative to always asking the best tier ({best_tier} in the log) is at least the quality asked for, "
-            "whatever the prices: in every order in which they can rank the tiers."
+            "whatever the prices: in every order in which they can rank the tiers. At a quality that is not promised "
+            "the best tier of the log itself answers, unless worth_usd says otherwise."
         ),
         "assumption": (
             "Requests are exchangeable with the log's prompts, and an order of prices holds for all of them. The "

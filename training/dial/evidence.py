@@ -39,7 +39,12 @@ class CalibratedDial:
         """
         n_complete = int(np.isfinite(known.correct).all(axis=1).sum())
         calibrate = partial(
-            calibrate_dial, success, confidence=confidence, segments=known.segments, asked_at=known.asked_at
+            calibrate_dial,
+            success,
+            confidence=confidence,
+            cost_usd=cost_usd,
+            segments=known.segments,
+            asked_at=known.asked_at,
         )
         if not is_partial(known.correct):
             return cls(outcomes=known.correct, points=calibrate(known.correct), n_prompts=n_complete)

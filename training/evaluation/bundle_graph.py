@@ -14,6 +14,7 @@ import onnx.utils
 from router.bundle import Bundle
 from router.bundle.engine import OUTPUTS, batches, padded
 from router.bundle.manifest import GRAPH_FILE
+from router.policy import Dials
 from router.portfolio.quote import graph_inputs
 from training.graph.builder import ENCODER_INPUTS
 from training.graph.session import cpu_session
@@ -57,13 +58,28 @@ class BundleGraph:
         return {**request, **found}
 
     def choices(self, estimates: Mapping[str, np.ndarray], worth_usd: float, slack: float) -> np.ndarray:
-        """The tier chosen for every prompt at one setting of the dials, int (n_prompts,); else the fallback."""
+        """The tier that the graph chooses for every prompt, int (n_prompts,); else the fallback."""
         n = len(estimates["context_tokens"])
         dials = {"worth_usd": np.full(n, worth_usd, np.float32), "slack": np.full(n, slack, np.float32)}
         feeds = {name: {**estimates, **dials}[name] for name in _ESTIMATES_AND_DIALS}
         (tier,) = self._decision_part.run(["tier"], feeds)
         manifest = self.bundle.manifest
         return np.where(tier < 0, manifest.tiers.index(manifest.best_tier), tier)
+
+    def answers(self, estimates: Mapping[str, np.ndarray], dials: Dials) -> np.ndarray:
+        """The tier that answers every prompt at these dials, int (n_prompts,), by router.rule.or_best_tier."""
+        chosen = self.choices(estimates, dials.worth_usd, dials.slack)
+        if not dials.unproven:
+            return chosen
+        best = self.bundle.manifest.tiers.index(self.bundle.manifest.best_tier)
+        leaves = ~estimates["eligible"][:, best]
+        if dials.worth_usd > 0:
+            rows = np.arange(len(chosen))
+            success, cost_usd = estimates["success"].astype(float), estimates["cost_usd"].astype(float)
+            value = dials.worth_usd * success - cost_usd
+            more, better = value[rows, chosen] - value[:, best], success[rows, chosen] - success[:, best]
+            leaves |= (more > 0) | ((more == 0) & (better > 0))
+        return np.where(leaves, chosen, best)
 
 
 def embed_with(bundle: Bundle, prompts: Sequence[str]) -> np.ndarray:

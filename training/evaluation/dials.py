@@ -63,7 +63,7 @@ def judge_dials(judged: JudgedPrompts, dials: Dials) -> DialResult:
     """What the router keeps and costs at one setting of the dials."""
     outcomes, weights = judged.outcomes, judged.weights
     rows = np.arange(len(outcomes.correct))
-    choice = judged.graph.choices(judged.estimates, dials.worth_usd, dials.slack)
+    choice = judged.graph.answers(judged.estimates, dials)
     correct, cost_usd, tokens = (
         each[rows, choice] for each in (outcomes.correct, outcomes.cost_usd, judged.output_tokens)
     )

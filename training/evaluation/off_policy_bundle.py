@@ -70,5 +70,5 @@ def _reports(
         log = LoggedChoices.of(part, costs.cost_usd, choice)
         return evaluate_policy(log, np.eye(len(tiers))[choice], success, cost_usd)
 
-    router = judge(graph.choices(estimates, dials.worth_usd, dials.slack))
+    router = judge(graph.answers(estimates, dials))
     return router, {tier: judge(np.full(part.n_prompts, k)) for k, tier in enumerate(tiers)}

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from router.policy import Policy as RouterPolicy
+from router.policy import resolve_dials
 from training.evaluation.judged import JudgedPrompts, mean
 from training.evaluation.metrics import Outcomes, Policy, interval, policy_figures, resamples
 
@@ -18,8 +20,8 @@ _N_RESAMPLES = 200
 
 def judge_segments(judged: JudgedPrompts, router: Policy, baselines: Mapping[str, Policy]) -> dict[str, dict[str, Any]]:
     """AIQ of router and baselines, and what the default quality keeps, in each segment with enough prompts."""
-    manifest = judged.graph.bundle.manifest
-    default = judged.graph.choices(judged.estimates, 0.0, manifest.dial_point(manifest.default_quality).slack)
+    dials = resolve_dials(judged.graph.bundle.manifest, RouterPolicy(), None, None, critical=False)
+    default = judged.graph.answers(judged.estimates, dials)
     segments = judged.table.segments
     return {
         str(segment): _judge_segment(judged, np.flatnonzero(segments == segment), default, router, baselines)

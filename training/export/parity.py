@@ -39,11 +39,11 @@ class Parity:
     n_threshold_rows: int
 
     def require(self) -> None:
-        """Raise ParityError where a difference exceeds its tolerance, or is NaN."""
+        """Raise ParityError where a difference exceeds its tolerance, or is NaN; familiarity first: success has it."""
         found = {
+            "familiarity": (self.familiarity, TOLERANCE_FAMILIARITY),
             "success": (self.success, TOLERANCE_SUCCESS),
             "output tokens": (self.output_tokens, TOLERANCE_TOKENS),
-            "familiarity": (self.familiarity, TOLERANCE_FAMILIARITY),
             "raw scores on thresholds": (self.raw_score_on_thresholds, TOLERANCE_RAW_SCORE),
         }
         for what, (difference, tolerance) in found.items():

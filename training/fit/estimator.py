@@ -15,6 +15,7 @@ from training.fit.classifier import Classifier, FitForest, Forest, fit_forest, l
 from training.fit.cross_fit import out_of_fold
 from training.fit.familiarity import fit_familiarity
 from training.fit.kernel import Kernel
+from training.fit.local import LocalRates, weight_of_local
 from training.fit.logistic import logistic_per_tier, sigmoid
 from training.fit.success import SuccessModel, blend
 from training.fit.task import Task
@@ -37,8 +38,9 @@ LABEL_STRENGTH = 0.1
 class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """P(each tier answers a prompt correctly), from embeddings, calibrated out of fold.
 
-    The average of a kernel regression and a LightGBM classifier of the cheapest-correct label, which is calibrated to
-    success per tier. The classifier's weight grows with the number of prompts that have a label.
+    The average of three voices: a kernel regression, a LightGBM classifier of the cheapest-correct label, which is
+    calibrated to success per tier, and the rates of correct answers near the prompt. The weights of the last two grow
+    with the number of prompts (for the classifier: of those that have a label).
 
     Learned: model_ (training.fit.success.SuccessModel, fitted on all prompts), out_of_fold_ (calibrated P(correct) of
     every training prompt by models that did not see it, (n_prompts, n_tiers)).
@@ -47,8 +49,9 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
     (see training.log.table.is_partial) is learned from otherwise: the kernel is fitted to doubly robust outcomes, an
     estimate of every cell moved by the inverse-propensity weighted error of the one that was observed, so what the old
     router chose does not decide what is learned. Calibration weighs outcomes likewise. Labels are then known almost
-    only for prompts on which the cheapest tier was asked and right, which is no basis for a classifier: the kernel
-    stands alone. It also does where fewer than MIN_PROMPTS prompts have a label.
+    only for prompts on which the cheapest tier was asked and right, which is no basis for a classifier, and near a
+    prompt there are few outcomes: the kernel stands alone. Where fewer than MIN_PROMPTS prompts have a label, there is
+    no classifier.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -95,7 +98,7 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             return self._fit(task, fit_label_forest, on_step)
 
     def _fit(self, task: Task, fit_label_forest: FitForest | None, on_step: Callable[[str], None]) -> SuccessEstimator:
-        estimate, finish_kernel = _cross_fit_kernel(task)
+        estimate, of_local, finish_kernel = _cross_fit_kernel(task)
         on_step("kernel, out of fold")
         finish_classifier, classifier_weight = None, 0.0
         if task.propensity is None and task.n_labelled >= MIN_PROMPTS:
@@ -103,16 +106,22 @@ class SuccessEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             classifier_weight = weight_of_classifier(task.n_labelled)
             estimate = blend(estimate, of_classifier, classifier_weight)
             on_step("classifier, out of fold")
+        local_weight = 0.0 if of_local is None else weight_of_local(len(task.folds))
+        if of_local is not None:
+            estimate = blend(estimate, of_local, local_weight)
         weight = None if task.propensity is None else np.minimum(1 / task.propensity, MAX_CALIBRATION_WEIGHT)
         calibration = fit_calibration(estimate, task.observed, weight)
         calibrated = calibration.apply(estimate)
         familiarity, of_prompts = fit_familiarity(task.basis, task.embedding, task.folds, calibrated, self.seed)
         self.out_of_fold_ = familiarity.shrink(calibrated, of_prompts)
         on_step("familiarity")
+        kernel, local = finish_kernel()
         self.model_ = SuccessModel(
-            kernel=finish_kernel(),
+            kernel=kernel,
             classifier=finish_classifier and finish_classifier(),
             classifier_weight=classifier_weight,
+            local=local,
+            local_weight=local_weight,
             calibration=calibration,
             familiarity=familiarity,
         )
@@ -156,15 +165,29 @@ def _checked_propensity(propensity: np.ndarray | None, shape: tuple[int, ...]) -
     return certain
 
 
-def _cross_fit_kernel(task: Task) -> tuple[np.ndarray, Callable[[], Kernel]]:
-    """Estimates out of fold, (n_prompts, n_tiers), and the fit on all prompts."""
+def _cross_fit_kernel(
+    task: Task,
+) -> tuple[np.ndarray, np.ndarray | None, Callable[[], tuple[Kernel, LocalRates | None]]]:
+    """Estimates of kernel and local rates out of fold, (n_prompts, n_tiers) each, and the fit of both on all prompts.
 
-    def fit(train: np.ndarray) -> Kernel:
+    There are no local rates for partial feedback, in which the outcomes near one landmark are too few and too noisy.
+    """
+
+    def fit(train: np.ndarray) -> tuple[Kernel, LocalRates | None]:
         rows = train & task.kernel_rows
-        return task.basis.regress(task.features(rows), task.complete_outcomes(rows))
+        outcomes = task.complete_outcomes(rows)
+        local = None if task.propensity is not None else LocalRates.fit(task.basis, task.shares(rows), outcomes)
+        return task.basis.regress(task.features(rows), outcomes), local
 
-    estimate = out_of_fold(task.folds, lambda train, rows: fit(train).predict(task.embedding[rows]))
-    return estimate, lambda: fit(np.ones(len(task.folds), dtype=bool))
+    def predict(train: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        kernel, local = fit(train)
+        of_kernel = kernel.predict(task.embedding[rows])
+        return of_kernel if local is None else np.concatenate([of_kernel, task.shares(rows) @ local.rates], axis=1)
+
+    n_tiers = task.observed.shape[1]
+    estimates = out_of_fold(task.folds, predict)
+    of_local = estimates[:, n_tiers:] if estimates.shape[1] > n_tiers else None
+    return estimates[:, :n_tiers], of_local, lambda: fit(np.ones(len(task.folds), dtype=bool))
 
 
 def _cross_fit_classifier(task: Task, fit_forest_without: FitForest) -> tuple[np.ndarray, Callable[[], Classifier]]:

@@ -48,8 +48,7 @@ class Familiarity:
 
         Returns the name of the similarities to the landmarks, (n, n_landmarks).
         """
-        value, factors = self.basis.add_to(graph, embedding)
-        similarity = graph.add("Mul", value, graph.constant(factors))
+        similarity = self.basis.add_to(graph, embedding)
         nearest = graph.add("ReduceMax", similarity, axes=[1], keepdims=1)
         familiarity = graph.add("HardSigmoid", nearest, alpha=1 / self.threshold, beta=0.0)
         graph.add("Squeeze", familiarity, graph.constant([1], np.int64), output="familiarity")

@@ -19,6 +19,9 @@ MAX_LANDMARK_PROMPTS = 100_000
 SURFACE_WEIGHT = 0.25
 SURFACE_CLIP = 3.0
 
+SHARPNESS = 8.0
+"""A prompt's share of a landmark falls so many times faster with the distance than its similarity does."""
+
 _CHUNK_PROMPTS = 50_000
 """So many prompts at once are compared with all landmarks."""
 
@@ -42,9 +45,8 @@ class Kernel:
         return np.concatenate([self.basis.similarities(part) @ self.weights + self.bias for part in parts])
 
     def add_to(self, graph: Graph, embedding: str) -> Readout:
-        """Similarities @ weights + bias; the graph leaves out a factor of each similarity, the weights take it."""
-        value, factors = self.basis.add_to(graph, embedding)
-        return Readout(value, factors[:, None] * self.weights, self.bias)
+        """Similarities @ weights + bias."""
+        return Readout(self.basis.add_to(graph, embedding), self.weights, self.bias)
 
 
 @dataclass(frozen=True)
@@ -86,21 +88,47 @@ class KernelBasis:
         """Whitened similarities, (n_prompts, n_landmarks)."""
         return np.asarray(self.similarities(embedding) @ self.whitening)
 
+    def shares(self, embedding: np.ndarray) -> np.ndarray:
+        """How a prompt is shared out to the landmarks near it, rows sum to 1, float32 (n_prompts, n_landmarks).
+
+        In proportion to similarity^SHARPNESS.
+        """
+        parts = np.array_split(embedding, max(1, -(-len(embedding) // _CHUNK_PROMPTS)))
+        return np.concatenate([self._shares(part) for part in parts])
+
+    def _shares(self, embedding: np.ndarray) -> np.ndarray:
+        distance = squared_distances(self.inputs(embedding), self.landmarks)
+        closeness = np.exp(SHARPNESS * self.gamma * (distance.min(axis=1, keepdims=True) - distance))
+        return np.asarray(closeness / closeness.sum(axis=1, keepdims=True), dtype=np.float32)
+
     def regress(self, features: np.ndarray, targets: np.ndarray, weight: np.ndarray | None = None) -> Kernel:
         """Ridge regression on the features; targets complete, (n_prompts, n_targets); weight: of each prompt."""
         weights, bias = ridge(features, targets, weight)
         return Kernel(self, self.whitening @ weights, bias)
 
-    def add_to(self, graph: Graph, embedding: str) -> tuple[str, np.ndarray]:
-        """exp(2 x.c - |x|^2), with x and the landmarks c scaled by sqrt(gamma), and the missing factors exp(-|c|^2).
+    def add_to(self, graph: Graph, embedding: str) -> str:
+        """Name of the similarities, (n, n_landmarks): one set of nodes, however many regressions read it."""
+        return graph.once(self, lambda: self._similarities(graph, embedding))
 
-        One set of nodes, however many regressions read it.
-        """
-        width = np.sqrt(self.gamma)
-        landmarks = width * self.landmarks
-        return graph.once(self, lambda: self._exponentials(graph, embedding)), np.exp(-(landmarks**2).sum(axis=1))
+    def add_shares_to(self, graph: Graph, embedding: str) -> str:
+        """Name of the shares of the landmarks, (n, n_landmarks): what all of a prompt's logarithms share cancels."""
+        _, closeness = self._inputs_and_closeness(graph, embedding)
+        return graph.add("Softmax", graph.add("Mul", closeness, graph.constant(SHARPNESS)), axis=1)
 
-    def _exponentials(self, graph: Graph, embedding: str) -> str:
+    def _similarities(self, graph: Graph, embedding: str) -> str:
+        """exp(2 x.c - |c|^2 - |x|^2), with x and the landmarks c scaled by sqrt(gamma)."""
+        x, closeness = self._inputs_and_closeness(graph, embedding)
+        squared = graph.add("ReduceSumSquare", x, axes=[1], keepdims=1)
+        return graph.add("Exp", graph.add("Sub", closeness, squared))
+
+    def _inputs_and_closeness(self, graph: Graph, embedding: str) -> tuple[str, str]:
+        """Names of x and of 2 x.c - |c|^2, which are added once per graph."""
+        x = graph.once(self.mean, lambda: self._inputs(graph, embedding))
+        landmarks = np.sqrt(self.gamma) * self.landmarks
+        closeness = graph.once(self.landmarks, lambda: graph.affine(x, 2 * landmarks.T, -(landmarks**2).sum(axis=1)))
+        return x, closeness
+
+    def _inputs(self, graph: Graph, embedding: str) -> str:
         n_text = self.landmarks.shape[1] - N_SURFACE
         width = np.sqrt(self.gamma)
         scale = width * np.concatenate([np.ones(n_text), SURFACE_WEIGHT / self.scale])
@@ -108,10 +136,7 @@ class KernelBasis:
         limit = np.full(n_text + N_SURFACE, np.finfo(np.float32).max)
         limit[n_text:] = width * SURFACE_WEIGHT * SURFACE_CLIP
         standard = graph.add("Scaler", embedding, offset=offset.tolist(), scale=scale.tolist())
-        x = graph.add("Max", graph.add("Min", standard, graph.constant(limit)), graph.constant(-limit))
-        squared = graph.add("ReduceSumSquare", x, axes=[1], keepdims=1)
-        cross = graph.constant(2 * width * self.landmarks.T)
-        return graph.add("Exp", graph.add("Gemm", x, cross, squared, beta=-1.0))
+        return graph.add("Max", graph.add("Min", standard, graph.constant(limit)), graph.constant(-limit))
 
 
 def kernel_inputs(embedding: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

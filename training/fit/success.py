@@ -10,19 +10,24 @@ from training.fit.calibrate import LOWEST_SUCCESS, Calibration
 from training.fit.classifier import Classifier
 from training.fit.familiarity import Familiarity
 from training.fit.kernel import Kernel
+from training.fit.local import LocalRates
 from training.graph.builder import Graph
 
 
 @dataclass(frozen=True)
 class SuccessModel:
-    """The average of kernel and classifier, calibrated, then drawn towards the tiers' means for unfamiliar prompts.
+    """The average of its voices, calibrated, then drawn towards the tiers' means for unfamiliar prompts.
 
-    classifier: None where too few prompts have a label. classifier_weight: its share in the average, 0 without one.
+    The voices are kernel, classifier and local rates. classifier: None where too few prompts have a label.
+    classifier_weight: its share in the average with the kernel, 0 without one. local: None for partial feedback.
+    local_weight: its share in the average with these two, 0 without it.
     """
 
     kernel: Kernel
     classifier: Classifier | None
     classifier_weight: float
+    local: LocalRates | None
+    local_weight: float
     calibration: Calibration
     familiarity: Familiarity
 
@@ -31,6 +36,8 @@ class SuccessModel:
         estimate = self.kernel.predict(embedding)
         if self.classifier is not None:
             estimate = blend(estimate, self.classifier.predict(embedding), self.classifier_weight)
+        if self.local is not None:
+            estimate = blend(estimate, self.local.predict(embedding), self.local_weight)
         calibrated = self.calibration.apply(estimate)
         return self.familiarity.shrink(calibrated, self.familiarity.of(embedding))
 
@@ -45,9 +52,12 @@ class SuccessModel:
 
         The calibrated average is linear in the readouts of its parts: one matrix product each, then a clip.
         """
-        weighted = [(self.kernel.add_to(graph, embedding), 1 - self.classifier_weight)]
+        others = 1 - self.local_weight
+        weighted = [(self.kernel.add_to(graph, embedding), others * (1 - self.classifier_weight))]
         if self.classifier is not None:
-            weighted.append((self.classifier.add_to(graph, embedding), self.classifier_weight))
+            weighted.append((self.classifier.add_to(graph, embedding), others * self.classifier_weight))
+        if self.local is not None:
+            weighted.append((self.local.add_to(graph, embedding), self.local_weight))
         factors = [weight * self.calibration.slope for _, weight in weighted]
         readouts = [readout for readout, _ in weighted]
         bias = sum((f * each.bias for f, each in zip(factors, readouts, strict=True)), start=self.calibration.intercept)
@@ -58,6 +68,6 @@ class SuccessModel:
         return self.familiarity.add_to(graph, embedding, graph.add("Clip", total, *limits))
 
 
-def blend(kernel: np.ndarray, classifier: np.ndarray, classifier_weight: float) -> np.ndarray:
-    """The weighted average of two estimates, (n_prompts, n_tiers) each."""
-    return np.average([kernel, classifier], axis=0, weights=(1 - classifier_weight, classifier_weight))
+def blend(first: np.ndarray, second: np.ndarray, weight: float) -> np.ndarray:
+    """The average of two estimates, (n_prompts, n_tiers) each; weight: of the second, from 0 to 1."""
+    return np.average([first, second], axis=0, weights=(1 - weight, weight))

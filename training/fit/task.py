@@ -90,6 +90,17 @@ class Task:
             return np.asarray(self._features[rows])
         return np.asarray(self.basis.features(self.embedding[rows]))
 
+    @cached_property
+    def _shares(self) -> np.ndarray:
+        """Of all prompts, (n_prompts, n_landmarks)."""
+        return self.basis.shares(self.embedding)
+
+    def shares(self, rows: np.ndarray) -> np.ndarray:
+        """How some prompts (a mask) are shared out to the landmarks, (n_rows, n_landmarks); as large as `features`."""
+        if len(self.embedding) <= MAX_KERNEL_PROMPTS:
+            return np.asarray(self._shares[rows])
+        return self.basis.shares(self.embedding[rows])
+
     def a_few(self, rows: np.ndarray) -> np.ndarray:
         """At most MAX_KERNEL_PROMPTS of some prompts; both masks."""
         chosen = np.zeros(len(rows), dtype=bool)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from router.bundle.bundle import Bundle
+from router.policy import Policy, resolve_dials
 from router.portfolio.prices import PriceTable
 from training.config import RetrainConfig
 from training.evaluation.bundle_graph import BundleGraph
@@ -149,9 +150,8 @@ class _Judged:
 
     def choices(self, estimates: Mapping[str, np.ndarray]) -> np.ndarray:
         """The tier chosen without dials, as a column of the price table, int (n_prompts,)."""
-        manifest = self.bundle.manifest
-        slack = manifest.dial_point(manifest.default_quality).slack
-        return np.asarray(self.columns[BundleGraph(self.bundle).choices(estimates, 0.0, slack)])
+        dials = resolve_dials(self.bundle.manifest, Policy(), None, None, critical=False)
+        return np.asarray(self.columns[BundleGraph(self.bundle).answers(estimates, dials)])
 
 
 def _promise_kept(
