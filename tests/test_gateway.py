@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -100,6 +100,8 @@ class Provider:
     usage: dict = field(default_factory=lambda: USAGE)
     silent_s: float = 0  # before the first byte
     pause_s: float = 0  # after each event of a stream
+    cut_after: int | None = None  # events of a stream, after which the connection breaks
+    says_length: bool = True  # else a connection that breaks looks like one that has ended
     bodies: list[dict] = field(default_factory=list)
     url: str = ""
 
@@ -117,12 +119,14 @@ class Provider:
                 with suppress(ConnectionError):  # Who waited may have left.
                     self.send_response(provider.status)
                     self.send_header("Content-Type", content_type)
-                    self.send_header("Content-Length", str(len(payload)))
+                    if provider.says_length:
+                        self.send_header("Content-Length", str(len(payload)))
                     self.end_headers()
-                    for event in payload.split(b"\n\n")[:-1] if provider.pause_s else []:
+                    one_by_one = provider.pause_s or provider.cut_after is not None
+                    for event in payload.split(b"\n\n")[: provider.cut_after or -1] if one_by_one else []:
                         self.wfile.write(event + b"\n\n")
                         stopping.wait(provider.pause_s)
-                    if not provider.pause_s:
+                    if not one_by_one:
                         self.wfile.write(payload)
 
             def log_message(self, *_) -> None:
@@ -149,7 +153,10 @@ class Provider:
         head = {"id": "1", "created": 1, "model": body["model"]}
         if not path.endswith("/chat/completions"):
             choices = [{"index": 0, "text": self.name, "finish_reason": "stop"}]
-            return "application/json", json.dumps({**head, "object": "text_completion", "choices": choices}).encode()
+            answer = json.dumps({**head, "object": "text_completion", "choices": choices})
+            if body.get("stream"):
+                return "text/event-stream", f"data: {answer}\n\ndata: [DONE]\n\n".encode()
+            return "application/json", answer.encode()
         message = {"role": "assistant", "content": self.name}
         if "tools" in body:
             function = {"name": body["tools"][0]["function"]["name"], "arguments": json.dumps({"by": self.name})}
@@ -285,6 +292,7 @@ def providers(upstreams) -> dict[str, Provider]:
         provider.status = 200
         provider.usage = USAGE
         provider.silent_s = provider.pause_s = 0
+        provider.cut_after, provider.says_length = None, True
         provider.bodies.clear()
         provider.asked.clear()
     return upstreams
@@ -307,17 +315,25 @@ def ask(client: openai.OpenAI, model: str = "broker", **arguments) -> tuple[str,
     return answer.choices[0].message.content, raw.headers
 
 
-def logged(proxy: Proxy, decision_id: str) -> dict:
-    """The row that training reads of a decision, once the proxy has told what became of it."""
+def logged_attempts(proxy: Proxy, decision_id: str, n_rows: int = 1) -> list[dict]:
+    """All rows of a decision, its own first, once the proxy has told how so many attempts ended."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         OutcomeLog(proxy.outcomes).compact()
         rows = pd.concat([pd.read_parquet(path) for path in proxy.outcomes.rglob("*.parquet")])
-        [row] = rows[rows.decision_id == decision_id].to_dict("records")
-        if row["latency_ms"] == row["latency_ms"]:
-            return row
+        found = rows[rows.decision_id == decision_id].sort_values(["attempt_id", "timestamp"], na_position="first")
+        if found.ended.notna().sum() >= n_rows:
+            return found.to_dict("records")
         time.sleep(0.2)
     raise AssertionError("the proxy did not tell what became of the request")
+
+
+def logged(proxy: Proxy, decision_id: str) -> dict:
+    """The row that training reads of a decision, once the proxy has told what became of it."""
+    while True:
+        row = logged_attempts(proxy, decision_id)[0]
+        if row["ended"] is not None:
+            return row
 
 
 # ---- laws ------------------------------------------------------------------------------------------
@@ -459,6 +475,109 @@ def test_where_offers_fail_the_next_one_answers(client, providers, reference, n_
     assert providers[text].asked == order[: n_failing + 1]
     assert headers["x-broker-model"] == text and headers["x-broker-tier"] == text.partition("-")[0]
     assert (headers["x-broker-first-tier"], headers["x-broker-first-model"]) == ("distilled", "distilled-cheap")
+
+
+# ---- how attempts end ------------------------------------------------------------------------------
+
+
+def ends(rows: list[dict]) -> dict[str, str]:
+    return {row["model"]: row["ended"] for row in rows}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_failed_attempt_is_a_row_beside_that_of_the_decision(proxy, client, providers, reference, stream):
+    order = order_to_try(reference)
+    for name, status in zip(order, (500, 429), strict=False):
+        providers[name].status = status
+    _, headers = ask(client, "broker/worth=0", stream=stream)
+    decision, *attempts = logged_attempts(proxy, headers["x-broker-decision-id"], 3)
+    assert ends([decision, *attempts]) == {order[0]: "failed", order[1]: "failed", order[2]: "complete"}
+    assert (decision["model"], decision["prompt"]) == (order[2], PROMPT) and pd.isna(decision["attempt_id"])
+    assert len({row["attempt_id"] for row in attempts}) == 2
+    for row in attempts:
+        assert row["tier"] == "distilled" and row["provider"] in "pq" and row["latency_ms"] > 0
+        assert pd.isna([row[name] for name in ("prompt", "propensity", "cost_usd", "output_tokens")]).all()
+
+
+def test_where_all_offers_fail_each_is_logged_as_failed_and_the_decision_has_no_end(
+    proxy, client, providers, reference
+):
+    for provider in providers.values():
+        provider.status = 500
+    with pytest.raises(openai.InternalServerError) as failure:
+        ask(client, "broker/worth=0")
+    order = order_to_try(reference)
+    rows = logged_attempts(proxy, failure.value.response.headers["x-broker-decision-id"], len(order))
+    assert ends(rows[1:]) == dict.fromkeys(order, "failed") and pd.isna(rows[0]["ended"])
+
+
+@pytest.mark.parametrize("n_failing", [0, 1])
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_stream_that_the_provider_cuts_is_logged_with_what_came_of_it(
+    proxy, client, providers, reference, n_failing, says_length
+):
+    """Where the provider says no length, its stream ends without a reason, and LiteLLM tells the client no error."""
+    order = order_to_try(reference)
+    for name in order[:n_failing]:
+        providers[name].status = 500
+    cut = providers[order[n_failing]]
+    cut.cut_after, cut.pause_s, cut.says_length = 6, 0.05, says_length
+    raw = client.chat.completions.with_raw_response.create(model="broker/worth=0", messages=CHAT, stream=True)
+    with pytest.raises(openai.APIError) if says_length else nullcontext():
+        list(raw.parse())
+    [row, *attempts] = logged_attempts(proxy, raw.headers["x-broker-decision-id"], n_failing + 1)
+    assert ends(attempts) == dict.fromkeys(order[:n_failing], "failed")
+    assert (row["ended"], row["model"], row["tokens_estimated"]) == ("cut", cut.name, True)
+    assert row["input_tokens"] == round(reference.route(messages=CHAT).context_tokens)
+    assert 1 <= row["output_tokens"] < 9 and row["cost_usd"] > 0
+
+
+def test_a_stream_that_breaks_before_its_first_word_is_cut_and_the_next_offer_answers(
+    proxy, client, providers, reference
+):
+    order = order_to_try(reference)
+    providers[order[0]].cut_after = 1
+    text, headers = ask(client, "broker/worth=0", stream=True)
+    assert text == order[1]
+    rows = logged_attempts(proxy, headers["x-broker-decision-id"], 2)
+    assert ends(rows) == {order[0]: "cut", order[1]: "complete"} and rows[0]["model"] == order[1]
+
+
+@pytest.mark.parametrize("n_words", [0, 5])
+def test_a_client_that_leaves_a_stream_is_logged_with_what_it_got(proxy, client, providers, reference, n_words):
+    """Its tokens are estimated by the bundle's tokenizer, and are no answer's length."""
+    providers["distilled-cheap"].pause_s = 0.3
+    prompt = "word " * 1000
+    body = {"model": "broker/worth=0", "messages": [{"role": "user", "content": prompt}], "stream": True}
+    with client.with_streaming_response.chat.completions.create(**body) as stream:
+        decision_id = stream.headers["x-broker-decision-id"]
+        lines = stream.iter_lines()
+        for _ in range(2 * n_words):
+            next(lines)
+    [row] = logged_attempts(proxy, decision_id)
+    assert (row["ended"], row["model"], row["tokens_estimated"]) == ("left", "distilled-cheap", True)
+    assert row["input_tokens"] > 900
+    assert row["output_tokens"] < 9 if n_words else pd.isna(row["output_tokens"]) or row["output_tokens"] < 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_log_of_a_client_keeps_no_outcome_out_of_the_log(proxy, client, providers, stream):
+    _, headers = ask(client, "broker/worth=0", stream=stream, extra_body={"no-log": True})
+    row = logged(proxy, headers["x-broker-decision-id"])
+    assert row["ended"] == "complete" and row["cost_usd"] > 0
+
+
+def test_a_text_completion_is_one_attempt(proxy, client, providers):
+    for stream in (False, True):
+        raw = client.completions.with_raw_response.create(model="broker/worth=0", prompt=PROMPT, stream=stream)
+        answer = raw.parse()
+        if stream:
+            list(answer)
+        [row] = logged_attempts(proxy, raw.headers["x-broker-decision-id"])
+        assert row["ended"] == "complete" and row["output_tokens"] > 0
+
+
+# ---- what becomes of a decision --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -745,6 +864,7 @@ def test_the_example_starts_with_one_command_and_two_variables(bundle, tmp_path)
             assert headers["x-broker-model"] == headers["x-litellm-model-group"]
             row = logged(example, headers["x-broker-decision-id"])
             assert row["output_tokens"] > 0 and row["cost_usd"] > 0 and not row["tokens_estimated"]
+            assert row["ended"] == "complete"
         for tier in Router.load(bundle).prices.tiers:
             for offer in tier.offers:
                 assert "simulated" in ask(example.client, offer.model)[0]

@@ -79,7 +79,8 @@ def quarantined(log, **settings):
 
 
 def is_whole(summary):
-    return summary.n_used + sum(summary.quarantined.values()) + sum(summary.in_no_tier.values()) == summary.n_rows
+    others = [*summary.quarantined.values(), *summary.in_no_tier.values(), summary.incomplete]
+    return summary.n_used + sum(others) == summary.n_rows
 
 
 # What a table holds
@@ -515,6 +516,25 @@ def test_a_count_of_0_tokens_is_unknown_and_the_outcome_stays():
     assert np.isnan(cell(table, "q", "small", "input_tokens")) and np.isnan(cell(table, "q", "small", "output_tokens"))
     assert table.summary.unknown == {"input_tokens is 0": 1, "output_tokens is 0": 1}
     assert "1 values taken as unknown: input_tokens is 0" in str(table.summary) and is_whole(table.summary)
+
+
+@pytest.mark.parametrize("ended", ["cut", "failed", "left", " Cut "])
+def test_an_attempt_that_gave_no_whole_answer_teaches_nothing(ended):
+    """Neither that the tier was wrong, nor how long its answers are, nor that it was asked; it needs no prompt."""
+    whole = [{"prompt": p, "model": m, "correct": 1, "output_tokens": 9} for p in "ab" for m in ("s1", "l1")]
+    part = {"model": "s1", "correct": 0, "output_tokens": 1, "cost_usd": 5, "ended": ended}
+    rows = [*whole, {**part, "prompt": "a"}, {**part, "prompt": "c"}, {**part, "prompt": None}]
+    table, alone = ingest(frame(*rows), TIERS), ingest(frame(*whole), TIERS)
+    assert table.digest == alone.digest and table.prompts == alone.prompts
+    assert is_whole(table.summary) and table.summary.incomplete == 3 and table.summary.n_used == alone.summary.n_used
+    assert table.summary.repeated == 0 and "3 rows of attempts that gave no whole answer" in str(table.summary)
+
+
+def test_a_column_ended_with_other_values_changes_nothing():
+    rows = [{"prompt": "a", "model": m, "correct": 1} for m in ("s1", "l1")]
+    for ended in ("complete", None, "2026-01-01T00:00:00Z"):
+        table = ingest(frame(*({**row, "ended": ended} for row in rows)), TIERS)
+        assert (table.summary.incomplete, table.summary.n_used) == (0, table.summary.n_rows)
 
 
 def test_0_among_the_counts_of_repeated_attempts_is_left_out_of_their_mean():

@@ -175,6 +175,61 @@ def test_an_outcome_finds_its_decision_whenever_it_comes(tmp_path):
     assert (row["correct"], row["cost_usd"], row["model"], row["provider"]) == (1.0, 0.25, "l1", "west")
 
 
+def attempt(log, decision, ended="failed", **outcome):
+    log.attempt(decision, ended=ended, model="s1", provider="east", tier="small", **outcome)
+
+
+@pytest.mark.parametrize("compact_between", [False, True])
+def test_an_attempt_without_an_answer_is_a_row_beside_that_of_its_decision(tmp_path, compact_between):
+    log, decision = OutcomeLog(tmp_path, keep_prompts=True), decide(LARGE, request_id="r-1")
+    attempt(log, decision, latency_ms=3000.0)
+    log.decided(decision, "p")
+    attempt(log, decision, "cut", output_tokens=3, tokens_estimated=True, cost_usd=0.5)
+    if compact_between:
+        assert log.compact() == Compaction(attempts=3)
+    log.outcome(decision.decision_id, correct=True, ended="complete", output_tokens=9)
+    log.compact()
+    found = [row for file in partitions(tmp_path) for row in pq.ParquetFile(file).read().to_pylist()]
+    [own] = [row for row in found if row["attempt_id"] is None]
+    failed, cut = sorted((row for row in found if row["attempt_id"]), key=lambda row: row["ended"] == "cut")
+    assert (own["ended"], own["correct"], own["model"], own["prompt"]) == ("complete", 1.0, "l1", "p")
+    for row in (failed, cut):
+        assert (row["decision_id"], row["request_id"], row["tier"]) == (decision.decision_id, "r-1", "small")
+        assert {row[name] for name in ("prompt", "decision", "propensity", "correct")} == {None}
+    assert (failed["ended"], failed["latency_ms"], failed["output_tokens"]) == ("failed", 3000.0, None)
+    assert (cut["ended"], cut["output_tokens"], cut["tokens_estimated"], cut["cost_usd"]) == ("cut", 3, True, 0.5)
+    assert log.compact() == Compaction() and failed["attempt_id"] != cut["attempt_id"]
+
+
+def test_training_learns_from_the_answer_and_not_from_the_attempts_before_it(tmp_path):
+    log = OutcomeLog(tmp_path, keep_prompts=True)
+    for tier, correct in ((SMALL, False), (LARGE, True)):
+        decision = decide(tier)
+        log.decided(decision, "p")
+        attempt(log, decision, output_tokens=1000)
+        log.outcome(decision.decision_id, correct=correct, ended="complete", output_tokens=5)
+    left = decide()
+    log.decided(left, "q")
+    log.outcome(left.decision_id, correct=False, ended="left", output_tokens=1)
+    log.compact()
+    table = ingest(tmp_path, TIERS)
+    assert (table.prompts, table.correct.tolist(), table.output_tokens.tolist()) == (["p"], [[0.0, 1.0]], [[5.0, 5.0]])
+    assert (table.summary.incomplete, table.summary.quarantined, table.summary.repeated) == (3, {}, 0)
+
+
+def test_a_killed_compaction_doubles_no_attempt(tmp_path, monkeypatch):
+    log, decision = OutcomeLog(tmp_path), decide()
+    log.decided(decision, "p")
+    attempt(log, decision)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
+        patch.setattr(storage.Folder, "delete", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        log.close()
+        log.compact()
+    (tmp_path / ".journal" / "state.json").unlink()
+    log.compact()
+    assert sum(len(pq.ParquetFile(file).read()) for file in partitions(tmp_path)) == 2
+
+
 def test_of_two_outcomes_the_later_holds_field_by_field(tmp_path):
     log, decision = OutcomeLog(tmp_path), decide()
     log.decided(decision, "p")
@@ -275,7 +330,7 @@ def test_any_text_comes_back(tmp_path_factory, text):
 @pytest.mark.parametrize(
     "outcome", [{"correct": 1.5}, {"correct": float("nan")}, {"cost_usd": -1}, {"latency_ms": "slow"}, {"model": 3},
                 {"output_tokens": 10**400}, {"input_tokens": [1]}, {"cached_input_tokens": -1}, {"cache_hit": 1},
-                {"tokens_estimated": "yes"}]
+                {"tokens_estimated": "yes"}, {"ended": "well"}, {"ended": 1}]
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_and_counted(tmp_path, caplog, outcome):
     log, decision = OutcomeLog(tmp_path), decide()
@@ -554,7 +609,9 @@ def test_nothing_that_is_given_as_a_decision_raises(tmp_path, lost):
     log = OutcomeLog(tmp_path)
     log.decided(lost, "p")
     log.outcome(lost, correct=True) if lost != "text" else log.outcome("x", correct="1")
-    assert log.n_lost == 2
+    attempt(log, lost)
+    attempt(log, decide(), "well")
+    assert log.n_lost == 4
 
 
 @pytest.mark.parametrize(
@@ -566,7 +623,8 @@ def test_nothing_that_is_given_as_a_decision_raises(tmp_path, lost):
      {**OUTCOME, "at": "x"}, {**OUTCOME, "at": 10**30}, {**OUTCOME, "at": None}, {**OUTCOME, "outcome_of": 3},
      {**OUTCOME, "outcome_of": []}, {**OUTCOME, "correct": "yes"}, {**OUTCOME, "correct": 2},
      {**OUTCOME, "output_tokens": 1e30}, {**OUTCOME, "cache_hit": 1}, {**OUTCOME, "model": 1},
-     {**OUTCOME, "latency_ms": None}, "outcome_of", 5, None, [], [[1]]]
+     {**OUTCOME, "latency_ms": None}, {**OUTCOME, "ended": "well"}, {"at": 1, "attempt_id": "x"},
+     "outcome_of", 5, None, [], [[1]]]
 )  # fmt: skip
 def test_a_line_that_cannot_be_a_row_is_put_aside_with_its_reason(tmp_path, caplog, line):
     with OutcomeLog(tmp_path) as log:

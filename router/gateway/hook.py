@@ -9,13 +9,24 @@ keys stay in LiteLLM's own configuration. See examples/litellm.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from router.decision import Decision
 from router.errors import DialError
+from router.gateway.attempts import (
+    ATTEMPTS_KEY,
+    COMPLETE,
+    CUT,
+    FAILED,
+    LEFT,
+    Attempts,
+    attempts_of,
+    is_finished,
+    streamed_text,
+)
 from router.gateway.limits import ClientLimits, operators_names
 from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage
 from router.outcomes.log import OutcomeLog
@@ -32,6 +43,8 @@ except ImportError as error:
 DECISION_KEY = "broker_decision"
 """Where the Decision stands in LiteLLM's request metadata; LiteLLM's logging callbacks find it there too."""
 
+_CLIENT_IS_GONE = 499  # the HTTP status that LiteLLM gives a request whose client has closed the connection
+
 _CALL_TYPES = {"completion", "acompletion", "text_completion", "atext_completion"}
 
 
@@ -39,10 +52,10 @@ class BrokerHook(CustomLogger):
     """LiteLLM callback that routes every request for `broker`; answers say why in the headers `x-broker-*`.
 
     router: may take other prices or another bundle at any time; they hold from the next request on.
-    outcomes: takes every decision and, of each answer, who gave it, its tokens, cost and latency. Tokens that the
-        provider did not count are estimated. An answer from LiteLLM's own cache costs nothing and has no tokens.
-        Whether the answer was right is for someone else to say later, by the decision_id in the headers. Logging
-        never fails a request.
+    outcomes: takes every decision and, of each attempt to answer it, who was asked, how it ended, its tokens, cost and
+        latency. Tokens that the provider did not count are estimated. An answer from LiteLLM's own cache costs nothing
+        and has no tokens. Whether the answer was right is for someone else to say later, by the decision_id in the
+        headers. A client's `no-log` changes nothing of this. Logging never fails a request.
     allowed_dials: the dials that a client may set, any of `quality`, `worth_usd` and `critical`.
     max_worth_usd: the largest `worth_usd` that a client may set, in USD.
     Raises DialError where either is none of these.
@@ -84,38 +97,79 @@ class BrokerHook(CustomLogger):
             raise _refusal(str(error)) from error
         if not offers:
             raise _refusal(f"no offer in the price table may answer this request; {decision.reason}")
-        metadata[DECISION_KEY] = replace(decision, offer=offers[0])  # A fallback may have had no offer.
+        decision = metadata[DECISION_KEY] = replace(decision, offer=offers[0])  # A fallback may have had no offer.
+        metadata.pop(ATTEMPTS_KEY, None)  # A client's own would be none.
         data["model"], *fallbacks = dict.fromkeys(offer.model for offer in offers)
         if fallbacks:
             data["fallbacks"] = fallbacks
         if self._outcomes is not None:
-            self._outcomes.decided(metadata[DECISION_KEY], request_prompt(data), messages=data.get("messages"))
+            metadata[ATTEMPTS_KEY] = Attempts(decision)
+            self._outcomes.decided(decision, request_prompt(data), messages=data.get("messages"))
         return data
 
-    async def async_log_success_event(
-        self, kwargs: dict[str, Any], response_obj: Any, start_time: datetime, end_time: datetime
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:
+        """Note who is asked now; LiteLLM calls this at the beginning of each attempt."""
+        if attempts := attempts_of(kwargs):
+            model = kwargs["metadata"].get("model_group")
+            if attempts.model not in (None, model):
+                self._log_attempt(attempts, CUT)
+            attempts.begin(model, is_simulated=kwargs.get("mock_response") is not None)
+
+    async def async_post_call_failure_deployment_hook(
+        self, request_data: Mapping[str, Any], exception: Exception, call_type: Any, fallback_depth: int | None = None
     ) -> None:
-        """What became of a routed request, once its answer is whole; LiteLLM calls this."""
-        metadata = (kwargs.get("litellm_params") or {}).get("metadata") or {}
-        decision = metadata.get(DECISION_KEY)
-        if self._outcomes is None or not isinstance(decision, Decision):
-            return
-        answer = kwargs.get("standard_logging_object") or {}
-        model = answer.get("model_group") or metadata.get("model_group")
-        answered = self._answered_by(model)
-        latency_ms = (end_time - start_time).total_seconds() * 1000
-        if kwargs.get("cache_hit"):  # LiteLLM has given an earlier answer again: no model was asked.
-            outcome: dict[str, Any] = {"cache_hit": True, "cost_usd": 0.0}
-        else:
-            usage = self._usage(decision, answer, response_obj)
-            outcome = asdict(usage)
-            if answered is not None:
-                outcome["cost_usd"] = billed_usd(answered.offer, usage, answer.get("response_cost"))
-        if answered is not None:
-            outcome |= {"model": answered.offer.model, "provider": answered.offer.provider, "tier": answered.tier}
-        elif isinstance(model, str):
-            outcome |= {"model": model, "provider": str(answer.get("custom_llm_provider") or ""), "tier": ""}
-        self._outcomes.outcome(decision.decision_id, latency_ms=latency_ms, **outcome)
+        """Log an attempt that failed before its answer began; LiteLLM calls this before it asks the next model."""
+        if attempts := attempts_of(request_data):
+            self._log_attempt(attempts, FAILED)
+
+    async def async_post_call_streaming_iterator_hook(
+        self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
+    ) -> AsyncIterator[Any]:
+        """The chunks of a stream as they are, and a log of one that breaks or that its client leaves."""
+        attempts, chunks = attempts_of(request_data), list[Any]()
+        if attempts is not None:
+            attempts.received = getattr(response, "chunks", ())
+        try:
+            async for chunk in response:
+                if attempts is not None:
+                    chunks.append(chunk)
+                yield chunk
+        except (GeneratorExit, asyncio.CancelledError):
+            if attempts is not None and not is_finished(chunks):
+                self._log_attempt(attempts, LEFT, chunks)
+            raise
+        except Exception:
+            if attempts is not None:
+                self._log_attempt(attempts, CUT, chunks)
+            raise
+
+    async def async_post_call_failure_hook(
+        self,
+        request_data: dict[str, Any],
+        original_exception: Exception,
+        user_api_key_dict: Any,
+        traceback_str: str | None = None,
+    ) -> None:
+        """Log an attempt that LiteLLM has called off, since the client is gone; LiteLLM calls this for each error."""
+        if attempts := attempts_of(request_data):
+            is_gone = getattr(original_exception, "status_code", None) == _CLIENT_IS_GONE
+            self._log_attempt(attempts, LEFT if is_gone else FAILED)
+
+    async def async_logging_hook(
+        self, kwargs: dict[str, Any], result: Any, call_type: str
+    ) -> tuple[dict[str, Any], Any]:
+        """Log an answer that is whole, and return all as it is; LiteLLM calls this before it logs an answer itself.
+
+        It does so whatever the client's `no-log` says, unlike `async_log_success_event`.
+        """
+        attempts = attempts_of(kwargs.get("litellm_params") or {})
+        response = kwargs.get("async_complete_streaming_response") or result
+        if attempts is not None and attempts.model is not None:
+            if response is None or attempts.ended_without_reason:
+                self._log_attempt(attempts, CUT, attempts.received)
+            else:
+                self._log_answer(attempts, attempts.model, kwargs, answer_text(response))
+        return kwargs, result
 
     async def async_post_call_response_headers_hook(
         self,
@@ -153,8 +207,38 @@ class BrokerHook(CustomLogger):
         )
         return decision, call.offers_to_try(decision)
 
-    def _usage(self, decision: Decision, answer: Mapping[str, Any], response: object) -> Usage:
-        """The tokens of an answer as the provider counted them; what it did not count is estimated."""
+    def _log_answer(self, attempts: Attempts, model: str, call: Mapping[str, Any], text: str) -> None:
+        """Log an answer that is whole. call: what LiteLLM knows of it. text: what the model has written."""
+        if self._outcomes is None:
+            return
+        answer = call.get("standard_logging_object") or {}
+        if call.get("cache_hit"):  # LiteLLM has given an earlier answer again: no model was asked.
+            outcome: dict[str, Any] = {"cache_hit": True, "cost_usd": 0.0}
+        else:
+            usage = self._usage(attempts.decision, answer, text)
+            outcome = self._billed(model, usage, answer.get("response_cost"))
+        outcome |= self._who(model, str(answer.get("custom_llm_provider") or ""))
+        decision_id = attempts.decision.decision_id
+        self._outcomes.outcome(decision_id, ended=COMPLETE, latency_ms=attempts.end(), **outcome)
+
+    def _log_attempt(self, attempts: Attempts, ended: str, chunks: Sequence[Any] = ()) -> None:
+        """Log an attempt that gave no whole answer, if one is under way. chunks: what the client got of a stream."""
+        model = attempts.model
+        if self._outcomes is None or model is None:
+            return
+        outcome: dict[str, Any] = {"ended": ended, "latency_ms": attempts.end(), **self._who(model)}
+        if chunks:  # A provider may count what it has sent only at the end, so nothing before is its count.
+            outcome |= self._billed(model, self._usage(attempts.decision, {}, streamed_text(chunks)))
+        if chunks or ended == LEFT:
+            self._outcomes.outcome(attempts.decision.decision_id, **outcome)
+        else:  # Another model may be asked.
+            self._outcomes.attempt(attempts.decision, **outcome)
+
+    def _usage(self, decision: Decision, answer: Mapping[str, Any], text: str) -> Usage:
+        """The tokens of an answer as the provider counted them; what it did not count is estimated.
+
+        answer: as LiteLLM logs it, with the provider's count. text: what the model has written.
+        """
         reported = (answer.get("metadata") or {}).get("usage_object") or answer
         usage = reported_usage(reported)
         n_input, n_output = usage.input_tokens, usage.output_tokens
@@ -163,9 +247,22 @@ class BrokerHook(CustomLogger):
         return replace(
             usage,
             input_tokens=n_input or round(decision.context_tokens) or None,
-            output_tokens=n_output or estimated_tokens(self._router.bundle, answer_text(response)),
+            output_tokens=n_output or estimated_tokens(self._router.bundle, text),
             tokens_estimated=True,
         )
+
+    def _billed(self, model: str, usage: Usage, litellm_usd: float | None = None) -> dict[str, Any]:
+        """The columns of the tokens and, where the model is an offer, of their cost."""
+        answered = self._answered_by(model)
+        cost = {} if answered is None else {"cost_usd": billed_usd(answered.offer, usage, litellm_usd)}
+        return {**asdict(usage), **cost}
+
+    def _who(self, model: str, provider: str = "") -> dict[str, str]:
+        """The columns that say who was asked. A model that is no offer has no tier, and LiteLLM's `provider`."""
+        answered = self._answered_by(model)
+        if answered is None:
+            return {"model": model, "provider": provider, "tier": ""}
+        return {"model": answered.offer.model, "provider": answered.offer.provider, "tier": answered.tier}
 
     def _answered_by(self, model: object) -> _Answered | None:
         """The offer of a model in the present price table; None where it has none."""

@@ -61,10 +61,13 @@ def estimated_tokens(bundle: Bundle, text: str) -> int | None:
 
 
 def answer_text(response: object) -> str:
-    """All that a model has written in a response of LiteLLM: reasoning, answer and the arguments of its tool calls."""
+    """All that a model has written in a response of LiteLLM, or in one chunk of a streamed one.
+
+    That is reasoning, answer and the arguments of its tool calls.
+    """
     found: list[object] = []
     for choice in getattr(response, "choices", None) or []:
-        message = getattr(choice, "message", None)
+        message = getattr(choice, "message", None) or getattr(choice, "delta", None)
         found += [getattr(choice, "text", None)]
         found += [getattr(message, name, None) for name in ("reasoning_content", "content", "refusal")]
         calls = [getattr(call, "function", None) for call in getattr(message, "tool_calls", None) or []]

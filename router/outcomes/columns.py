@@ -14,17 +14,24 @@ COLUMNS = {
     "reasoning_tokens": "int64", "tokens_estimated": "bool", "cache_hit": "bool", "cost_usd": "double",
     "latency_ms": "double", "propensity": "double", "request_id": "string", "decision_id": "string", "tier": "string",
     "bundle_id": "string", "price_table_id": "string", "decision": "string", "timestamp": "timestamp",
+    "ended": "string", "attempt_id": "string",
 }  # fmt: skip
 """Each column with its type in Arrow; `timestamp` counts microseconds since 1970, UTC."""
 
 OF_AN_OUTCOME = (
     "correct", "input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens",
-    "tokens_estimated", "cache_hit", "cost_usd", "latency_ms", "model", "provider", "tier",
+    "tokens_estimated", "cache_hit", "cost_usd", "latency_ms", "model", "provider", "tier", "ended",
 )  # fmt: skip
 """The columns that an outcome may give or replace."""
 
+ENDS = ("complete", "cut", "failed", "left")
+"""What `ended` may be: how an attempt ended; data/README.md says what each means."""
+
 OF_A_DECISION = ("decision_id", "request_id", "propensity", "tier", "bundle_id", "price_table_id")
 """The columns that are fields of `Decision` too."""
+
+OF_AN_ATTEMPT = ("attempt_id", "decision_id", "request_id", "bundle_id", "price_table_id")
+"""The columns by which an attempt without a whole answer names itself and its decision."""
 
 _MAY_BE_MISSING = ("request_id", "model", "provider", "prompt", "prompt_id")
 _NOT_NUMBERS = (str, bytes, bytearray)
@@ -53,6 +60,8 @@ def checked(name: str, value: Any) -> Any:
     if kind == "string":
         if not isinstance(value, str):
             raise TypeError(f"{name} is {type(value).__name__}; expected a text")
+        if name == "ended" and value not in ENDS:
+            raise ValueError(f"ended is {value[:80]!r}; expected one of {', '.join(ENDS)}")
         return value if value.isascii() else valid_unicode(value)
     if kind == "bool":
         if not isinstance(value, bool):
@@ -66,6 +75,12 @@ def checked(name: str, value: Any) -> Any:
     if not 0 <= number <= most:
         raise ValueError(f"{name} is {number:g}; expected a number from 0 to {most:g}")
     return round(number) if kind == "int64" else number
+
+
+def row_id(row: Mapping[str, Any]) -> str:
+    """What no other row has: the attempt_id of an attempt without a whole answer, else the decision_id."""
+    found: str = row.get("attempt_id") or row["decision_id"]
+    return found
 
 
 def checked_time(name: str, value: Any) -> int:

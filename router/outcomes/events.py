@@ -1,4 +1,4 @@
-"""The lines of the journals, read: each is a decision or an outcome, or is put aside with the reason."""
+"""The lines of the journals, read: each is a decision, an attempt or an outcome, or is put aside with the reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from router.outcomes.columns import OF_A_DECISION, OF_AN_OUTCOME, checked, checked_attempt, checked_time
+from router.outcomes.columns import (
+    OF_A_DECISION,
+    OF_AN_ATTEMPT,
+    OF_AN_OUTCOME,
+    checked,
+    checked_attempt,
+    checked_time,
+    row_id,
+)
 
 DATA_ERRORS = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 """What reading bad data may raise. Errors of the machine (OSError, MemoryError) are never among them."""
@@ -26,7 +34,8 @@ class Lines:
 class Events:
     """What lines say.
 
-    attempts: rows of decisions by decision_id; a decision given twice is the one given first.
+    attempts: new rows by their row_id: of decisions, and of attempts without a whole answer. A decision given twice is
+        the one given first.
     outcomes: each with the id of its decision, the later ones last.
     unreadable: a note for each line that is neither: where it stood, the reason, the line.
     """
@@ -51,8 +60,8 @@ def read_events(journals: list[Lines]) -> Events:
                     outcome["at"] = latest = max(outcome["at"], latest)  # Lines are in order, clocks may not be.
                     events.outcomes.append((checked("decision_id", event["outcome_of"]), outcome))
                 else:
-                    row = _read_attempt(event)
-                    events.attempts.setdefault(row["decision_id"], row)
+                    row = _read_attempt(event) if "attempt_id" in event else _read_decision(event)
+                    events.attempts.setdefault(row_id(row), row)
             except DATA_ERRORS as error:
                 events.unreadable.append(
                     {"file": journal.journal, "at_byte": start, "reason": reason(error),
@@ -75,6 +84,13 @@ def reason(error: Exception) -> str:
 
 
 def _read_attempt(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of an attempt that gave no whole answer; it has no prompt and no propensity."""
+    row = {name: event[name] for name in OF_AN_ATTEMPT}
+    given = {name: event[name] for name in OF_AN_OUTCOME if name in event}
+    return checked_attempt({"timestamp": event["at"], **row, **given})
+
+
+def _read_decision(event: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a decision whose outcome is not known yet."""
     decision = event["decision"]
     offer = decision["offer"] or {}

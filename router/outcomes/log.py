@@ -1,4 +1,4 @@
-"""The outcome log: decisions and, later, their outcomes; on disk, the attempts that training reads.
+"""The outcome log: decisions, what was tried for them and, later, their outcomes; on disk, one row per attempt.
 
 Each serving process appends lines to a journal of its own, which needs nothing but the standard library. `compact`
 brings the journals of all processes into Parquet, one row per decision, joined with what is known of its outcome:
@@ -20,6 +20,7 @@ from hashlib import sha256
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from router.decision import Decision
 from router.errors import PromptError
@@ -48,9 +49,9 @@ class OutcomeLog:
         put a `prompts.parquet` (prompt_id, prompt) into the folder of their day. The digest hides a prompt from
         readers, but who guesses the text can check the guess.
 
-    `decided` and `outcome` never raise and never wait for another process: what cannot be stored (a full disk, a value
-    of another type or out of range) is counted in `n_lost` and logged as a warning. What they have put into a folder
-    outlives the process. Only the owner may read the files, and open the folders, that the log makes.
+    `decided`, `outcome` and `attempt` never raise and never wait for another process: what cannot be stored (a full
+    disk, a value of another type or out of range) is counted in `n_lost` and logged as a warning. What they have put
+    into a folder outlives the process. Only the owner may read the files, and open the folders, that the log makes.
     Needs POSIX; `compact` and URLs need the extra `outcomes`: pip install "token-broker[outcomes]".
     """
 
@@ -104,6 +105,7 @@ class OutcomeLog:
         model: str | None = None,
         provider: str | None = None,
         tier: str | None = None,
+        ended: str | None = None,
     ) -> None:
         """Take what became of a decision, at once or piece by piece; a later value replaces an earlier one.
 
@@ -114,7 +116,9 @@ class OutcomeLog:
         cache_hit: an earlier answer was given again and no model was asked, so there are no tokens and no cost.
         model, provider, tier: who answered, where it was not the decision's offer; an empty tier where it was no offer
             of any. The propensity is that of the tier chosen, so a row that another tier answered has none.
-        A second attempt, as after an escalation, is a second decision with its own outcome.
+        ended: "complete" where the answer is whole; "cut" where the provider broke it off, "failed" where none began,
+            "left" where the client did not wait for its end. `attempt` logs what was tried before.
+        A second answer, as after an escalation, is a second decision with its own outcome.
         """
         try:
             given = {
@@ -131,12 +135,33 @@ class OutcomeLog:
                 "model": model,
                 "provider": provider,
                 "tier": tier,
+                "ended": ended,
             }
             values = {name: checked(name, value) for name, value in given.items() if value is not None}
             event = {"at": self._now(), "outcome_of": checked("decision_id", decision_id), **values}
             self._append(json.dumps(event, ensure_ascii=False) + "\n")
         except Exception as error:  # Whatever it is, it must not stop serving.
             self._lose("an outcome", error)
+
+    def attempt(self, decision: Decision, *, ended: str, model: str, provider: str, tier: str, **outcome: Any) -> None:
+        """Take an attempt that gave no whole answer, before another one was made or the request failed.
+
+        It becomes a row of its own, with an `attempt_id`, beside the decision's. It has no prompt, no propensity and
+        never an outcome of its own, and training does not use it.
+        ended: "failed" where no answer began, "cut" where it broke off. model, provider, tier: who was asked.
+        outcome: any of the tokens, `tokens_estimated`, `cost_usd` and `latency_ms`, as `outcome` takes them.
+        """
+        try:
+            took_us = round(1000 * outcome.get("latency_ms", 0))
+            names = {"decision_id": decision.decision_id, "request_id": decision.request_id}
+            source = {"bundle_id": decision.bundle_id, "price_table_id": decision.price_table_id}
+            given = {"ended": ended, "model": model, "provider": provider, "tier": tier, **outcome}
+            row = {"attempt_id": os.urandom(16).hex(), **names, **source}
+            row |= {name: value for name, value in given.items() if value is not None}
+            event = {"at": time.time_ns() // 1000 - took_us, **checked_attempt(row)}
+            self._append(json.dumps(event, ensure_ascii=False) + "\n")
+        except Exception as error:  # Whatever it is, it must not stop serving.
+            self._lose("an attempt", error)
 
     def flush(self) -> None:
         """Hand the lines in memory to the object store; does nothing for a folder, where no line waits.

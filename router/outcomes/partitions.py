@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, TypeVar
 
-from router.outcomes.columns import COLUMNS, day
+from router.outcomes.columns import COLUMNS, day, row_id
 from router.outcomes.storage import Files, extra
 
 _Result = TypeVar("_Result")
@@ -31,7 +31,7 @@ class Partitions:
         found: set[str] = set()
         for name in list(self._names):
             if name.split("/")[0].removeprefix("day=") in days:
-                found |= decision_ids & (self._read(name, _decision_ids) or set())
+                found |= decision_ids & (self._read(name, _row_ids) or set())
         return found
 
     def update(self, outcomes: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -90,18 +90,19 @@ def join(row: dict[str, Any], outcome: Mapping[str, Any]) -> None:
     row.update(outcome)
 
 
-def _decision_ids(file: Any) -> set[str]:
-    return set(file.read(["decision_id"])["decision_id"].to_pylist())
+def _row_ids(file: Any) -> set[str]:
+    names = [name for name in ("decision_id", "attempt_id") if name in file.schema_arrow.names]
+    return {row_id(row) for row in file.read(names).to_pylist()}
 
 
 def _joined(file: Any, outcomes: Mapping[str, Mapping[str, Any]]) -> tuple[set[str], bytes]:
-    """The decisions of a Parquet file that outcomes were given for, and the file with these outcomes."""
-    found = outcomes.keys() & _decision_ids(file)
+    """The rows of a Parquet file that outcomes were given for, and the file with these outcomes."""
+    found = outcomes.keys() & _row_ids(file)
     if not found:
         return set(), b""
     rows = file.read().to_pylist()
     for row in rows:
-        join(row, outcomes.get(row["decision_id"], {}))
+        join(row, outcomes.get(row_id(row), {}))
     return found, _as_parquet(rows)
 
 

@@ -32,7 +32,7 @@ from training.log.cells import to_cells
 from training.log.checked import database
 from training.log.columns import ColumnMap, check_of, quoted, quoted_path
 from training.log.costs import attempt_costs
-from training.log.ingest import broken_rows, pivot, write_quarantine
+from training.log.ingest import broken_rows, incomplete_rows, pivot, write_quarantine
 from training.log.labels import UNKNOWN, label_cheapest_correct
 from training.log.refusals import (
     found_columns,
@@ -62,6 +62,7 @@ class RowFacts:
     """What a worker found in its log files. columns, not_used: as an IngestSummary has them."""
 
     n_usable: int
+    n_incomplete: int
     columns: tuple[str, ...]
     not_used: dict[str, str]
 
@@ -82,13 +83,14 @@ def read_rows(
         [(n_good,)] = fetch(db, "SELECT count(*) FILTER (reason IS NULL) FROM raw")
         row_group = int(np.clip(n_good // n_parts, _MIN_ROW_GROUP, _MAX_ROW_GROUP))
         db.execute(
-            "COPY (SELECT * EXCLUDE (file, source, reason, content, label, is_unreadable), "
+            "COPY (SELECT * EXCLUDE (file, source, reason, content, label, is_unreadable, is_incomplete), "
             f"prompt_key % {n_parts} AS part FROM raw WHERE reason IS NULL ORDER BY part) TO {quoted(str(rows))} "
             f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {row_group})"
         )
         write_quarantine(db, broken)
         columns, not_used = found_columns(db, maps)
-    return RowFacts(n_usable=int(n_good), columns=columns, not_used=not_used)
+        n_incomplete = incomplete_rows(db)
+    return RowFacts(n_usable=int(n_good), n_incomplete=n_incomplete, columns=columns, not_used=not_used)
 
 
 def gather_broken(
@@ -111,6 +113,7 @@ def gather_broken(
             refuse_unusable_log(db, columns, not_used, maps, quarantine if written else None)
         return {
             "quarantined": broken_rows(db),
+            "incomplete": sum(facts.n_incomplete for facts in found),
             "columns": columns,
             "not_used": not_used,
             "quarantine": str(quarantine) if written else None,
@@ -181,7 +184,9 @@ def whole_log(parts: Sequence[PartFacts], gathered: Mapping[str, Any]) -> PartFa
     in_no_tier = _added(summary.in_no_tier for summary in summaries)
     return PartFacts(
         summary=IngestSummary(
-            n_rows=sum(summary.n_rows for summary in summaries) + sum(gathered["quarantined"].values()),
+            n_rows=sum(summary.n_rows for summary in summaries)
+            + sum(gathered["quarantined"].values())
+            + gathered["incomplete"],
             n_used=sum(summary.n_used for summary in summaries),
             n_prompts=sum(summary.n_prompts for summary in summaries),
             in_no_tier=dict(sorted(in_no_tier.items(), key=lambda entry: (-entry[1], entry[0]))),

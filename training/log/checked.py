@@ -152,8 +152,8 @@ class CheckedLogs:
 
     def remove(self, path: Path) -> None:
         """Forget the rows of a file, so that they are in no table made from these logs."""
-        number = self._numbers[path]
-        self.connection.execute(f"DELETE FROM raw WHERE file = {number}; DELETE FROM log_columns WHERE file = {number}")
+        number, tables = self._numbers[path], ("raw", "incomplete", "log_columns")
+        self.connection.execute("; ".join(f"DELETE FROM {name} WHERE file = {number}" for name in tables))
 
     def outcomes(self, path: Path, max_prompts: int) -> list[tuple[str, str, float]]:
         """Prompt, model and mean correctness (0..1) of the judged rows of a file, of at most so many prompts."""

@@ -14,7 +14,7 @@ from training.errors import MapError
 COLUMNS = (
     "prompt", "messages", "prompt_id", "model", "correct", "request_id", "provider", "dataset", "input_tokens",
     "output_tokens", "cost_usd", "latency_ms", "timestamp", "propensity", "question_key", "parsed",
-    "usd_per_mtok_input", "usd_per_mtok_output", "cache_hit", "tokens_estimated", "answer",
+    "usd_per_mtok_input", "usd_per_mtok_output", "cache_hit", "tokens_estimated", "answer", "ended",
 )  # fmt: skip
 """The columns of the log format that are read, beside those of checks; see data/README.md."""
 

@@ -191,16 +191,18 @@ def _summary(
     answers: Answers,
 ) -> IngestSummary:
     [(n_rows,)] = fetch(db, "SELECT count(*) FROM raw")
+    n_incomplete = incomplete_rows(db)
     totals = "sum(n_rows), sum(n_unjudged), sum(n_set_aside), count(*)"
     [counts] = fetch(db, f"SELECT {totals} FROM per_model")
     n_used, n_unjudged, n_unparsed, n_distinct = (int(count or 0) for count in counts)
     in_no_tier = fetch(db, "SELECT name, count(*) FROM attempts WHERE tier IS NULL GROUP BY 1 ORDER BY 2 DESC, 1")
     return IngestSummary(
-        n_rows=n_rows,
+        n_rows=n_rows + n_incomplete,
         n_used=n_used,
         n_prompts=len(correct),
         quarantined=broken_rows(db),
         in_no_tier=dict(in_no_tier),
+        incomplete=n_incomplete,
         unjudged=n_unjudged,
         unparsed=n_unparsed,
         repeated=n_used - n_distinct,
@@ -216,6 +218,12 @@ def _summary(
         checks=answers.n_verdicts,
         without_propensity=int((np.isfinite(correct) & np.isnan(propensity)).sum()) if is_partial(correct) else 0,
     )
+
+
+def incomplete_rows(db: duckdb.DuckDBPyConnection) -> int:
+    """How many rows are attempts that gave no whole answer."""
+    [(n,)] = fetch(db, "SELECT coalesce(sum(n), 0) FROM incomplete")
+    return int(n)
 
 
 def broken_rows(db: duckdb.DuckDBPyConnection) -> dict[str, int]:

@@ -39,7 +39,17 @@ from training.log.readers import (
     format_of,
     json_lines,
 )
-from training.log.values import ANSWER, ANY_TIME, BAD_LABEL, BILLED, CORRECT, REASON, TIMESTAMP, number
+from training.log.values import (
+    ANSWER,
+    ANY_TIME,
+    BAD_LABEL,
+    BILLED,
+    CORRECT,
+    IS_INCOMPLETE,
+    REASON,
+    TIMESTAMP,
+    number,
+)
 from training.log.verdicts import BROKEN_VERDICT, VERDICTS, VERDICTS_TYPE, verdicts_of_line, verdicts_of_table
 
 _MAX_NAME = 64
@@ -47,13 +57,14 @@ _MAX_LABEL = 40
 
 
 def create_raw(db: duckdb.DuckDBPyConnection) -> None:
-    """Create the tables `raw` and `log_columns`, unless the database has them, and what `append_log` needs.
+    """Create the tables `raw`, `incomplete` and `log_columns` where they are missing, and what `append_log` needs.
 
     file: number of the log that the row comes from. prompt_key: hash of the prompt. timestamp: UTC.
     answer: a digest of the answer. verdicts: what checks said of it.
     reason: why the row is broken; NULL where it is not. source, content: name of the log and text of the row, of
         broken rows only. label: what stands in `correct` of a row that is broken because it cannot be read; else NULL.
     is_unreadable: true for a row that stands for a whole file that cannot be read; else NULL.
+    Attempts that gave no whole answer are not in `raw`; `incomplete` has their number n by file.
     """
     db.create_function("chat_text", _chat_text, ["VARCHAR"], "VARCHAR", null_handling=SPECIAL)
     db.execute(f"""
@@ -61,8 +72,10 @@ def create_raw(db: duckdb.DuckDBPyConnection) -> None:
         provider VARCHAR, dataset VARCHAR, question_key VARCHAR, correct DOUBLE, input_tokens DOUBLE,
         output_tokens DOUBLE, cost_usd DOUBLE, usd_per_mtok_input DOUBLE, usd_per_mtok_output DOUBLE,
         propensity DOUBLE, timestamp TIMESTAMP, parsed BOOLEAN, answer UBIGINT, verdicts {VERDICTS_TYPE},
-        source VARCHAR, reason VARCHAR, content VARCHAR, label VARCHAR, is_unreadable BOOLEAN)
+        source VARCHAR, reason VARCHAR, content VARCHAR, label VARCHAR, is_unreadable BOOLEAN,
+        is_incomplete BOOLEAN)
     """)
+    db.execute("CREATE TABLE IF NOT EXISTS incomplete (file INTEGER, n BIGINT)")
     db.execute("CREATE TABLE IF NOT EXISTS log_columns (file INTEGER, name VARCHAR)")
 
 
@@ -230,7 +243,7 @@ def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str) 
         h AS (SELECT * REPLACE (CASE WHEN coalesce(prompt, '') <> '' THEN prompt
                                      WHEN messages IS NOT NULL THEN chat_text(messages) END AS prompt, {BILLED}),
                      {ANY_TIME} AS any_time FROM g),
-        i AS (SELECT *, coalesce({REASON}, {BROKEN_VERDICT}) AS reason FROM h)
+        i AS (SELECT *, {IS_INCOMPLETE} AS is_incomplete, coalesce({REASON}, {BROKEN_VERDICT}) AS reason FROM h)
         SELECT {log.number} AS file, hash(prompt) AS prompt_key, prompt, model, provider,
                left(dataset, {_MAX_NAME}) AS dataset,
                CASE WHEN length(question_key) > {_MAX_NAME} THEN sha256(question_key)[:16] ELSE question_key END
@@ -243,9 +256,12 @@ def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str) 
                {VERDICTS} AS verdicts,
                CASE WHEN reason IS NOT NULL THEN {quoted(log.name)} END AS source, reason,
                CASE WHEN reason IS NOT NULL THEN {original} END AS content,
-               CASE WHEN reason = {quoted(BAD_LABEL)} THEN left(correct, {_MAX_LABEL}) END AS label
+               CASE WHEN reason = {quoted(BAD_LABEL)} THEN left(correct, {_MAX_LABEL}) END AS label,
+               is_incomplete
         FROM i
     """)
+    moved = f"FROM raw WHERE file = {log.number} AND is_incomplete"
+    db.execute(f"INSERT INTO incomplete SELECT {log.number}, count(*) {moved}; DELETE {moved}")
 
 
 _TABLE_ROW = "to_json(original)::VARCHAR"

@@ -19,9 +19,11 @@ MIN_TIERS_PER_PROMPT = 1.5
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """How many rows of a log were used, and what the others were: n_rows = n_used + quarantined + in_no_tier.
+    """How many rows of a log were used, and what the others were: n_rows = n_used + quarantined + in_no_tier +
+    incomplete.
 
     quarantined: broken rows by reason. in_no_tier: rows by model, of models that no tier names.
+    incomplete: rows of attempts that gave no whole answer, of which nothing is learned.
     unjudged: rows without `correct`, which count for tokens and cost only.
     unparsed: rows whose outcome counts as unobserved because the generation was truncated.
     repeated: rows beyond the first of the same prompt and model; they are averaged.
@@ -42,6 +44,7 @@ class IngestSummary:
     unparsed: int
     repeated: int
     observed_per_tier: dict[str, int]
+    incomplete: int = 0
     without_propensity: int = 0
     unknown: Mapping[str, int] = field(default_factory=dict)
     answers: int = 0
@@ -66,6 +69,8 @@ class IngestSummary:
         if self.in_no_tier:
             models = ", ".join(list(self.in_no_tier)[:5]) + (", ..." if len(self.in_no_tier) > 5 else "")
             parts.append(f"{sum(self.in_no_tier.values()):,} rows of models in no tier ({models})")
+        if self.incomplete:
+            parts.append(f"{self.incomplete:,} rows of attempts that gave no whole answer")
         notes = {"not judged yet": self.unjudged, "truncated": self.unparsed, "repeated, averaged": self.repeated}
         parts += [f"{count:,} rows {what}" for what, count in notes.items() if count]
         parts += [f"{count:,} values taken as unknown: {what}" for what, count in self.unknown.items()]

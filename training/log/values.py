@@ -50,6 +50,7 @@ BILLED = f"""
     CASE WHEN {_IS_CACHE_HIT} THEN NULL ELSE output_tokens END AS output_tokens,
     CASE WHEN {_IS_CACHE_HIT} OR TRY_CAST(tokens_estimated AS BOOLEAN) THEN NULL ELSE input_tokens END AS input_tokens
 """
+IS_INCOMPLETE = "coalesce(lower(trim(ended)) IN ('cut', 'failed', 'left'), false)"
 _AMOUNTS = ("input_tokens", "output_tokens", "cost_usd", "latency_ms", "usd_per_mtok_input", "usd_per_mtok_output")
 _BROKEN_AMOUNTS = " ".join(f"WHEN {is_no_amount(name)} THEN '{name} is not {AMOUNT}'" for name in _AMOUNTS)
 BAD_LABEL = f"correct is not {LABEL}"
