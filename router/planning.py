@@ -10,10 +10,11 @@ import numpy as np
 
 from router.bundle.manifest import Manifest
 from router.decision import Decision
-from router.plan import Choices, Plan
+from router.plan import Plan
 from router.plans.checks import combined
 from router.plans.dial import PlanDial, prove_dial
 from router.plans.planner import Looks, Planner
+from router.plans.tree import Choices
 from router.policy import Dials
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import Offer
@@ -99,6 +100,7 @@ def make_plan(
             quality=decision.quality,
             worth_usd=decision.worth_usd,
             promised=decision.promised,
+            verifiers=() if looks is None else looks.verifiers,
             offers=offers,
             prompt=prompt,
         )
@@ -145,7 +147,11 @@ def _planned(
     )
     is_direct = not tables.is_plan[0, 0]
     tier = names[int((tables.direct if is_direct else tables.first)[0, 0])]
-    choices = None if is_direct else Choices.of(tables, names, agreement=looks.agreement)
+    choices = (
+        None
+        if is_direct
+        else Choices.of(tables, names, agreement=looks.agreement, verifiers=looks.verifiers, offers=offers)
+    )
     if choices is None:
         right, paid = decision.success[tier], decision.cost_usd[tier]
         reason = f"direct: no plan of at most {looks.max_calls} calls is worth more than asking {tier}; {why}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, TypeVar
 
-from router.outcomes.columns import COLUMNS, day, row_id
+from router.outcomes.columns import COLUMNS, day, is_of_check, row_id
 from router.outcomes.storage import Files, extra
 
 _Result = TypeVar("_Result")
@@ -108,7 +108,8 @@ def _joined(file: Any, outcomes: Mapping[str, Mapping[str, Any]]) -> tuple[set[s
 
 def _as_parquet(rows: list[dict[str, Any]]) -> bytes:
     pa, parquet = extra("pyarrow"), extra("pyarrow.parquet")
-    types = {**COLUMNS, "timestamp": pa.timestamp("us", "UTC")}
+    checks = sorted({name for row in rows for name in row if is_of_check(name)})
+    types = {**COLUMNS, "timestamp": pa.timestamp("us", "UTC"), **dict.fromkeys(checks, "double")}
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.Table.from_pylist(rows, pa.schema([*types.items()])), sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()
