@@ -7,6 +7,8 @@ No model was asked. Every prompt comes from a template (prompt_templates/), each
 skill by tier, segment and language; affinity by tier and family; difficulty from what the prompt shows
 (family, wording, steps, length) plus a part it hides; noise by tier and prompt. So a router can learn
 something real, but not everything. Prices are those of tiers.toml.
+Answers and the check `rubric` are drawn besides: right answers are the same, wrong ones often a popular wrong
+one, and the check passes right answers more often than wrong ones.
 The figures are invented: no real model is meant.
 """
 
@@ -39,6 +41,9 @@ TIER_NOISE = 0.30  # standard deviation, logits: per tier and prompt
 LENGTH_NOISE = 0.35  # standard deviation of log output tokens
 PER_DOUBLED_LENGTH = 0.12  # logits that each doubling of the prompt's length beyond 32 tokens adds
 MAX_OUTPUT_TOKENS = 8192
+POPULAR_WRONG = 0.55  # share of wrong answers that are the prompt's popular wrong one
+SENSITIVITY, SPECIFICITY = 0.96, 0.80  # of the check `rubric`
+RUBRIC_USD = 2e-6  # what one of these checks costs
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,21 @@ def make_log(seed: int) -> pd.DataFrame:
     hidden = hidden_difficulty(prompts, rng)
     attempts = pd.concat([attempts_of_tier(tier, prompts, hidden, asked_at, rng) for tier in tiers])
     observed = attempts[rng.random(len(attempts)) >= UNOBSERVED]
-    return observed.sort_values(["timestamp", "request_id"], kind="stable").reset_index(drop=True)
+    log = observed.sort_values(["timestamp", "request_id"], kind="stable").reset_index(drop=True)
+    return with_answers(log, np.random.default_rng([seed, 1]))
+
+
+def with_answers(log: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """The log with the answer of each attempt, as a short digest that stands for its normal form, and a check of it."""
+    correct = log["correct"].to_numpy()
+    own = [f"{number:08x}" for number in rng.integers(2**32, size=len(log))]
+    is_popular = rng.random(len(log)) < POPULAR_WRONG
+    answer = [
+        digest(key, "right" if is_right else "popular" if popular else one)[:8]
+        for key, is_right, popular, one in zip(log["question_key"], correct, is_popular, own, strict=True)
+    ]
+    passes = rng.random(len(log)) < np.where(correct, SENSITIVITY, 1 - SPECIFICITY)
+    return log.assign(answer=answer, check_rubric=passes, check_rubric_usd=RUBRIC_USD)
 
 
 def write_prompts(families: Sequence[Family], rng: np.random.Generator) -> list[Prompt]:

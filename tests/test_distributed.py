@@ -105,7 +105,7 @@ def test_a_cluster_reads_answers_and_checks_as_one_process_does(
     log = pd.read_parquet(sample_log, columns=["prompt", "model", "correct"]).head(1500)
     log["answer"] = np.where(log.correct > 0, "right", "wrong " + log.model.astype(str))
     log.iloc[:500].assign(check_tests=0.5, check_tests_usd=0.25).to_parquet(folder / "a.parquet")
-    rare = np.where(np.arange(500) == 7, 1.0, np.nan)  # most parts have no such verdict
+    rare = np.where(np.isin(np.arange(500), [7, 207]), 1.0, np.nan)  # most parts have no such verdict
     log.iloc[400:900].assign(check_rare=rare).to_json(folder / "b.jsonl", orient="records", lines=True)
     log.iloc[900:].drop(columns="answer").to_csv(folder / "c.csv", index=False)
     whole, found = ingest(folder, tiers), table_of(two_workers, folder, tiers, tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -61,6 +63,6 @@ class Calibration:
             numbers = [found[name] for name in _ARRAYS]
             if not all(np.isfinite(each).all() for each in numbers):
                 raise ValueError("not all numbers are finite")
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{source}: not as expected ({error}); train or copy the bundle again") from error
         return calibration

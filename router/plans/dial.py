@@ -105,7 +105,7 @@ def prove_dial(
     mean_cost = np.where(request["eligible"], cost_usd, 0.0).mean(axis=0)
     best = int(calibration.correct.mean(axis=0).argmax())
     worths = WORTHS * max(float(mean_cost[best]), _LEAST_USD)
-    answers = logged_answers(calibration, checks)
+    answers = logged_answers(calibration, checks, agreement=agreement)
     check = combined(checks, calibration.correct.shape[1])
     replays = replayed(
         engine, calibration.success, cost_usd, request["eligible"], worths, check, answers,
@@ -169,7 +169,7 @@ def replayed(
             agreement=agreement,
             max_calls=max_calls,
         )
-        part = LoggedAnswers(answers.answer_number[rows], answers.classes[rows], answers.check_usd[rows])
+        part = answers.rows(rows)
         parts.append([replay(tables, part, worth) for worth in range(len(worths))])
     return [
         Replayed(*(np.concatenate([getattr(part[worth], name) for part in parts]) for name in Replayed.__slots__))
@@ -177,8 +177,8 @@ def replayed(
     ]
 
 
-def logged_answers(calibration: Calibration, checks: Sequence[CheckModel]) -> LoggedAnswers:
-    """Answers and verdicts of the calibration prompts."""
+def logged_answers(calibration: Calibration, checks: Sequence[CheckModel], *, agreement: bool) -> LoggedAnswers:
+    """Verdicts of the calibration prompts, and their answers where these are compared."""
     shape = calibration.correct.shape
     classes, usd = np.zeros(shape, int), np.zeros(shape)
     for check in checks:
@@ -188,7 +188,7 @@ def logged_answers(calibration: Calibration, checks: Sequence[CheckModel]) -> Lo
             found = check.classes_of(calibration.scores[check.name])
         classes = classes * check.n_classes + found
         usd = usd + check.usd_input
-    return LoggedAnswers(calibration.answer_number, classes, usd)
+    return LoggedAnswers(calibration.answer_number if agreement else None, classes, usd)
 
 
 def simulated_classes(check: CheckModel, correct: np.ndarray, seed: int = 0) -> np.ndarray:

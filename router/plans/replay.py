@@ -16,19 +16,27 @@ ALL, FIRST_SECOND, FIRST_THIRD, SECOND_THIRD, NONE = range(5)
 class LoggedAnswers:
     """What a log says of the answers of all tiers on n prompts.
 
-    answer_number: which of the prompt's distinct answers each tier gave, -1 for none, int (n, n_tiers).
+    answer_number: which of the prompt's distinct answers each tier gave, -1 for none, int (n, n_tiers); None where
+    answers are not compared, which counts as if all agreed.
     classes: class of the check's score of each answer, int (n, n_tiers); all 0 without a check.
     check_usd: what checking each answer cost, (n, n_tiers).
     """
 
-    answer_number: np.ndarray
+    answer_number: np.ndarray | None
     classes: np.ndarray
     check_usd: np.ndarray
 
     def agree(self, rows: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Whether tiers `one` and `other` of the rows gave the same answer; all (m,)."""
+        if self.answer_number is None:
+            return np.ones(len(rows), bool)
         first = self.answer_number[rows, one]
         return np.asarray((first >= 0) & (first == self.answer_number[rows, other]))
+
+    def rows(self, rows: slice) -> LoggedAnswers:
+        """Of some prompts."""
+        numbers = None if self.answer_number is None else self.answer_number[rows]
+        return LoggedAnswers(numbers, self.classes[rows], self.check_usd[rows])
 
 
 @dataclass(frozen=True, slots=True)

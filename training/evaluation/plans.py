@@ -254,7 +254,7 @@ def _part(judged: JudgedPrompts, looks: Looks) -> _Judged:
         eligible=judged.estimates["eligible"][rows],
         correct=outcomes.correct[rows],
         paid=outcomes.cost_usd[rows],
-        answers=LoggedAnswers(table.answer_number[rows], classes, usd),
+        answers=LoggedAnswers(table.answer_number[rows] if looks.agreement else None, classes, usd),
         weights=weights / weights.sum(axis=1, keepdims=True),
         best=outcomes.best,
     )
@@ -311,7 +311,7 @@ def _fixed_cascade(judged: JudgedPrompts, planner: Planner, part: _Judged, looks
     if not quotes:
         return part.figures(nothing, nothing)
     expected = expected_costs(calibration, graph_inputs(quotes))
-    known = logged_answers(calibration, looks.verifiers)
+    known = logged_answers(calibration, looks.verifiers, agreement=looks.agreement)
     cascades = _cascades(looks, part.correct.shape[1])
     tried = [_follow(cascade, looks, calibration.correct, expected, known, calibration.correct) for cascade in cascades]
     accuracy = np.array([outcome.mean() for outcome, _ in tried])

@@ -38,7 +38,8 @@ def find_answers(db: duckdb.DuckDBPyConnection, n_prompts: int, n_tiers: int) ->
     [(n_answers,)] = fetch(db, "SELECT count(answer) FROM sayings")
     verdicts = "SELECT unnest(verdicts).name AS name FROM sayings"
     n_verdicts = dict(fetch(db, f"SELECT name, count(*) FROM ({verdicts}) GROUP BY 1 ORDER BY 1"))
-    checks = {name: _check_cells(db, name, shape) for name in n_verdicts}
+    found = {name: _check_cells(db, name, shape) for name in n_verdicts}
+    checks = {name: cells for name, cells in found.items() if np.isfinite(cells.score).any()}
     return Answers(number=numbered(answer, is_given), checks=checks, n_answers=n_answers, n_verdicts=n_verdicts)
 
 
