@@ -1,17 +1,30 @@
 """Token Broker's runtime: load a bundle, route requests."""
 
 from router.decision import Decision
-from router.errors import BundleError, DialError, PriceError, PromptError, RouterError, TierError
+from router.errors import (
+    BundleError,
+    CheckError,
+    DialError,
+    PlanError,
+    PriceError,
+    PromptError,
+    RouterError,
+    TierError,
+)
+from router.plan_result import Answer
 from router.policy import Policy
 from router.portfolio.tiers import Offer, Tier
 from router.router import Router
 from router.watch import Watcher
 
 __all__ = [
+    "Answer",
     "BundleError",
+    "CheckError",
     "Decision",
     "DialError",
     "Offer",
+    "PlanError",
     "Policy",
     "PriceError",
     "PromptError",

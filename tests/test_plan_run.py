@@ -4,7 +4,6 @@ import asyncio
 import json
 import threading
 import time
-from dataclasses import replace
 from uuid import uuid4
 
 import numpy as np
@@ -446,10 +445,58 @@ def test_a_log_that_cannot_write_loses_no_answer(tmp_path, unwritable):
 # ---- with a bundle ---------------------------------------------------------------------------------
 
 
-def test_a_bundle_that_has_learned_no_plans_answers_directly(bundle):
+def test_what_a_plan_expects_is_what_running_it_brings_on_average(bundle):
+    """Each branch in its turn, as often as the plan expects it: success and cost come out as promised."""
     router = Router.load(bundle)
-    found = router.plan(messages=[{"role": "user", "content": "What is 17 * 23?"}])
-    result = found.run(lambda offer: Answer("391", cost_usd=0.001))
-    assert (result.answer, result.tier, result.cost_usd) == ("391", found.decision.tier, 0.001)
-    assert found.prompt == "What is 17 * 23?" and found.is_direct
-    assert replace(found, prompt=None).run(lambda offer: "391").answer == "391"
+    names, chat = router.bundle.manifest.tiers, [{"role": "user", "content": "What is 17 * 23?"}]
+    tests = CheckModel.with_figures("tests", len(names), sensitivity=0.95, specificity=0.9, usd=0.0001)
+    found = router.plan(messages=chat, checks=["agreement", tests], worth_usd=0.01)
+    assert found.prompt == "What is 17 * 23?" and not found.is_direct
+    means = []
+
+    def go(step, taken, probability):
+        for branch in step.branches:
+            path = [*taken, (step, branch)]
+            if branch.step is not None:
+                go(branch.step, path, probability * branch.probability)
+                continue
+            texts, passes = texts_for(path)
+            result = found.run(
+                lambda offer, texts=texts: texts[tier_of(offer)],
+                {"tests": lambda prompt, answer, passes=passes: Verdict(score=passes[answer[-1]], cost_usd=0.0001)},
+                normalise=lambda text: text[0],
+            )
+            assert (result.tier, result.success) == (branch.returned, branch.success)
+            assert tiers(result) == [step.tier for step, _ in path]
+            means.append(np.array([result.success, result.cost_usd]) * probability * branch.probability)
+
+    def tier_of(offer):
+        return next(name for name, offers in found.offers.items() if offer in offers)
+
+    def texts_for(path):
+        """Answers that agree, and a check that passes them, as the branches of a path say. A text: form, then place."""
+        forms = "123"
+        if path[-1][1].key[1] is not None:
+            two = len(path) == 2
+            forms = (
+                {0: "11", 1: "12"}[path[1][1].key[1]]
+                if two
+                else ("111", "112", "121", "122", "123")[path[-1][1].key[1]]
+            )
+        texts = {step.tier: f"{form}{place}" for place, ((step, _), form) in enumerate(zip(path, forms, strict=False))}
+        return texts, {str(place): float(branch.key[0] or 0) for place, (_, branch) in enumerate(path)}
+
+    go(found.first, [], 1.0)
+    assert sum(means) == pytest.approx([found.success, found.cost_usd], rel=1e-3)
+
+
+def test_a_bundle_answers_whatever_the_plan_is(bundle):
+    router = Router.load(bundle)
+    router.prove_plans()
+    for dials in ({"quality": 0.9}, {"worth_usd": 0.1}, {"critical": True}, {"quality": 1.0}):
+        found = router.plan("What is 17 * 23?", **dials)
+        result = found.run(lambda offer: Answer("391", cost_usd=0.001))
+        assert result.answer == "391" and result.cost_usd == 0.001 * len(result.attempts)
+        assert found.is_direct == (len(result.attempts) == 1)
+    silent = router.plan([])  # no text: the decision is a fallback
+    assert silent.run(lambda offer: "391").tier == silent.decision.tier
