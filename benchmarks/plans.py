@@ -27,7 +27,7 @@ from tqdm import tqdm
 from router.plans.betting import least_proven
 from router.plans.checks import CheckModel
 from router.plans.dial import WORTHS, replayed
-from router.plans.engine import PlanEngine
+from router.plans.engine import PlanEngine, look_inputs
 from router.plans.replay import LoggedAnswers
 from router.portfolio.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig, evaluate, train
@@ -162,9 +162,14 @@ class Population:
         compares = check == "agreement"
         worths = WORTHS * expected[0].max()
         found = replayed(
-            engine, self.success, expected, np.ones(self.correct.shape, bool), worths, model,
-            LoggedAnswers(self.answers if compares else None, classes, fees), agreement=compares, max_calls=3,
-        )  # fmt: skip
+            engine,
+            self.success,
+            expected,
+            np.ones(self.correct.shape, bool),
+            worths,
+            look_inputs(model, self.correct.shape[1], agreement=compares, max_calls=3),
+            LoggedAnswers(self.answers if compares else None, classes, fees),
+        )
         outcomes = np.stack([each.outcome(self.correct) for each in found], axis=1)
         costs = np.array([each.cost_usd(paid, fees).mean() for each in found])
         proven = least_proven(outcomes[rows], self.correct[rows], QUALITIES, CONFIDENCE)

@@ -11,7 +11,6 @@ import numpy as np
 from router.bundle.manifest import Manifest
 from router.decision import Decision
 from router.plan import Plan
-from router.plans.checks import combined
 from router.plans.dial import PlanDial, prove_dial
 from router.plans.planner import Looks, Planner
 from router.plans.tree import Choices
@@ -56,7 +55,8 @@ class PlanDials:
             if looks.key in self._found or len(self._found) >= _MOST_DIALS:
                 return
             self._found[looks.key] = None
-        threading.Thread(target=self._prove, args=(looks,), name="prove plans", daemon=True).start()
+        # No daemon: ONNX Runtime aborts the process where a thread still runs a graph while Python shuts down.
+        threading.Thread(target=self._prove, args=(looks,), name="prove plans", daemon=False).start()
 
     def _prove(self, looks: Looks) -> PlanDial:
         dial = prove_dial(
@@ -66,9 +66,7 @@ class PlanDials:
             [point.quality for point in self.manifest.dial],
             self.manifest.confidence,
             self.manifest.output_tokens,
-            looks.verifiers,
-            agreement=looks.agreement,
-            max_calls=looks.max_calls,
+            looks,
         )
         with self._lock:
             self._found[looks.key], self._looks[looks.key] = dial, looks
@@ -140,11 +138,7 @@ def _planned(
     success = np.array([list(decision.success.values())], np.float32)
     cost_usd = np.array([list(decision.cost_usd.values())], np.float32)
     eligible = np.array([[name in decision.eligible for name in names]])
-    check = combined(looks.verifiers, len(names))
-    worths = np.array([[worth]], np.float32)
-    tables = planner.engine.run(
-        success, cost_usd, eligible, worths, check, agreement=looks.agreement, max_calls=looks.max_calls
-    )
+    tables = planner.engine.run(success, cost_usd, eligible, np.array([[worth]], np.float32), looks.inputs)
     is_direct = not tables.is_plan[0, 0]
     tier = names[int((tables.direct if is_direct else tables.first)[0, 0])]
     choices = (
@@ -156,8 +150,7 @@ def _planned(
         right, paid = decision.success[tier], decision.cost_usd[tier]
         reason = f"direct: no plan of at most {looks.max_calls} calls is worth more than asking {tier}; {why}"
     else:
-        fees = np.zeros(len(names)) if check is None else check.usd_input
-        right, paid = choices.expected(cost_usd[0], fees)
+        right, paid = choices.expected(list(decision.cost_usd.values()), looks.inputs["check_usd"].tolist())
         reason = f"ask {tier}, look at {' and '.join(looks.names)}, go up where it pays; {why}"
     return Plan(
         decision=decision,

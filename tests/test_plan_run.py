@@ -77,17 +77,17 @@ def plan(choices=None, verifiers=(), decision=None, offers=OFFERS, prompt="What 
 def compare(third=True, offers=OFFERS, **more):
     """Ask a and b; where they differ, ask c if there is a third call."""
     rng = np.random.default_rng(0)
-    thirds = np.full((6, 1, 2), -1)
-    thirds[:, :, 1] = [[2], [1], [2], [0], [1], [0]] if third else -1
+    thirds = np.full((3, 1, 1, 2), -1)
+    thirds[:, 0, 0, 1] = [-1, 2, 1] if third else -1
     choices = Choices(
         tiers=NAMES,
         first=0,
-        second=np.array([1]),
-        is_checked=np.ones((6, 1), bool),
+        second=[1],
+        is_checked=np.ones((3, 1), bool),
         third=thirds,
-        after_one=np.array([[1.0, 0.5]]),
-        after_two=np.tile([[[0.6, 0.5, 0.55], [0.4, 0.1, 0.2]]], (6, 1, 1, 1)),
-        after_three=np.sort(rng.random((6, 3, 1, 5, 4)), axis=-1)[..., ::-1],
+        after_one=[[1.0, 0.5]],
+        after_two=np.tile([[0.6, 0.5, 0.55], [0.4, 0.1, 0.2]], (3, 1, 1, 1, 1)),
+        after_three=np.sort(rng.random((3, 3, 1, 1, 5, 4)), axis=-1)[..., ::-1],
         agreement=True,
         verifiers=(),
         offers=offers,
@@ -100,12 +100,12 @@ def look(**more):
     choices = Choices(
         tiers=NAMES,
         first=0,
-        second=np.array([1, -1]),
-        is_checked=np.zeros((6, 2), bool),
-        third=np.full((6, 4, 2), -1),
-        after_one=np.array([[0.4, 0.1], [0.6, 0.5]]),
-        after_two=np.full((6, 4, 2, 3), [0.2, 0.02, 0.15]),
-        after_three=np.zeros((6, 3, 4, 5, 4)),
+        second=[1, -1],
+        is_checked=np.zeros((3, 2), bool),
+        third=np.full((3, 2, 2, 2), -1),
+        after_one=[[0.4, 0.1], [0.6, 0.5]],
+        after_two=np.full((3, 2, 2, 2, 3), [0.2, 0.02, 0.15]),
+        after_three=np.zeros((3, 3, 2, 2, 5, 4)),
         agreement=False,
         verifiers=(TESTS,),
         offers=OFFERS,

@@ -13,7 +13,7 @@ from router.errors import BundleError, CheckError, DialError
 from router.plans.betting import keeps, least_proven
 from router.plans.calibration import Calibration
 from router.plans.checks import CheckModel, KnownChecks, combined
-from router.plans.engine import PlanEngine
+from router.plans.engine import PlanEngine, look_inputs
 from router.plans.replay import ALL, FIRST_SECOND, FIRST_THIRD, NONE, SECOND_THIRD, LoggedAnswers, replay
 from router.plans.tree import Choices
 from training.fit.agreement import AgreementModel
@@ -73,7 +73,6 @@ class Oracle:
         self.easy = float(success.mean())
         self.nodes = joint.at_nodes(success[None])[0]  # (K, Q)
         self.weights = joint.weights
-        self.pairs = [(i, j) for i in range(self.n) for j in range(self.n) if i != j]
 
     def chance_of(self, tiers, right):
         each = [self.nodes[t] if r else 1 - self.nodes[t] for t, r in zip(tiers, right, strict=True)]
@@ -87,13 +86,11 @@ class Oracle:
 
     def pattern_chance(self, tiers, right, pattern):
         ends = np.array([1 - self.easy, self.easy])
-        at = self.pairs.index(tiers[:2])
         if len(tiers) == 2:
-            table = self.agreement.of_two[at].reshape(2, 2, 2, 2, 3)
+            table = self.agreement.of_two[tiers].reshape(2, 2, 2, 2, 3)
             chances = ends @ table[:, right[0], right[1], :, 0]
         else:
-            table = self.agreement.of_three[at, tiers[2]].reshape(3, 2, 2, 2, 5, 4)
-            ends = np.array([ends[0] ** 2, ends[0] * ends[1], ends[1] ** 2])
+            table = self.agreement.of_three[tiers].reshape(2, 2, 2, 2, 5, 4)
             chances = ends @ table[:, right[0], right[1], right[2], :, 0]
         if not self.compares:
             return 1.0 if pattern == 0 else 0.0
@@ -163,9 +160,7 @@ def tables_of(engine, success, cost, worth, check, *, agreement, max_calls=3):
         cost[None].astype(np.float32),
         np.ones((1, len(success)), bool),
         np.array([[worth]], np.float32),
-        check,
-        agreement=agreement,
-        max_calls=max_calls,
+        look_inputs(check, len(success), agreement=agreement, max_calls=max_calls),
     )
 
 
@@ -175,8 +170,8 @@ def value_of(tables, success, cost, worth, check, *, agreement):
         tier = tables.direct[0, 0]
         return worth * success[tier] - cost[tier]
     choices = Choices.of(tables, tuple("abc"), agreement=agreement)
-    fees = np.zeros(len(success)) if check is None else check.usd_input
-    right, paid = choices.expected(cost, fees)
+    fees = [0.0] * len(success) if check is None else list(check.usd)
+    right, paid = choices.expected(cost.tolist(), fees)
     return worth * right - paid
 
 
@@ -231,9 +226,7 @@ def test_a_tier_that_is_not_eligible_is_never_asked(engine, simulated):
         np.full((n, 3), 0.01, np.float32),
         eligible,
         np.full((n, 1), 5.0, np.float32),
-        CHECK,
-        agreement=True,
-        max_calls=3,
+        look_inputs(CHECK, N_TIERS, agreement=True, max_calls=3),
     )
     classes = (simulated.correct[:n] == 1).astype(int)
     found = replay(tables, LoggedAnswers(simulated.answers[:n], classes, np.zeros((n, 3))))
@@ -248,9 +241,7 @@ def test_a_perfect_free_check_answers_what_any_of_three_tiers_can_answer(engine,
         np.full((n, 3), 1e-4, np.float32),
         np.ones((n, 3), bool),
         np.full((n, 1), 100.0, np.float32),
-        perfect,
-        agreement=False,
-        max_calls=3,
+        look_inputs(perfect, N_TIERS, agreement=False, max_calls=3),
     )
     found = replay(tables, LoggedAnswers(None, simulated.correct.astype(int), np.zeros((n, 3))))
     assert found.outcome(simulated.correct).mean() == simulated.correct.max(axis=1).mean()
@@ -292,12 +283,10 @@ def test_after_a_failure_the_next_tiers_chance_is_what_the_log_shows(simulated, 
         np.full((n, 3), 0.01, np.float32),
         np.ones((n, 3), bool),
         np.ones((n, 1), np.float32),
-        verifier,
-        agreement=False,
-        max_calls=3,
+        look_inputs(verifier, N_TIERS, agreement=False, max_calls=3),
     )
     failed = unseen.correct[:, 0] == 0
-    after = tables.after_two[:, 0, :2, 0]  # first tier 0, second tier 1, first score "fails"
+    after = tables.after_two[:, 0, 1, 0, :, 0]  # first tier 0, second tier 1, first score "fails"
     expected = after[..., 2].sum(axis=1) / after[..., 0].sum(axis=1)
     assert expected[failed].mean() == pytest.approx(unseen.correct[failed, 1].mean(), abs=0.04)
     assert expected[failed].mean() < unseen.success[failed, 1].mean() - 0.05
@@ -311,12 +300,10 @@ def test_answers_that_agree_are_right_as_often_as_the_log_shows(engine):
         np.full((n, 3), 0.01, np.float32),
         np.ones((n, 3), bool),
         np.ones((n, 1), np.float32),
-        None,
-        agreement=True,
-        max_calls=3,
+        look_inputs(None, N_TIERS, agreement=True, max_calls=3),
     )
     agree = unseen.answers[:, 0] == unseen.answers[:, 1]
-    seen = tables.after_two[:, 0, 0]  # (n, 2, 3)
+    seen = tables.after_two[:, 0, 1, 0, 0]  # (n, 2, 3)
     assert seen[:, 0, 0].mean() == pytest.approx(agree.mean(), abs=0.04)
     right = seen[agree, 0, 1] / seen[agree, 0, 0]
     assert right.mean() == pytest.approx(unseen.correct[agree, 0].mean(), abs=0.04)
@@ -434,6 +421,7 @@ def test_a_promised_plan_costs_less_than_the_careful_dial_on_the_log(planned):
     assert dial.n_prompts == planned.bundle.planner.calibration.n_prompts
     promised = [point for point in dial.points if point.worth_usd is not None]
     assert promised and all(point.kept >= point.quality for point in promised)
+    assert all(point.cost_share <= 1 for point in promised)  # or asking the best tier always would be better
     worths = [point.worth_usd for point in promised]
     assert worths == sorted(worths)  # more quality takes more worth
 

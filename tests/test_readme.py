@@ -18,6 +18,7 @@ DOCUMENTS = sorted(
 )
 TIERS = {"edge", "distilled", "frontier"}
 FIRST_WORD_PRINTED = {README: TIERS, ROOT / "docs" / "serving.md": TIERS, ROOT / "docs" / "checks.md": {"1.0"}}
+FIRST_WORD_PRINTED[ROOT / "docs" / "plans.md"] = {"ask", "direct:"}
 LONGEST_README, WIDEST_LINE = 100, 120
 
 

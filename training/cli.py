@@ -287,6 +287,9 @@ def _demo(options: argparse.Namespace) -> int:
     for prompt in DEMO_PROMPTS:
         decision = router.route(prompt)
         say(f"> {prompt}\n  {decision.reason} (USD {decision.cost_usd[decision.tier]:.6f})")
+    router.prove_plans()
+    say(f"\nThe same, with a look at the answers (docs/plans.md):\n> {DEMO_PROMPTS[-1]}")
+    say("\n".join(f"  {line}" for line in str(router.plan(DEMO_PROMPTS[-1])).splitlines()))
     say(
         f"\nWhere to look next:\n  {options.out / 'report.html'}   pictures and tables of this run"
         f'\n  broker route --bundle {options.out} --quality 0.95 --explain "your prompt"'

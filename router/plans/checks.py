@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -40,7 +40,7 @@ class CheckModel:
     verdicts: tuple[Any, ...]
     usd: tuple[float, ...]
     declared: bool
-    evidence: Mapping[str, Any]
+    evidence: Mapping[str, Any] = field(compare=False)
 
     @cached_property
     def verdicts_input(self) -> np.ndarray:

@@ -11,8 +11,9 @@ import numpy as np
 
 from router.plans.betting import least_proven
 from router.plans.calibration import Calibration
-from router.plans.checks import CheckModel, combined
+from router.plans.checks import CheckModel
 from router.plans.engine import PlanEngine, PlanTables
+from router.plans.planner import Looks
 from router.plans.replay import LoggedAnswers, Replayed, replay
 from router.portfolio.prices import PriceTable
 from router.portfolio.quote import graph_inputs
@@ -31,7 +32,8 @@ _LEAST_USD = 1e-9
 class PlanPoint:
     """What a quality comes to.
 
-    worth_usd: a correct answer's worth that keeps the quality; None where none is proven.
+    worth_usd: a correct answer's worth that keeps the quality; None where none is proven, or plans that keep it would
+    cost more than always asking the best tier.
     kept, cost_share: on the calibration prompts, accuracy and expected cost relative to always asking the best tier;
     None where nothing is proven.
     """
@@ -83,16 +85,13 @@ def prove_dial(
     qualities: Sequence[float],
     confidence: float,
     typical_output_tokens: Sequence[float],
-    checks: Sequence[CheckModel],
-    *,
-    agreement: bool,
-    max_calls: int,
+    looks: Looks,
 ) -> PlanDial:
     """Find for each quality the least worth that keeps it on the calibration prompts, with this confidence.
 
     The plans are made at these prices by the graph, and followed through the logged answers and verdicts. For a check
     that was declared, verdicts are drawn with its stated figures (seeded), so the promise holds if they do.
-    checks: the verifiers that look at answers. typical_output_tokens: the manifest's, (n_tiers,).
+    typical_output_tokens: the manifest's, (n_tiers,). looks: what plans may look at.
     """
     start = time.perf_counter()
     quotes = [prices.quote(float(tokens), typical_output_tokens) for tokens in calibration.context_tokens]
@@ -105,12 +104,8 @@ def prove_dial(
     mean_cost = np.where(request["eligible"], cost_usd, 0.0).mean(axis=0)
     best = int(calibration.correct.mean(axis=0).argmax())
     worths = WORTHS * max(float(mean_cost[best]), _LEAST_USD)
-    answers = logged_answers(calibration, checks, agreement=agreement)
-    check = combined(checks, calibration.correct.shape[1])
-    replays = replayed(
-        engine, calibration.success, cost_usd, request["eligible"], worths, check, answers,
-        agreement=agreement, max_calls=max_calls,
-    )  # fmt: skip
+    answers = logged_answers(calibration, looks)
+    replays = replayed(engine, calibration.success, cost_usd, request["eligible"], worths, looks.inputs, answers)
     outcomes = np.stack([each.outcome(calibration.correct) for each in replays], axis=1)
     costs = np.array([each.cost_usd(cost_usd, answers.check_usd).mean() for each in replays])
     proven = least_proven(outcomes, calibration.correct, qualities, confidence)
@@ -118,10 +113,10 @@ def prove_dial(
 
     def point(quality: float) -> PlanPoint:
         at = proven[quality]
-        if at is None:
+        share = None if at is None else float(costs[at] / max(mean_cost[best], _LEAST_USD))
+        if at is None or share is None or share > 1:
             return PlanPoint(quality, None, None, None)
-        kept, cost = float(outcomes[:, at].mean()) / best_accuracy, float(costs[at] / max(mean_cost[best], _LEAST_USD))
-        return PlanPoint(quality, float(worths[at]), kept, cost)
+        return PlanPoint(quality, float(worths[at]), float(outcomes[:, at].mean()) / best_accuracy, share)
 
     open_tiers = set.intersection(*(set(quote.open) for quote in quotes))
     return PlanDial(
@@ -146,15 +141,13 @@ def replayed(
     cost_usd: np.ndarray,
     eligible: np.ndarray,
     worths: np.ndarray,
-    check: CheckModel | None,
+    looks: Mapping[str, np.ndarray],
     answers: LoggedAnswers,
-    *,
-    agreement: bool,
-    max_calls: int,
 ) -> list[Replayed]:
     """What the best plan of each prompt does with the logged answers, at each worth.
 
-    success, cost_usd: expected, (n_prompts, n_tiers); eligible: bool, same shape; worths: (n_worths,).
+    success, cost_usd: expected, (n_prompts, n_tiers); eligible: bool, same shape; worths: (n_worths,). looks: of
+    router.plans.engine.look_inputs.
     """
     parts: list[list[Replayed]] = []
     for start in range(0, len(success), _BATCH):
@@ -165,9 +158,7 @@ def replayed(
             np.ascontiguousarray(cost_usd[rows], np.float32),
             np.ascontiguousarray(eligible[rows]),
             np.tile(np.asarray(worths, np.float32), (n, 1)),
-            check,
-            agreement=agreement,
-            max_calls=max_calls,
+            looks,
         )
         part = answers.rows(rows)
         parts.append([replay(tables, part, worth) for worth in range(len(worths))])
@@ -177,18 +168,18 @@ def replayed(
     ]
 
 
-def logged_answers(calibration: Calibration, checks: Sequence[CheckModel], *, agreement: bool) -> LoggedAnswers:
+def logged_answers(calibration: Calibration, looks: Looks) -> LoggedAnswers:
     """Verdicts of the calibration prompts, and their answers where these are compared."""
     shape = calibration.correct.shape
     classes, usd = np.zeros(shape, int), np.zeros(shape)
-    for check in checks:
+    for check in looks.verifiers:
         if check.declared:
             found = simulated_classes(check, calibration.correct)
         else:
             found = check.classes_of(calibration.scores[check.name])
         classes = classes * check.n_classes + found
         usd = usd + check.usd_input
-    return LoggedAnswers(calibration.answer_number if agreement else None, classes, usd)
+    return LoggedAnswers(calibration.answer_number if looks.agreement else None, classes, usd)
 
 
 def simulated_classes(check: CheckModel, correct: np.ndarray, seed: int = 0) -> np.ndarray:

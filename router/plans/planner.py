@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
 
 from router.errors import BundleError, CheckError, DialError
 from router.plans.calibration import Calibration
-from router.plans.checks import AGREEMENT, CheckModel, KnownChecks
-from router.plans.engine import PlanEngine
+from router.plans.checks import AGREEMENT, CheckModel, KnownChecks, combined
+from router.plans.engine import PlanEngine, look_inputs
 
 PLAN_FILE = "plan.onnx"
 CHECKS_FILE = "checks.json"
@@ -18,28 +20,37 @@ PLAN_FILES = (PLAN_FILE, CHECKS_FILE, CALIBRATION_FILE)
 """A bundle that plans has all of them, another none."""
 
 MOST_CALLS = 3
+_MOST_LOOKS = 100
 
 
-class Looks(NamedTuple):
-    """What a plan may look at, and how many calls it may make.
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """What plans may look at, and how many calls they may make.
 
-    verifiers: in the order of their names. agreement: whether answers are compared.
+    verifiers: in the order of their names. agreement: whether answers are compared. max_calls: 1 to 3.
     """
 
     verifiers: tuple[CheckModel, ...]
     agreement: bool
     max_calls: int
+    n_tiers: int
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of all checks."""
         return (*([AGREEMENT] if self.agreement else []), *(check.name for check in self.verifiers))
 
-    @property
+    @cached_property
     def key(self) -> tuple[object, ...]:
         """The same for the same plans."""
         figures = tuple((check.name, check.declared, check.verdicts, check.usd) for check in self.verifiers)
         return figures, self.agreement, self.max_calls
+
+    @cached_property
+    def inputs(self) -> Mapping[str, np.ndarray]:
+        """As the plan graph takes them."""
+        check = combined(self.verifiers, self.n_tiers)
+        return look_inputs(check, self.n_tiers, agreement=self.agreement, max_calls=self.max_calls)
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,8 @@ class Planner:
     engine: PlanEngine
     known: KnownChecks
     calibration: Calibration
+    n_tiers: int
+    _known_looks: dict[tuple[object, ...], Looks] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, contents: Mapping[str, bytes], n_tiers: int, source: str, n_threads: int) -> Planner | None:
@@ -73,7 +86,7 @@ class Planner:
             engine.try_out(n_tiers)
         except Exception as error:  # ONNX Runtime raises bare subclasses of Exception.
             raise BundleError(f"{source}: {PLAN_FILE} cannot be run ({error}); train the bundle again") from error
-        return cls(engine, known, calibration)
+        return cls(engine, known, calibration, n_tiers)
 
     def looks(self, checks: Collection[str | CheckModel] | None, max_calls: int) -> Looks:
         """What a request may look at.
@@ -83,23 +96,42 @@ class Planner:
         """
         if isinstance(checks, str) or not isinstance(checks, Collection | None):
             raise CheckError(f"checks is {checks!r}; expected a list of names")
-        if max_calls not in range(1, MOST_CALLS + 1) or isinstance(max_calls, bool):
+        key = (None if checks is None else tuple(checks), max_calls)
+        try:
+            found = self._known_looks.get(key)
+        except TypeError:  # What is not hashable is no name of a check, which is said below.
+            return self._looks(checks, max_calls)
+        if found is None:
+            found = self._looks(checks, max_calls)
+            if len(self._known_looks) < _MOST_LOOKS:
+                self._known_looks[key] = found
+        return found
+
+    def _looks(self, checks: Collection[str | CheckModel] | None, max_calls: int) -> Looks:
+        if isinstance(max_calls, bool) or max_calls not in range(1, MOST_CALLS + 1):
             raise DialError(f"max_calls is {max_calls!r}; expected 1 to {MOST_CALLS}")
         if checks is None:
-            return Looks((), self.known.agreement is not None, int(max_calls))
+            return self._of((), agreement=self.known.agreement is not None, max_calls=max_calls)
         verifiers: dict[str, CheckModel] = {}
         for check in checks:
             if isinstance(check, CheckModel):
                 verifiers[check.name] = check
             elif check != AGREEMENT:
-                if check not in self.known.verifiers:
-                    known = ", ".join(self.known.names) or "none"
-                    raise CheckError(
-                        f"the bundle has not learned the check {check!r} (it knows: {known}); "
-                        "log it as check_NAME and train again, or declare its figures"
-                    )
-                verifiers[check] = self.known.verifiers[check]
+                verifiers[check] = self._verifier(check)
         if AGREEMENT in checks and self.known.agreement is None:
             raise CheckError("the bundle has not learned when answers agree; log `answer` and train again")
         ordered = tuple(verifiers[name] for name in sorted(verifiers))
-        return Looks(ordered, AGREEMENT in checks, int(max_calls))
+        return self._of(ordered, agreement=AGREEMENT in checks, max_calls=max_calls)
+
+    def _of(self, verifiers: tuple[CheckModel, ...], *, agreement: bool, max_calls: int) -> Looks:
+        return Looks(verifiers=verifiers, agreement=agreement, max_calls=int(max_calls), n_tiers=self.n_tiers)
+
+    def _verifier(self, name: str) -> CheckModel:
+        try:
+            return self.known.verifiers[name]
+        except (KeyError, TypeError):
+            known = ", ".join(self.known.names) or "none"
+            raise CheckError(
+                f"the bundle has not learned the check {name!r} (it knows: {known}); "
+                "log it as check_NAME and train again, or declare its figures"
+            ) from None

@@ -69,7 +69,7 @@ class Replayed:
 
 def replay(tables: PlanTables, answers: LoggedAnswers, worth: int = 0) -> Replayed:
     """Follow each prompt's plan at one of the worths (by its number) through the logged answers."""
-    n, _, n_tiers, n_classes = tables.second.shape
+    n = len(tables.first)
     asked = np.full((n, 3), -1)
     is_checked = np.zeros((n, 3), bool)
     asked[:, 0] = np.where(tables.is_plan[:, worth], tables.first[:, worth], tables.direct[:, worth])
@@ -83,27 +83,26 @@ def replay(tables: PlanTables, answers: LoggedAnswers, worth: int = 0) -> Replay
     going_on = asked[rows, 1] >= 0
     rows, first, score = rows[going_on], first[going_on], score[going_on]
     second = asked[rows, 1]
-    pair = first * (n_tiers - 1) + second - (second > first)
     agree = np.where(answers.agree(rows, first, second), 0, 1)
-    checked = tables.is_checked[rows, worth, pair, score]
+    checked = tables.is_checked[rows, worth, first, second, score]
     is_checked[rows, 1] = checked
 
-    seen = score * n_classes + answers.classes[rows, second]
-    after_two = tables.after_two[rows, pair]  # (m, O, 2, 3)
-    by_second = after_two.reshape(len(rows), n_classes, n_classes, 2, 3).sum(axis=2)  # not looked at
+    other = answers.classes[rows, second]
+    after_two = tables.after_two[rows, first, second, score]  # (m, B, 2, 3)
     at = np.arange(len(rows))
-    rights = np.where(checked[:, None], after_two[at, seen, agree, 1:], by_second[at, score, agree, 1:])
+    not_looked_at = after_two.sum(axis=1)
+    rights = np.where(checked[:, None], after_two[at, other, agree, 1:], not_looked_at[at, agree, 1:])
     returned[rows] = np.where(rights[:, 1] > rights[:, 0], second, first)
 
-    third = np.where(checked, tables.third[rows, worth, pair, seen, agree], -1)
+    third = np.where(checked, tables.third[rows, worth, first, second, score, other, agree], -1)
     asked[rows, 2] = third
     going_on = third >= 0
-    rows, first, second, third, seen, pair, agree = (
-        each[going_on] for each in (rows, first, second, third, seen, pair, agree)
+    rows, first, second, third, score, other, agree = (
+        each[going_on] for each in (rows, first, second, third, score, other, agree)
     )
     with_first, with_second = answers.agree(rows, first, third), answers.agree(rows, second, third)
     pattern = np.where(agree == 0, np.where(with_first, ALL, FIRST_SECOND), np.where(with_first, FIRST_THIRD, NONE))
     pattern = np.where((agree == 1) & ~with_first & with_second, SECOND_THIRD, pattern)
-    right = tables.after_three[rows, pair, third, seen, pattern, 1:].argmax(axis=1)
+    right = tables.after_three[rows, first, second, third, score, other, pattern, 1:].argmax(axis=1)
     returned[rows] = np.stack([first, second, third], axis=1)[np.arange(len(rows)), right]
     return Replayed(returned=returned, asked=asked, is_checked=is_checked)

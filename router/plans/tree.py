@@ -66,17 +66,17 @@ class Seen(NamedTuple):
 class Choices:
     """The tables of one prompt, of which a plan's steps are read.
 
-    tiers: names. second: int (B,) after the first tier. is_checked: bool (S, B)... as in PlanTables, of one prompt and
-    one worth. agreement: whether answers are compared. verifiers: that look at answers, in the order of their names.
+    tiers: names. first: the tier asked first. The others are as in PlanTables, of one worth and of this first tier.
+    agreement: whether answers are compared. verifiers: that look at answers, in the order of their names.
     offers: usable ones per tier, cheapest first.
     """
 
     tiers: tuple[str, ...]
     first: int
-    second: np.ndarray
+    second: list[int]
     is_checked: np.ndarray
     third: np.ndarray
-    after_one: np.ndarray
+    after_one: list[list[float]]
     after_two: np.ndarray
     after_three: np.ndarray
     agreement: bool
@@ -98,57 +98,51 @@ class Choices:
         return cls(
             tiers=tiers,
             first=first,
-            second=tables.second[0, 0, first],
-            is_checked=tables.is_checked[0, 0],
-            third=tables.third[0, 0],
-            after_one=tables.after_one[0, first],
-            after_two=tables.after_two[0],
-            after_three=tables.after_three[0],
+            second=tables.second[0, 0, first].tolist(),
+            is_checked=tables.is_checked[0, 0, first],
+            third=tables.third[0, 0, first],
+            after_one=tables.after_one[0, first].tolist(),
+            after_two=tables.after_two[0, first],
+            after_three=tables.after_three[0, first],
             agreement=agreement,
             verifiers=verifiers,
             offers=offers or {},
         )
 
-    def _pair(self, second: int) -> int:
-        return self.first * (len(self.tiers) - 1) + second - (second > self.first)
-
-    def expected(self, cost_usd: np.ndarray, check_usd: np.ndarray) -> tuple[float, float]:
+    def expected(self, cost_usd: Sequence[float], check_usd: Sequence[float]) -> tuple[float, float]:
         """P(the answer returned is right), and what is paid on average; both arguments (n_tiers,)."""
-        success, cost = 0.0, float(cost_usd[self.first] + check_usd[self.first])
-        n_classes = len(self.second)
-        for score, second in enumerate(self.second.tolist()):
+        success, cost = 0.0, cost_usd[self.first] + check_usd[self.first]
+        for score, second in enumerate(self.second):
+            reached, right = self.after_one[score]
             if second < 0:
-                success += float(self.after_one[score, 1])
+                success += right
                 continue
-            pair, seen_one = self._pair(second), float(self.after_one[score, 0])
-            cost += float(cost_usd[second]) * seen_one
-            after_two = self.after_two[pair, score * n_classes : (score + 1) * n_classes]  # (B, 2, 3)
-            if not self.is_checked[pair, score]:
+            cost += cost_usd[second] * reached
+            after_two = self.after_two[second, score]  # (B, 2, 3)
+            if not self.is_checked[second, score]:
                 success += float(after_two.sum(axis=0)[:, 1:].max(axis=1).sum())
                 continue
-            cost += float(check_usd[second]) * seen_one
-            for other in range(n_classes):
-                for agree in (0, 1):
-                    third = int(self.third[pair, score * n_classes + other, agree])
+            cost += check_usd[second] * reached
+            thirds = self.third[second, score].tolist()
+            for other, of_other in enumerate(after_two.tolist()):
+                for agree, (seen, *rights) in enumerate(of_other):
+                    third = thirds[other][agree]
                     if third < 0:
-                        success += float(after_two[other, agree, 1:].max())
+                        success += max(rights)
                         continue
-                    cost += float(cost_usd[third]) * float(after_two[other, agree, 0])
-                    seen = self.after_three[pair, third, score * n_classes + other, :, 1:]  # (5, 3)
-                    patterns = seen[:2] if agree == 0 else seen[2:]
-                    success += float(patterns.max(axis=1).sum())
+                    cost += cost_usd[third] * seen
+                    patterns = self.after_three[second, third, score, other].tolist()  # (5, 4)
+                    success += sum(max(pattern[1:]) for pattern in (patterns[:2] if agree == 0 else patterns[2:]))
         return success, cost
 
     def first_step(self) -> Step:
         """The plan's steps as a tree."""
         branches = []
-        for score in range(len(self.second)):
-            seen, right = (float(value) for value in self.after_one[score])
-            second = int(self.second[score])
-            words = _score_words(self.verifiers, score) or "any answer"
+        for score, second in enumerate(self.second):
+            seen, right = self.after_one[score]
             branches.append(
                 Branch(
-                    seen=words,
+                    seen=_score_words(self.verifiers, score) or "any answer",
                     probability=seen,
                     key=(score if self.verifiers else None, None),
                     step=None if second < 0 else self._second_step(second, score, seen),
@@ -162,60 +156,53 @@ class Choices:
         """The step that asks this tier after one or two answers, where the one that the plan would ask has failed."""
         number, score = self.tiers.index(tier), seen[0].score
         if len(seen) == 1:
-            return self._second_step(number, score, float(self.after_one[score, 0]))
-        pair, at = self._place(seen)
-        return self._third_step(pair, (self.first, self.tiers.index(seen[1].tier), number), at)
+            return self._second_step(number, score, self.after_one[score][0])
+        second = self.tiers.index(seen[1].tier)
+        return self._third_step((self.first, second, number), (score, seen[1].score, seen[1].pattern))
 
     def best_of(self, seen: Sequence[Seen]) -> tuple[str, float]:
         """Which of one or two answers is returned where nobody is left to ask, and P(it is right)."""
         if len(seen) == 1:
-            rights = self.after_one[seen[0].score]
+            found, *rights = self.after_one[seen[0].score]
         else:
-            pair, at = self._place(seen)
-            rights = self.after_two[pair, at[0], at[1]]
-        best = int(rights[1:].argmax())
-        return seen[best].tier, float(rights[1 + best]) / max(float(rights[0]), _LEAST)
-
-    def _place(self, seen: Sequence[Seen]) -> tuple[int, tuple[int, int]]:
-        """Where the tables have what follows two answers."""
-        pair = self._pair(self.tiers.index(seen[1].tier))
-        return pair, (seen[0].score * len(self.second) + seen[1].score, seen[1].pattern)
+            second = self.tiers.index(seen[1].tier)
+            found, *rights = self.after_two[second, seen[0].score, seen[1].score, seen[1].pattern].tolist()
+        best = rights.index(max(rights))
+        return seen[best].tier, rights[best] / max(found, _LEAST)
 
     def _second_step(self, second: int, score: int, reached: float) -> Step:
-        pair, n_classes = self._pair(second), len(self.second)
         names = (self.tiers[self.first], self.tiers[second])
-        looked = bool(self.is_checked[pair, score])
-        after = self.after_two[pair, score * n_classes : (score + 1) * n_classes]  # (B, 2, 3)
-        is_checked = looked and bool(self.verifiers)
-        classes: list[int | None] = list(range(n_classes)) if is_checked else [None]
+        goes_on = bool(self.is_checked[second, score])
+        is_checked = goes_on and bool(self.verifiers)
+        after = self.after_two[second, score].astype(float)  # (B, 2, 3)
         branches = []
-        for other in classes:
+        for other in range(len(after)) if is_checked else (None,):
             for agree in (0, 1) if self.agreement else (None,):
-                rights = after.sum(axis=0) if other is None else after[other]
-                rights = rights.sum(axis=0) if agree is None else rights[agree]
-                at = (score * n_classes + (other or 0), agree or 0)
-                third = int(self.third[pair, at[0], at[1]]) if looked else -1
-                which = int(rights[2] > rights[1])
+                found = after.sum(axis=0) if other is None else after[other]
+                seen, *rights = found.sum(axis=0) if agree is None else found[agree]
+                at = (score, other or 0, agree or 0)
+                third = int(self.third[(second, *at)]) if goes_on else -1
+                which = int(rights[1] > rights[0])
                 words = [] if other is None else [_score_words(self.verifiers, other)]
                 words += [] if agree is None else ["they agree" if agree == 0 else "they differ"]
-                seen = float(rights[0])
                 branches.append(
                     Branch(
                         seen=", ".join(words) or "any answer",
-                        probability=seen / max(reached, _LEAST),
+                        probability=float(seen) / max(reached, _LEAST),
                         key=(other, agree),
-                        step=None if third < 0 else self._third_step(pair, (self.first, second, third), at),
+                        step=None if third < 0 else self._third_step((self.first, second, third), at),
                         returned=names[which] if third < 0 else None,
-                        success=float(rights[1 + which]) / max(seen, _LEAST) if third < 0 else None,
+                        success=float(rights[which]) / max(float(seen), _LEAST) if third < 0 else None,
                     )
                 )
         return self._step(second, is_checked, self.agreement, branches)
 
-    def _third_step(self, pair: int, asked: tuple[int, int, int], at: tuple[int, int]) -> Step:
+    def _third_step(self, asked: tuple[int, int, int], at: tuple[int, int, int]) -> Step:
         names = tuple(self.tiers[tier] for tier in asked)
-        after = self.after_three[pair, asked[2], at[0]].astype(float)  # (5, 4)
-        reached = float(self.after_two[pair, at[0], at[1], 0])
-        patterns = ((0, 1) if at[1] == 0 else (2, 3, 4)) if self.agreement else (0,)
+        score, other, agree = at
+        after = self.after_three[asked[1], asked[2], score, other].astype(float)  # (5, 4)
+        reached = float(self.after_two[asked[1], score, other, agree, 0])
+        patterns = ((0, 1) if agree == 0 else (2, 3, 4)) if self.agreement else (0,)
         branches = []
         for pattern in patterns:
             seen, rights = float(after[pattern, 0]), after[pattern, 1:]

@@ -5,6 +5,7 @@ Everything is counted on the prompts that every tier answered; 95 % bootstrap in
 - Ceiling: see `training.audit.ceiling`.
 - Effective models: the participation ratio of the eigenvalues of the correlation matrix of errors, (their sum)^2 / sum
   of their squares: K where errors are uncorrelated, 1 where tiers always fail together.
+- Looking at answers: see `training.audit.checks`.
 - Prompts needed for a promise: see `training.audit.promises`.
 """
 
@@ -17,13 +18,14 @@ import numpy as np
 
 from router.portfolio.tiers import Tier
 from training.audit.ceiling import MIN_COMPLETE, N_REFITS, ceiling_of, fit_resamples, reachable
+from training.audit.checks import audit_agreement, audit_checks
 from training.audit.promises import in_training, needed_by_quality
 from training.audit.result import Audit, Money
 from training.audit.tiers import audit_pairs, audit_tiers, effective_models
 from training.audit.verdict import verdict_of
 from training.evaluation.metrics import hull, interval, resamples
 from training.log.costs import attempt_costs
-from training.log.table import OutcomeTable
+from training.log.table import CheckCells, OutcomeTable
 
 
 def audit(
@@ -69,6 +71,10 @@ def audit(
     repeated = None if attempts is None else (attempts[0][complete], attempts[1][complete])
     ceiling = ceiling_of(fits[0], reach, oracle, accuracy[:, best], repeated, seed)
     money = _money(accuracy, cost, best, frontiers)
+    checks = {
+        name: CheckCells(score=cells.score[complete], cost_usd=cells.cost_usd[complete])
+        for name, cells in table.checks.items()
+    }
     needed = needed_by_quality(table.correct[to_train_on], best)
     action, verdict = verdict_of(table.tiers[best], ceiling, money, counted["n_training"], needed)
     return Audit(
@@ -84,6 +90,8 @@ def audit(
         money=money,
         needed=needed,
         frontier=tuple(sorted({(c * 1000, a) for c, a in frontiers[0].tolist()})),
+        agreement=tuple(audit_agreement(table.tiers, correct, table.answer_number[complete])),
+        checks=tuple(audit_checks(correct, usd, table.answer_number[complete], checks, weights, best)),
     )
 
 

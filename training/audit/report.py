@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from training.audit.checks import AgreementAudit, CheckAudit
 from training.audit.figures import audit_figures
 from training.audit.result import MIN_LOSS, Audit, Pair, PromptsNeeded, TierAudit
 from training.dial.dial import COMPLETE_PROMPTS
@@ -20,6 +21,7 @@ _WIDTH = 110
 _MAX_PAIRS = 6  # in the terminal; the page has all
 _MAX_NAME = 20
 _PAIRS = "Pairs"
+_AGREEMENT = "Pairs whose answers agree"
 
 _CAPTIONS = {
     "cost_accuracy": "Single tiers, their mixtures, a router that knows each prompt's difficulty, ceiling, oracle.",
@@ -40,7 +42,7 @@ def audit_text(audit: Audit) -> str:
 
 def _table_text(table: Table) -> str:
     """A table for the terminal: long names cut, costs without their interval, only the pairs that are most alike."""
-    rest = max(0, len(table.rows) - _MAX_PAIRS) if table.title == _PAIRS else 0
+    rest = max(0, len(table.rows) - _MAX_PAIRS) if table.title in (_PAIRS, _AGREEMENT) else 0
     rows = table.rows[: len(table.rows) - rest]
     shown = replace(table, rows=tuple(tuple(map(_short, row)) for row in rows))
     return shown.text() + (f"\nand {rest} more, less alike" if rest else "")
@@ -58,7 +60,9 @@ def audit_tables(audit: Audit) -> list[Table]:
     """Every table of the audit; without enough complete prompts only what each tier did on its own prompts."""
     if audit.per_tier is None or audit.pairs is None or audit.needed is None:
         return [_observed_table(audit)]
-    return [_tier_table(audit.per_tier), _pair_table(audit.pairs), _money_table(audit), _needed_table(audit.needed)]
+    tables = [_tier_table(audit.per_tier), _pair_table(audit.pairs), _money_table(audit), _needed_table(audit.needed)]
+    tables += [_agreement_table(audit.agreement)] if audit.agreement else []
+    return tables + ([_check_table(audit.checks)] if audit.checks else [])
 
 
 def _observed_table(audit: Audit) -> Table:
@@ -113,6 +117,35 @@ def _money_table(audit: Audit) -> Table:
             ("accuracy kept", lambda money: f"{money.quality:.0%}"),
             ("mix of single tiers", lambda money: _percent(money.mix_of_singles)),
             ("knowing each prompt's difficulty", lambda money: _percent(money.knowing_difficulty)),
+        ],
+    )
+
+
+def _agreement_table(pairs: Sequence[AgreementAudit]) -> Table:
+    def share(value: float | None) -> str | None:
+        return None if value is None else f"{value:.1%}"
+
+    return Table.of(
+        _AGREEMENT,
+        sorted(pairs, key=lambda pair: -pair.agree),
+        [
+            ("pair", lambda pair: " + ".join(pair.tiers)),
+            ("answers agree", lambda pair: share(pair.agree)),
+            ("first right then", lambda pair: share(pair.right_when_agree)),
+            ("first right else", lambda pair: share(pair.right_when_differ)),
+        ],
+    )
+
+
+def _check_table(checks: Sequence[CheckAudit]) -> Table:
+    return Table.of(
+        "Looking at answers: the best fixed cascade of two or three tiers",
+        checks,
+        [
+            ("check (assumed sensitivity / specificity)", lambda check: check.check),
+            ("cost at 98 %", lambda check: _percent(check.cost_at_98)),
+            ("cost at 100 %", lambda check: _percent(check.cost_at_100)),
+            ("most accuracy kept", lambda check: _percent(check.most_kept)),
         ],
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from training.audit.checks import AgreementAudit, CheckAudit
 from training.evaluation.metrics import Interval
 from training.log.table import IngestSummary
 
@@ -100,6 +101,7 @@ class Audit:
     best: the tier with the highest accuracy, on complete prompts. oracle: accuracy of knowing which tier is right.
     needed: prompts that a promise of each quality takes.
     frontier: (usd_per_1k, accuracy) of a router that knows each prompt's difficulty.
+    agreement: how often the answers of two tiers agree. checks: what looking at answers would bring.
     """
 
     tiers: tuple[str, ...]
@@ -121,6 +123,8 @@ class Audit:
     money: tuple[Money, ...] = ()
     needed: dict[float, PromptsNeeded] | None = None
     frontier: tuple[tuple[float, float], ...] = ()
+    agreement: tuple[AgreementAudit, ...] = ()
+    checks: tuple[CheckAudit, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON of `broker audit --json`; numbers that are not finite are null."""

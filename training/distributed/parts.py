@@ -232,6 +232,9 @@ def read_tables(paths: Sequence[Path], tiers: tuple[str, ...], facts: PartFacts)
     tables = [pq.read_table(path) for path in paths]
     checks = sorted({check for table in tables for column in table.column_names if (check := check_of(column))})
     found = pa.concat_tables([table.select([*_TEXTS, "prompts", "asked_at", *CELL_MEASURES]) for table in tables])
+    texts = {name: np.array(found[name].to_pylist(), dtype=np.str_) for name in _TEXTS}
+    order = np.argsort(texts["prompt_ids"])
+    unseen = np.full(len(tiers), np.nan)
 
     def cells(name: str, missing: np.ndarray) -> np.ndarray:
         """Of a column that only some parts have. missing: what a prompt of the other parts has, (n_tiers,)."""
@@ -241,13 +244,10 @@ def read_tables(paths: Sequence[Path], tiers: tuple[str, ...], facts: PartFacts)
         ]
         return np.asarray(np.concatenate(parts)[order])
 
-    texts = {name: np.array(found[name].to_pylist(), dtype=np.str_) for name in _TEXTS}
-    order = np.argsort(texts["prompt_ids"])
     columns: dict[str, Any] = {name: text[order] for name, text in texts.items()}
     columns |= {name: _rectangle(found[name])[order] for name in CELL_MEASURES}
     columns["asked_at"] = found["asked_at"].to_numpy()[order]
     prompts = found["prompts"].to_pylist()
-    unseen = np.full(len(tiers), np.nan)
     return OutcomeTable(
         tiers=tiers,
         prompts=[prompts[row] for row in order],

@@ -1,14 +1,12 @@
 """What plans keep and cost on logged answers, against direct routing and against the best fixed cascade.
 
-A fixed cascade asks the same tiers in the same order for every prompt (FrugalGPT, Chen et al. 2023, without its
-estimates): it is chosen on the training part, on the prompts that the bundle carries for its promises.
+Fixed cascades are chosen on the training part, on the prompts that the bundle carries for its promises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from router.plans.planner import MOST_CALLS, Looks, Planner
 from router.plans.replay import LoggedAnswers, Replayed
 from router.plans.tree import Choices
 from router.portfolio.quote import graph_inputs
+from training.evaluation.cascades import Cascade, agreed, cascades, verified
 from training.evaluation.judged import LEAST_ACCURACY, JudgedPrompts
 from training.evaluation.metrics import Interval, hull, interval
 from training.log.sample import evenly
@@ -189,13 +188,10 @@ def _judge(
     judged: JudgedPrompts, planner: Planner, dials: PlanDials, looks: Looks, worths: np.ndarray
 ) -> PlanEvaluation:
     part = _part(judged, looks)
-    check = looks.verifiers[0] if looks.verifiers else None
+    alone = planner.looks([], 1)
 
-    def replays(at: np.ndarray, max_calls: int = MOST_CALLS) -> list[Replayed]:
-        return replayed(
-            planner.engine, part.success, part.cost_usd, part.eligible, at, check, part.answers,
-            agreement=looks.agreement, max_calls=max_calls,
-        )  # fmt: skip
+    def replays(at: np.ndarray, looks: Looks = looks) -> list[Replayed]:
+        return replayed(planner.engine, part.success, part.cost_usd, part.eligible, at, looks.inputs, part.answers)
 
     def curve(found: Sequence[Replayed]) -> CurveFigures:
         return part.figures(
@@ -222,10 +218,10 @@ def _judge(
     expected = (None, None) if default is None else _expected(planner, part, looks, default, of_dial[default])
     return PlanEvaluation(
         check=looks.names[0],
-        simulated=check is not None and check.declared,
+        simulated=any(check.declared for check in looks.verifiers),
         n_prompts=len(part.correct),
         plans=curve(replays(worths)),
-        direct=curve(replays(worths, max_calls=1)),
+        direct=curve(replays(worths, alone)),
         fixed_cascade=_fixed_cascade(judged, planner, part, looks),
         dial=tuple(results),
         expected_success=expected[0],
@@ -267,19 +263,17 @@ def _direct_choice(judged: JudgedPrompts, part: _Judged, slack: float) -> np.nda
 
 def _expected(planner: Planner, part: _Judged, looks: Looks, worth: float, found: Replayed) -> tuple[float, float]:
     """Expected over measured, of success and of cost, at one worth."""
-    check = looks.verifiers[0] if looks.verifiers else None
-    fees = np.zeros(part.correct.shape[1]) if check is None else check.usd_input
+    fees = looks.inputs["check_usd"].tolist()
     success, cost = np.empty(len(part.correct)), np.empty(len(part.correct))
     names = tuple(str(tier) for tier in range(part.correct.shape[1]))
     for row in range(len(part.correct)):
         one = slice(row, row + 1)
         tables: PlanTables = planner.engine.run(
-            part.success[one], part.cost_usd[one], part.eligible[one], np.array([[worth]], np.float32), check,
-            agreement=looks.agreement, max_calls=MOST_CALLS,
-        )  # fmt: skip
+            part.success[one], part.cost_usd[one], part.eligible[one], np.array([[worth]], np.float32), looks.inputs
+        )
         if tables.is_plan[0, 0]:
             choices = Choices.of(tables, names, agreement=looks.agreement)
-            success[row], cost[row] = choices.expected(part.cost_usd[row], fees)
+            success[row], cost[row] = choices.expected(part.cost_usd[row].tolist(), fees)
         else:
             tier = int(tables.direct[0, 0])
             success[row], cost[row] = part.success[row, tier], part.cost_usd[row, tier]
@@ -310,69 +304,24 @@ def _fixed_cascade(judged: JudgedPrompts, planner: Planner, part: _Judged, looks
     nothing = np.empty((len(part.correct), 0))
     if not quotes:
         return part.figures(nothing, nothing)
+    accuracy_of = calibration.correct.mean(axis=0)
+
+    def follow(cascade: Cascade, correct: np.ndarray, paid: np.ndarray, answers: LoggedAnswers) -> Any:
+        if answers.answer_number is None:
+            return verified(cascade, correct, paid, answers.classes == 0, answers.check_usd)
+        most_accurate = max(cascade, key=lambda tier: accuracy_of[tier])
+        return agreed(cascade, correct, paid, answers.answer_number, most_accurate)
+
     expected = expected_costs(calibration, graph_inputs(quotes))
-    known = logged_answers(calibration, looks.verifiers, agreement=looks.agreement)
-    cascades = _cascades(looks, part.correct.shape[1])
-    tried = [_follow(cascade, looks, calibration.correct, expected, known, calibration.correct) for cascade in cascades]
+    known = logged_answers(calibration, looks)
+    every = cascades(len(judged.tiers), agreement=looks.agreement)
+    tried = [follow(cascade, calibration.correct, expected, known) for cascade in every]
     accuracy = np.array([outcome.mean() for outcome, _ in tried])
     cost = np.array([paid.mean() for _, paid in tried])
-    xs, ys = hull(np.append(cost, expected.mean(axis=0)), np.append(accuracy, calibration.correct.mean(axis=0)))
+    xs, ys = hull(np.append(cost, expected.mean(axis=0)), np.append(accuracy, accuracy_of))
     on_hull = set(zip(xs.tolist(), ys.tolist(), strict=True))
-    chosen = [each for each, x, y in zip(cascades, cost, accuracy, strict=True) if (float(x), float(y)) in on_hull]
+    chosen = [each for each, x, y in zip(every, cost, accuracy, strict=True) if (float(x), float(y)) in on_hull]
     if not chosen:
         return part.figures(nothing, nothing)
-    judged_now = [_follow(each, looks, part.correct, part.paid, part.answers, calibration.correct) for each in chosen]
-    return part.figures(
-        np.stack([outcome for outcome, _ in judged_now], axis=1), np.stack([paid for _, paid in judged_now], axis=1)
-    )
-
-
-def _cascades(looks: Looks, n_tiers: int) -> list[tuple[int, ...]]:
-    """Two or three different tiers in order; where answers are compared, the order of the first two says nothing."""
-    every = [*permutations(range(n_tiers), 2), *permutations(range(n_tiers), 3)]
-    return [each for each in every if not looks.agreement or each[0] < each[1]]
-
-
-def _follow(
-    tiers: tuple[int, ...],
-    looks: Looks,
-    correct: np.ndarray,
-    paid: np.ndarray,
-    answers: LoggedAnswers,
-    trained_on: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Outcome and cost of a cascade on every prompt, (n_prompts,).
-
-    With a verifier: ask, check, go on where the score is in the lowest class; the last answer is returned unchecked.
-    With agreement: ask two; where they differ ask the third, and return what two agree on, else the answer of the tier
-    that is the most accurate one in training.
-    """
-    rows = np.arange(len(correct))
-    if looks.agreement:
-        return _follow_agreement(tiers, correct, paid, answers, trained_on)
-    outcome, cost = np.empty(len(correct)), np.zeros(len(correct))
-    going_on = np.ones(len(correct), bool)
-    for place, tier in enumerate(tiers):
-        cost += np.where(going_on, paid[:, tier], 0.0)
-        outcome = np.where(going_on, correct[rows, tier], outcome)
-        if place < len(tiers) - 1:
-            cost += np.where(going_on, answers.check_usd[:, tier], 0.0)
-            going_on = going_on & (answers.classes[:, tier] == 0)
-    return outcome, cost
-
-
-def _follow_agreement(
-    tiers: tuple[int, ...], correct: np.ndarray, paid: np.ndarray, answers: LoggedAnswers, trained_on: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    rows, n = np.arange(len(correct)), len(correct)
-    first, second = (np.full(n, tier) for tier in tiers[:2])
-    agree = answers.agree(rows, first, second)
-    most_accurate = max(tiers, key=lambda tier: trained_on[:, tier].mean())
-    cost = paid[:, tiers[0]] + paid[:, tiers[1]]
-    returned = np.where(agree, tiers[0], most_accurate)
-    if len(tiers) == 3:
-        third = np.full(n, tiers[2])
-        cost = cost + np.where(agree, 0.0, paid[:, tiers[2]])
-        with_either = answers.agree(rows, first, third) | answers.agree(rows, second, third)
-        returned = np.where(agree, tiers[0], np.where(with_either, tiers[2], most_accurate))
-    return correct[rows, returned], cost
+    outcomes, costs = zip(*(follow(each, part.correct, part.paid, part.answers) for each in chosen), strict=True)
+    return part.figures(np.stack(outcomes, axis=1), np.stack(costs, axis=1))

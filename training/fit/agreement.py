@@ -34,10 +34,10 @@ class AgreementModel:
 
     A chance moves in a straight line from prompts that are hard for all tiers (mean estimate 0) to easy ones (1).
 
-    of_two: (S, 8, 6) float64, S = K (K - 1) ordered pairs of tiers. Rows: hard or easy x first wrong or right x second
-        wrong or right. Columns: agree or not x (1, first is right, second is right) x the chance.
-    of_three: (S, K, 24, 20). Rows: (hard twice, both, easy twice) x wrong or right of three. Columns: patterns x
-        (1, first, second, third is right) x the chance. 0 where the third tier is one of the pair.
+    of_two: (K, K, 8, 6) float64, for the tiers asked first and second. Rows: hard or easy x first wrong or right x
+        second wrong or right. Columns: agree or not x (1, first is right, second is right) x the chance.
+    of_three: (K, K, K, 16, 20). Rows: hard or easy x wrong or right of three. Columns: patterns x (1, first, second,
+        third is right) x the chance. Both are 0 where a tier would be asked twice.
     n_prompts: prompts with the answers of two tiers or more; 0 where the log has no answers.
     wrong_agree: P(two tiers agree | both are wrong) over all pairs; None where that was never seen.
     """
@@ -176,20 +176,15 @@ def _tables(
     two: dict[tuple[int, int], np.ndarray], three: dict[tuple[int, int, int], np.ndarray], n_tiers: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The chances as the plan graph multiplies them."""
-    pairs = list(permutations(range(n_tiers), 2))
-    of_two = np.zeros((len(pairs), 2, 2, 2, 2, 3))  # ends, right, right, agree or not, 3
-    of_three = np.zeros((len(pairs), n_tiers, 3, 2, 2, 2, N_PATTERNS, 4))
-    for at, (first, second) in enumerate(pairs):
+    of_two = np.zeros((n_tiers, n_tiers, 2, 2, 2, 2, 3))  # ends, right, right, agree or not, 3
+    of_three = np.zeros((n_tiers, n_tiers, n_tiers, 2, 2, 2, 2, N_PATTERNS, 4))
+    for pair in permutations(range(n_tiers), 2):
         for right in product((0, 1), repeat=2):
-            for end in (0, 1):
-                chance = two[first, second][end, right[0], right[1]]
-                of_two[at, end, *right] = chance[:, None] * np.array([1, *right])
-        for third in set(range(n_tiers)) - {first, second}:
-            for right in product((0, 1), repeat=3):
-                of_pair = two[first, second][:, right[0], right[1]][:, [0, 0, 1, 1, 1]]  # (2 ends, 5)
-                of_third = three[first, second, third][:, right[0], right[1], right[2]]
-                hard, easy = of_pair[0] * of_third[0], of_pair[1] * of_third[1]
-                both = of_pair[0] * of_third[1] + of_pair[1] * of_third[0]
-                for place, chance in enumerate((hard, both, easy)):
-                    of_three[at, third, place, *right] = chance[:, None] * np.array([1, *right])
-    return of_two.reshape(len(pairs), 8, 6), of_three.reshape(len(pairs), n_tiers, 24, 20)
+            chance = two[pair][:, right[0], right[1]]  # (2 ends, 2)
+            of_two[pair][:, right[0], right[1]] = chance[:, :, None] * np.array([1, *right])
+    for triple in permutations(range(n_tiers), 3):
+        for right in product((0, 1), repeat=3):
+            of_pair = two[triple[:2]][:, right[0], right[1]][:, [0, 0, 1, 1, 1]]  # (2 ends, 5)
+            chance = of_pair * three[triple][:, right[0], right[1], right[2]]
+            of_three[triple][:, right[0], right[1], right[2]] = chance[:, :, None] * np.array([1, *right])
+    return of_two.reshape(n_tiers, n_tiers, 8, 6), of_three.reshape(n_tiers, n_tiers, n_tiers, 16, 20)

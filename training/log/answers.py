@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import duckdb
 import numpy as np
 
+from training.log.columns import quoted
 from training.log.rows import fetch
 from training.log.table import CheckCells
 
@@ -89,7 +90,9 @@ def _check_cells(db: duckdb.DuckDBPyConnection, name: str, shape: tuple[int, int
     """The verdicts of one check."""
     score, cost_usd = np.full(shape, np.nan), np.full(shape, np.nan)
     verdicts = "SELECT row, tier, unnest(verdicts) AS verdict FROM said"
-    found = db.sql(f"SELECT row, tier, verdict.score, verdict.usd FROM ({verdicts}) WHERE verdict.name = '{name}'")
+    found = db.sql(
+        f"SELECT row, tier, verdict.score, verdict.usd FROM ({verdicts}) WHERE verdict.name = {quoted(name)}"
+    )
     for batch in found.to_arrow_reader():
         place = batch["row"].to_numpy(), batch["tier"].to_numpy()
         score[place], cost_usd[place] = batch["score"].to_numpy(), batch["usd"].to_numpy()

@@ -22,7 +22,7 @@ from duckdb.func import SPECIAL
 
 from router.errors import PromptError
 from router.prompt import chat_text, valid_unicode
-from training.log.columns import COLUMNS, ColumnMap, quoted, quoted_path
+from training.log.columns import COLUMNS, ColumnMap, check_of, quoted, quoted_path
 from training.log.readers import (
     LINES,
     MAX_LINE_BYTES,
@@ -142,15 +142,14 @@ def _append_frame(db: duckdb.DuckDBPyConnection, log: _Log, frame: pd.DataFrame)
         table = arrow_table(frame)
         _append_columns(db, log, columns_of_schema(table.schema))
         db.register("frame", table)
-        _insert(db, log, _from_table(db, "frame", table.column_names, log.maps), _TABLE_ROW)
+        _insert_table(db, log, "frame", table.column_names)
         db.unregister("frame")
 
 
 def _append_parquet(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
     schema = pq.read_schema(path)
     _append_columns(db, log, columns_of_schema(schema))
-    rows = _from_table(db, f"read_parquet({quoted_path(path)})", schema.names, log.maps)
-    _insert(db, log, rows, _TABLE_ROW)
+    _insert_table(db, log, f"read_parquet({quoted_path(path)})", schema.names)
 
 
 def _append_csv(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
@@ -170,7 +169,7 @@ def _append_csv(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
         )
         db.execute("DROP TABLE IF EXISTS rejects; DROP TABLE IF EXISTS rejected_scans")
         try:
-            _insert(db, log, _from_table(db, table, names, log.maps), _TABLE_ROW)
+            _insert_table(db, log, table, names)
             break
         except duckdb.InvalidInputException:
             if not is_strict:
@@ -195,7 +194,7 @@ def _append_lines(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
     _append_columns(db, log, [*columns_of_lines(first), *hidden])  # later lines may have the sources of maps
     rest = () if following is None else (following,)
     db.register("lines", pa.RecordBatchReader.from_batches(LINES, chain([first], rest, batches)))
-    _insert(db, log, _from_lines(log.maps), _LINE)
+    _insert(db, log, _from_lines(log.maps), _LINE, has_checks=True)
     db.unregister("lines")
 
 
@@ -226,13 +225,21 @@ def _from_lines(maps: Mapping[str, ColumnMap]) -> str:
     """
 
 
-def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str) -> None:
+def _insert_table(db: duckdb.DuckDBPyConnection, log: _Log, table: str, names: Sequence[str]) -> None:
+    """Check the rows of a table and add them to `raw`. table, names: as for _from_table."""
+    has_checks = any(check_of(name) for name in (*names, *log.maps))
+    _insert(db, log, _from_table(db, table, names, log.maps), _TABLE_ROW, has_checks=has_checks)
+
+
+def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str, *, has_checks: bool) -> None:
     """Check rows and add them to `raw`.
 
     rows: SELECT of the log's columns as text, of `verdicts` as the log has them, of `has_nested_prompt` (a list or an
         object stands where a text should), of `defect` (why a row cannot be read, or NULL) and of `original`.
     original: SQL expression for a broken row's content, made from `original`.
+    has_checks: whether rows may have verdicts; the SQL for them takes a while to plan.
     """
+    broken, verdicts = (BROKEN_VERDICT, VERDICTS) if has_checks else ("NULL", "NULL")
     joined, clause = _joined_prompts(db, log)
     db.execute(f"""
         INSERT INTO raw BY NAME
@@ -243,7 +250,7 @@ def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str) 
         h AS (SELECT * REPLACE (CASE WHEN coalesce(prompt, '') <> '' THEN prompt
                                      WHEN messages IS NOT NULL THEN chat_text(messages) END AS prompt, {BILLED}),
                      {ANY_TIME} AS any_time FROM g),
-        i AS (SELECT *, {IS_INCOMPLETE} AS is_incomplete, coalesce({REASON}, {BROKEN_VERDICT}) AS reason FROM h)
+        i AS (SELECT *, {IS_INCOMPLETE} AS is_incomplete, coalesce({REASON}, {broken}) AS reason FROM h)
         SELECT {log.number} AS file, hash(prompt) AS prompt_key, prompt, model, provider,
                left(dataset, {_MAX_NAME}) AS dataset,
                CASE WHEN length(question_key) > {_MAX_NAME} THEN sha256(question_key)[:16] ELSE question_key END
@@ -253,7 +260,7 @@ def _insert(db: duckdb.DuckDBPyConnection, log: _Log, rows: str, original: str) 
                {number("usd_per_mtok_input")} AS usd_per_mtok_input,
                {number("usd_per_mtok_output")} AS usd_per_mtok_output, {number("propensity")} AS propensity,
                {TIMESTAMP} AS timestamp, TRY_CAST(parsed AS BOOLEAN) AS parsed, {ANSWER} AS answer,
-               {VERDICTS} AS verdicts,
+               {verdicts} AS verdicts,
                CASE WHEN reason IS NOT NULL THEN {quoted(log.name)} END AS source, reason,
                CASE WHEN reason IS NOT NULL THEN {original} END AS content,
                CASE WHEN reason = {quoted(BAD_LABEL)} THEN left(correct, {_MAX_LABEL}) END AS label,
@@ -290,7 +297,7 @@ def _from_table(
         return maps[name].sql(text) if name in maps else text
 
     fields = ", ".join(f"{field(name)} AS {name}" for name in COLUMNS)
-    verdicts = verdicts_of_table(originals, maps, field)
+    verdicts = verdicts_of_table(names, maps, field)
     place = places.get(maps["prompt"].source if "prompt" in maps else "prompt")
     has_nested = place is not None and _is_nested(described[place][1])
     nested = f"{_identifier(found[place])} IS NOT NULL" if has_nested and place is not None else "false"

@@ -9,7 +9,7 @@ from router.bundle.manifest import DialPoint, Manifest
 from training.evaluation.dials import DialResult, dials_text
 from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.off_policy import OffPolicyReport
-from training.evaluation.plans import CurveFigures, PlanEvaluation
+from training.evaluation.plans import PlanEvaluation
 from training.evaluation.result import Evaluation, FullEvaluation, OffPolicyEvaluation, PolicyResult
 from training.reports.tables import Table
 
@@ -92,10 +92,10 @@ def _full_tables(evaluation: FullEvaluation) -> list[Table]:
     ]
     if evaluation.net_value.break_even:
         tables.append(_worth_table(evaluation))
+    if evaluation.plans:
+        tables += [_plan_table(evaluation), *(_plan_dial_table(found) for found in evaluation.plans.values())]
     if evaluation.segments:
         tables.append(_segment_table(evaluation))
-    if evaluation.plans:
-        tables += [_plan_table(evaluation.plans), _plan_dial_table(evaluation.plans, evaluation.chosen.quality)]
     return tables
 
 
@@ -169,6 +169,41 @@ def _dial_table(evaluation: FullEvaluation) -> Table:
     )
 
 
+def _plan_table(evaluation: FullEvaluation) -> Table:
+    plans = list(evaluation.plans.values())
+    families = [("direct", plans[0].direct)]
+    for found in plans:
+        families += [(f"fixed cascade, {found.check}", found.fixed_cascade), (f"plans, {found.check}", found.plans)]
+    return Table.of(
+        "Plans: cost relative to the best tier, and the highest accuracy relative to it",
+        families,
+        [
+            ("who", lambda family: family[0]),
+            ("cost at 95 %", lambda family: _cell(family[1].cost_at["cost_at_95"])),
+            ("cost at 98 %", lambda family: _cell(family[1].cost_at["cost_at_98"])),
+            ("cost at 100 %", lambda family: _cell(family[1].cost_at["cost_at_100"])),
+            ("most kept", lambda family: _cell(family[1].max_kept)),
+        ],
+    )
+
+
+def _plan_dial_table(found: PlanEvaluation) -> Table:
+    used = ", ".join(f"{shape} {share:.0%}" for shape, share in list(found.shapes.items())[:3])
+    simulated = "simulated verdicts; " if found.simulated else ""
+    return Table.of(
+        f"Quality of plans that look at {found.check} ({simulated}most used: {used or 'direct routing'})",
+        found.dial,
+        [
+            ("quality", lambda point: f"{point.quality:.2f}"),
+            ("promised", lambda point: "yes" if point.promised else "no"),
+            ("by", lambda point: "direct routing" if point.is_direct else "plans"),
+            ("accuracy kept", lambda point: _cell(point.kept)),
+            ("cost relative to the best tier", lambda point: _cell(point.cost_share)),
+            ("USD per 1,000 requests", lambda point: _cell(point.usd_per_1k)),
+        ],
+    )
+
+
 def _worth_table(evaluation: FullEvaluation) -> Table:
     changes = evaluation.net_value.break_even
     best_from = [("0", changes[0].cheaper), *((f"{change.worth_usd:.4g}", change.dearer) for change in changes)]
@@ -194,50 +229,6 @@ def _segment_table(evaluation: FullEvaluation) -> Table:
             ("prompts", lambda segment: f"{evaluation.segments[segment]['n_prompts']:,}"),
             ("router", lambda segment: aiq(evaluation.segments[segment]["router"])),
             *((title, of_rival(name)) for name, title in _SEGMENT_RIVALS.items()),
-        ],
-    )
-
-
-def _plan_table(plans: Mapping[str, PlanEvaluation]) -> Table:
-    families = ("plans", "direct", "fixed_cascade")
-    rows = [(name, family) for name in plans for family in families]
-
-    def figures(row: tuple[str, str]) -> CurveFigures:
-        found: CurveFigures = getattr(plans[row[0]], row[1])
-        return found
-
-    def cost_at(name: str) -> Callable[[tuple[str, str]], str | None]:
-        return lambda row: _cell(figures(row).cost_at[name])
-
-    return Table.of(
-        "Plans: cost relative to the best tier, where this share of its accuracy is reached",
-        rows,
-        [
-            ("check", lambda row: row[0] + (" (simulated)" if plans[row[0]].simulated else "")),
-            ("", lambda row: row[1].replace("_", " ")),
-            *(
-                (f"{name.removeprefix('cost_at_')} %", cost_at(name))
-                for name in next(iter(plans.values())).plans.cost_at
-            ),
-            ("highest accuracy, relative", lambda row: _cell(figures(row).max_kept)),
-        ],
-    )
-
-
-def _plan_dial_table(plans: Mapping[str, PlanEvaluation], quality: float | None) -> Table:
-    """At the quality that was asked for; at all of the dial where it is none of these."""
-    points = [(name, point) for name, judged in plans.items() for point in judged.dial]
-    asked = [(name, point) for name, point in points if point.quality == quality]
-    return Table.of(
-        "Plans: quality dial",
-        asked or points,
-        [
-            ("check", lambda row: row[0]),
-            ("quality", lambda row: f"{row[1].quality:.2f}"),
-            ("promised", lambda row: "yes" if row[1].promised else "no"),
-            ("accuracy kept", lambda row: _cell(row[1].kept)),
-            ("cost relative to the best tier", lambda row: _cell(row[1].cost_share)),
-            ("remark", lambda row: "direct routing: no plan is proven" if row[1].is_direct else None),
         ],
     )
 

@@ -22,12 +22,13 @@ def report_figures(evaluation: Evaluation) -> dict[str, Figure]:
     """All pictures of the report, by name; empty where the router was judged off-policy."""
     if not isinstance(evaluation, FullEvaluation):
         return {}
-    return {
+    figures = {
         "cost_quality": cost_quality_figure(evaluation),
         "calibration": calibration_figure(evaluation),
         "tier_mix": tier_mix_figure(evaluation),
         "net_value": net_value_figure(evaluation),
     }
+    return figures | ({"plans": plans_figure(evaluation)} if evaluation.plans else {})
 
 
 def cost_quality_figure(evaluation: FullEvaluation) -> Figure:
@@ -67,6 +68,40 @@ def cost_quality_figure(evaluation: FullEvaluation) -> Figure:
     )
     axes.margins(x=0.12)
     axes.legend(fontsize=8.5, frameon=False, loc="upper left")
+    return figure
+
+
+def plans_figure(evaluation: FullEvaluation) -> Figure:
+    """Accuracy against cost of plans with each check, above direct routing and the best fixed cascade."""
+    checks = list(evaluation.plans.values())
+    figure = Figure(figsize=(4.8 * len(checks) + 0.6, 3.8), dpi=144, layout="constrained")
+    singles = np.array([[cost.value, accuracy.value] for accuracy, cost in evaluation.single.values()])
+    for index, found in enumerate(checks):
+        axes = figure.add_subplot(1, len(checks), index + 1)
+        axes.spines[["top", "right"]].set_visible(False)
+        curves = {
+            "plans": (found.plans, "-", _ROUTER, 2.4),
+            "direct routing": (found.direct, "--", _BASELINES, 1.4),
+            "best fixed cascade": (found.fixed_cascade, ":", _BASELINES, 1.6),
+        }
+        drawn = {name: drawn_hull(np.array(each.curve)) for name, (each, *_) in curves.items()}
+        for name, (_, style, color, width) in curves.items():
+            axes.plot(*drawn[name], style, color=color, lw=width, label=name)
+        axes.scatter(singles[:, 0], singles[:, 1], color=_TIERS, s=22, zorder=5)
+        lowest, highest = (end(ys.min() if end is min else ys.max() for _, ys in drawn.values()) for end in (min, max))
+        height = max(highest - lowest, _LEAST_HEIGHT)
+        axes.set_ylim(lowest - 0.1 * height, highest + 0.15 * height)
+        if singles[:, 0].min() > 0:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("${x:g}")
+            axes.xaxis.set_minor_formatter("")
+        axes.set_xlabel("cost, USD per 1,000 requests")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        kind = " (simulated verdicts)" if found.simulated else ""
+        axes.set_title(f"{found.check}{kind}", loc="left", fontsize=11)
+        if index == 0:
+            axes.set_ylabel("accuracy")
+            axes.legend(fontsize=8.5, frameon=False, loc="lower right")
     return figure
 
 
