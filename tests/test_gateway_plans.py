@@ -178,3 +178,11 @@ def test_checks_in_the_models_name():
         read_dials("broker/check=agreement,check=agreement")
     with pytest.raises(CheckError):
         BrokerHook(None, declared_checks=["schema:sensitivity=2,specificity=1"])
+
+
+def test_a_cached_call_of_a_plan_costs_nothing(client, providers):
+    cached = {"extra_body": {"cache": {"use-cache": True}}, "messages": [{**CHAT[0], "content": "What is 17 * 24?"}]}
+    first, second = (ask(client, f"broker/check=agreement,{WORTH}", **cached)[1] for _ in range(2))
+    n_steps = len(first["x-broker-steps"].split(","))
+    assert n_steps > 1 and len(providers[ENTRY].asked) == n_steps
+    assert float(first["x-broker-cost-usd"]) > 0 == float(second["x-broker-cost-usd"])

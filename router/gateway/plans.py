@@ -33,7 +33,12 @@ PLAN_KEY = "broker_plan"
 SCHEMA = "schema"
 """The check that the answer fits the request's `response_format`."""
 
-_NOT_PARAMETERS = {"model", "messages", "stream", "stream_options", "metadata", "litellm_metadata"}
+_NOT_PARAMETERS = {
+    "model", "messages", "stream", "stream_options", "metadata", "litellm_metadata", "cache", "num_retries",
+    "disable_fallbacks", "mock_response", "mock_tool_calls", "mock_timeout", "mock_delay",
+}  # fmt: skip
+"""Names of a request's body that do not reach the calls of its plan as they are."""
+
 _MOST_SCHEMAS = 256
 
 
@@ -51,6 +56,7 @@ class PlannedRequest:
         self._checks = checks
         self._names = names
         self._outcomes = outcomes
+        self._own: dict[str, Any] = {"disable_fallbacks": True}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PlannedRequest:
         return self  # LiteLLM copies a request's metadata; all copies are one request.
@@ -58,8 +64,10 @@ class PlannedRequest:
     def put_into(self, data: dict[str, Any]) -> dict[str, Any]:
         """The request's body, changed so that LiteLLM chooses the entry `broker`, once, and takes no cached answer.
 
-        The calls of the plan have LiteLLM's own retries and cache.
+        The calls of the plan have LiteLLM's own retries, and its cache as the client wants it.
         """
+        if "cache" in data:
+            self._own["cache"] = data["cache"]
         once = {"num_retries": 0, "disable_fallbacks": True, "cache": {"no-cache": True, "no-store": True}}
         data |= {"model": MODEL, **once}
         return data
@@ -78,7 +86,7 @@ class PlannedRequest:
                 model=offer.model,
                 messages=call["messages"],
                 metadata=dict(metadata),
-                disable_fallbacks=True,
+                **self._own,
                 **parameters,
             )
             return _answer(offer, response)
