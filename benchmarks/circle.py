@@ -141,9 +141,7 @@ def turns(
     first = folder / "first.parquet"
     before = START - timedelta(days=7)
     _all_tiers(world, np.arange(n_first), is_correct, PriceTable.parse(tiers_of_week(0)), before).to_parquet(first)
-    config = RetrainConfig(
-        training=TrainingConfig(default_quality=QUALITY), worth_usd=WORTH_USD, accept_change=True, window_prompts=4000
-    )
+    config = RetrainConfig(training=TrainingConfig(default_quality=QUALITY), worth_usd=WORTH_USD, window_prompts=4000)
     retrain(first, tiers, store, config, tracking_uri="none")
     frozen = Router.load(store / "champion")
     outcomes, panel = OutcomeLog(logs, keep_prompts=True), folder / "panel"

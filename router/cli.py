@@ -32,6 +32,7 @@ _EXTRA_COMMANDS = {
     "demo": "train, evaluate and route on the simulated sample log (extra: train)",
     "retrain": "train a challenger and promote it if it is better (extra: train)",
     "rollback": "put the previous champion back (extra: train)",
+    "store": "show a store of `broker retrain` (extra: train)",
 }
 
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         return _complain("interrupted", FAILED)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         return _complain(f"{type(error).__name__}: {error}", FAILED)
 
 

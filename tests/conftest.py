@@ -1,21 +1,23 @@
 """One small real training run on the simulated sample log, shared by every test that needs a bundle."""
 
+import json
 import os
 import pickle
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+from stores import SAMPLE_LOG, SAMPLE_TIERS, Turn, days_of, instead_of_training, make_cheaper, make_first_store
 
+import training.retrain.run
 from router import Router
 from training import TrainingConfig, TrainingResult, tracking, train
-
-ROOT = Path(__file__).parent.parent
-SAMPLE_LOG = ROOT / "data" / "sample-log.parquet"
-SAMPLE_TIERS = ROOT / "data" / "tiers.toml"
+from training.retrain import Receipt
 
 # The same examples in every run, and no example fails because the machine was busy.
 settings.register_profile("tests", deadline=None, derandomize=True)
@@ -24,7 +26,7 @@ settings.load_profile("tests")
 LONGEST_FIRST = (
     "test_retrain.py", "test_distributed.py", "test_gateway.py", "test_tables.py", "test_circle.py", "test_ingest.py",
     "test_fit_partial.py", "test_real_logs.py", "test_dial.py", "test_minilm.py", "test_evaluate.py", "test_audit.py",
-    "test_maps.py", "test_paths.py", "test_export.py",
+    "test_lost_store.py", "test_log_check.py", "test_full_disk.py", "test_maps.py", "test_paths.py", "test_export.py",
 )  # fmt: skip
 """Files that take longest: started first, they leave no process with a long one at the end."""
 
@@ -37,20 +39,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
-    """The sample log's bundle, with everything that training says about it.
+    """The sample log's bundle, with everything that training says about it."""
 
-    Several pytest processes may share one run of the tests (`-n`): the first that needs the bundle trains it.
-    """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
-    folder.mkdir(exist_ok=True)
-    result = folder / "result.pickle"
-    with FileLock(folder / "lock"):
-        if not result.exists():
-            made = train(SAMPLE_LOG, SAMPLE_TIERS, folder / "sample", TrainingConfig(), tracking_uri="none")
-            result.write_bytes(pickle.dumps(made))
-    shared: TrainingResult = pickle.loads(result.read_bytes())
+    def make(folder: Path) -> None:
+        made = train(SAMPLE_LOG, SAMPLE_TIERS, folder / "sample", TrainingConfig(), tracking_uri="none")
+        (folder / "result.pickle").write_bytes(pickle.dumps(made))
+
+    shared: TrainingResult = pickle.loads((made_once(tmp_path_factory, "trained", make) / "result.pickle").read_bytes())
     return shared
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills. Several processes may share one run of the tests (`-n`): the first fills it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +83,40 @@ def sample_tiers() -> Path:
 def router(bundle: Path) -> Router:
     """A router on the sample log's bundle."""
     return Router.load(bundle)
+
+
+@pytest.fixture(scope="session")
+def day() -> Callable[[int], pd.DataFrame]:
+    """day(n): rows of the sample log, other questions for every n."""
+    return days_of(pd.read_parquet(SAMPLE_LOG))
+
+
+@pytest.fixture(scope="session")
+def first_turn(tmp_path_factory: pytest.TempPathFactory, day: Callable[[int], pd.DataFrame]) -> tuple[Path, Receipt]:
+    """A store after its first run, with the logs of that run beside it, and the run's receipt."""
+    folder = made_once(tmp_path_factory, "first-store", lambda empty: make_first_store(empty, day(0), SAMPLE_TIERS))
+    return folder, Receipt(**json.loads((folder / "store" / "receipts.jsonl").read_text()))
+
+
+@pytest.fixture(scope="session")
+def challenger(first_turn: tuple[Path, Receipt], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first champion, but content with 80 % of the best tier's accuracy."""
+    folder = tmp_path_factory.mktemp("challenger") / "cheaper"
+    make_cheaper(first_turn[0] / "store" / "bundles" / "000001", folder)
+    return folder
+
+
+@pytest.fixture
+def turn(first_turn: tuple[Path, Receipt], tmp_path: Path) -> Turn:
+    """A copy of that store."""
+    shutil.copytree(first_turn[0], tmp_path / "turn", symlinks=True)
+    return Turn(tmp_path / "turn", SAMPLE_TIERS)
+
+
+@pytest.fixture
+def quick(challenger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training brings the cheaper challenger at once."""
+    monkeypatch.setattr(training.retrain.run, "train", instead_of_training(challenger))
 
 
 @pytest.fixture(scope="session")

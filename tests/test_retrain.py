@@ -1,7 +1,6 @@
 """Laws of `retrain`: only a better challenger takes over, whatever happens meanwhile."""
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from stores import CHEAPER_IS_BETTER, assert_sound, bundle_id, flipped, instead_of_training
 
 import training.log.checked as checked
 import training.log.ingest as reading
@@ -26,7 +26,6 @@ from router import Router
 from router.bundle import Bundle
 from router.bundle.manifest import read_manifest
 from router.cli import main
-from router.golden import check_golden
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import read_tiers
 from router.watch import Watcher
@@ -34,13 +33,11 @@ from training import TrainingConfig
 from training.cli import receipt_text, retrain_config
 from training.cli import retrain as retrain_command
 from training.config import RetrainConfig
-from training.errors import ConfigError, StoreBusyError, StoreError
+from training.errors import ConfigError, LogError, StoreBusyError, StoreError
 from training.evaluation.metrics import Interval
-from training.evaluation.training_data import TrainingData
-from training.export.golden import golden_entries
 from training.log.ingest import ingest
 from training.retrain import Receipt, retrain, rollback
-from training.retrain.command import accept_command
+from training.retrain.command import command_of
 from training.retrain.compare import Comparison, Measure, compare, cost_of_a_correct_answer, worse_segments_of
 from training.retrain.context import RetrainContext
 from training.retrain.drift import DriftReport, Finding
@@ -54,114 +51,11 @@ CONTRACT = {
     "drift",
 }  # fmt: skip
 
-# The first champion keeps all of the best tier's accuracy, the challenger 80 % of it: it is cheaper. Where an answer
-# is worth next to nothing, and no loss of quality is too large, that makes it better.
-CHEAPER_IS_BETTER = RetrainConfig(
-    training=TrainingConfig(default_quality=1.0), worth_usd=1e-9, quality_margin=1.0, min_judged=10
-)
-
 
 @pytest.fixture(scope="module")
 def sample(request):
     data = request.config.rootpath / "data"
     return pd.read_parquet(data / "sample-log.parquet"), data / "tiers.toml"
-
-
-@pytest.fixture(scope="module")
-def day(sample):
-    """day(n): the rows of fifty other questions for every n, of 150 for n = 0."""
-    frame, _ = sample
-    keys = np.random.default_rng(0).permutation(sorted(frame.question_key.unique()))
-
-    def rows(number):
-        part = keys[:150] if number == 0 else keys[100 + 50 * number : 150 + 50 * number]
-        return frame[frame.question_key.isin(part)].copy()
-
-    return rows
-
-
-@pytest.fixture(scope="module")
-def first_turn(sample, day, tmp_path_factory):
-    """A store after its first run, with the logs of that run beside it."""
-    folder = tmp_path_factory.mktemp("first")
-    (folder / "logs").mkdir()
-    day(0).to_parquet(folder / "logs" / "day0.parquet")
-    receipt = retrain(folder / "logs", sample[1], folder / "store", CHEAPER_IS_BETTER, tracking_uri="none")
-    return folder, receipt
-
-
-@pytest.fixture(scope="module")
-def challenger(first_turn, tmp_path_factory):
-    """The first champion, but content with 80 % of the best tier's accuracy."""
-    first = first_turn[0] / "store" / "bundles" / "000001"
-    folder = tmp_path_factory.mktemp("challenger") / "cheaper"
-    shutil.copytree(first, folder)
-
-    def seal(manifest):
-        (folder / "manifest.json").write_text(manifest.to_json())
-        return manifest
-
-    manifest = seal(replace(read_manifest(first), default_quality=0.8))
-    lines = "".join(json.dumps(entry) + "\n" for entry in golden_entries(Router(Bundle.load(folder))))
-    (folder / "golden.jsonl").write_text(lines)
-    golden = hashlib.sha256(lines.encode()).hexdigest()
-    training = {**manifest.training, "data_digest": "of other data"}
-    manifest = seal(replace(manifest, training=training, files={**manifest.files, "golden.jsonl": golden}))
-    part = TrainingData.load(TrainingData.path_of(first), bundle_id(first))
-    part.save(TrainingData.path_of(folder), manifest.bundle_id)
-    return folder
-
-
-@pytest.fixture
-def turn(first_turn, sample, tmp_path, monkeypatch):
-    """A copy of that store, and runs in it: `turn(config)`; training takes a bundle trained before."""
-    for name in ("logs", "store"):
-        shutil.copytree(first_turn[0] / name, tmp_path / name, symlinks=True)
-
-    def run(config=CHEAPER_IS_BETTER, *, tiers=sample[1], tracking_uri="none", **options):
-        return retrain(tmp_path / "logs", tiers, tmp_path / "store", config, tracking_uri=tracking_uri, **options)
-
-    run.logs, run.folder, run.store, run.tiers = (
-        tmp_path / "logs",
-        tmp_path / "store",
-        Store(tmp_path / "store"),
-        sample[1],
-    )
-    return run
-
-
-@pytest.fixture
-def quick(challenger, monkeypatch):
-    """Training brings the cheaper challenger at once."""
-    monkeypatch.setattr(line, "train", instead_of_training(challenger))
-
-
-def instead_of_training(bundle):
-    """Does what `train` leaves behind, with a bundle that was trained before."""
-
-    def train(logs, tiers, out, config, *, tracking_uri, progress, on_step):
-        with tracked_run(tracking_uri, out.name) as tracker:
-            shutil.copytree(bundle, out)
-            shutil.copy(TrainingData.path_of(bundle), TrainingData.path_of(out))
-            tracker.log_bundle(out)
-        log = ingest(logs, read_tiers(tiers), quarantine=out.with_name(f"{out.name}-quarantine.parquet"))
-        return SimpleNamespace(bundle=out, log=log, tracking=tracker.outcome)
-
-    return train
-
-
-def bundle_id(folder):
-    return Bundle.load(folder).manifest.bundle_id
-
-
-def assert_sound(store):
-    """A champion that loads and passes its golden prompts; every bundle whole; one receipt a run."""
-    assert check_golden(store.champion).passed
-    for folder in (store.folder / "bundles").iterdir():
-        if folder.is_dir() and not folder.name.startswith("."):
-            Bundle.load(folder)
-    runs = [json.loads(text)["run"] for text in (store.folder / "receipts.jsonl").read_text().splitlines()]
-    assert runs == sorted(set(runs))
 
 
 # ---- the circle ------------------------------------------------------------------------------------
@@ -252,9 +146,8 @@ def test_too_few_prompts_to_judge_on_keep_the_champion(turn, day, quick):
 
 def test_a_challenger_that_fails_its_golden_prompts_does_not_take_over(turn, day, quick, monkeypatch):
     day(1).to_parquet(turn.logs / "day1.parquet")
-    monkeypatch.setattr(
-        judging, "check_golden", lambda path: SimpleNamespace(passed=False, other_tier=("a",), n_prompts=20)
-    )
+    failed = SimpleNamespace(passed=False, other_tier=("a",), n_prompts=20)
+    monkeypatch.setattr(judging, "GoldenCheck", SimpleNamespace(of=lambda bundle: failed))
     receipt = turn()
     assert not receipt.promoted and "golden prompts failed: 1 of 20" in receipt.reason
 
@@ -468,28 +361,23 @@ def test_nothing_of_the_rows_stays_in_the_store(turn, day, quick):
 
 
 def test_a_known_file_that_cannot_be_read_any_more_stops_the_run(turn, day, quick, first_turn, monkeypatch):
-    def no_room(db, path, number, maps):
+    def odd(db, path, number, maps):
         if Path(path).name != "day0.parquet":
             return read(db, path, number, maps)
         return db.execute(
-            f"INSERT INTO raw BY NAME SELECT {number} AS file, 'no space left' AS reason, true AS is_unreadable"
+            f"INSERT INTO raw BY NAME SELECT {number} AS file, 'it is odd' AS reason, true AS is_unreadable"
         )
 
     read = checked.append_log
-    monkeypatch.setattr(checked, "append_log", no_room)
+    monkeypatch.setattr(checked, "append_log", odd)
     day(1).to_parquet(turn.logs / "day1.parquet")
-    with pytest.raises(OSError, match=r"day0.parquet could be read by an earlier run, but not now \(no space left\)"):
+    with pytest.raises(LogError, match=r"day0.parquet could be read by an earlier run, but not now \(it is odd\)"):
         turn()
     assert bundle_id(turn.store.champion) == first_turn[1].champion
     assert_sound(turn.store)
 
 
 # ---- bad logs --------------------------------------------------------------------------------------
-
-
-def flipped(frame, model):
-    of_model = frame.model.str.contains(model)
-    return frame.assign(correct=frame.correct ^ of_model)
 
 
 @pytest.mark.parametrize("model", ["edge", "distilled", "frontier"])
@@ -499,14 +387,15 @@ def test_labels_flipped_for_one_model_are_set_aside_until_accepted(turn, day, qu
     receipt = turn()
     assert not receipt.promoted and list(receipt.set_aside) == [path]
     assert model in receipt.set_aside[path] and "--accept-change" in receipt.reason
-    assert receipt.accept_command.endswith("--accept-change")
+    assert list(receipt.accept_commands) == [model]
+    assert shlex.split(receipt.accept_commands[model])[-2:] == ["--accept-change", f"{model}@{path}"]
     again = turn()  # nothing new, but what is set aside is not forgotten
-    assert again.set_aside == receipt.set_aside and again.accept_command == receipt.accept_command
+    assert again.set_aside == receipt.set_aside and again.accept_commands == receipt.accept_commands
     assert f"still set aside: {path}: {model}" in again.reason
     day(4).to_parquet(turn.logs / "day4.parquet")
     assert list(turn().set_aside) == [path]
-    accepted = turn(replace(CHEAPER_IS_BETTER, accept_change=True))
-    assert accepted.rows_new > 0 and not accepted.set_aside and not accepted.accept_command
+    accepted = turn(replace(CHEAPER_IS_BETTER, accept_change=(model,)))
+    assert accepted.rows_new > 0 and not accepted.set_aside and not accepted.accept_commands
 
 
 def test_an_honest_day_is_never_set_aside(turn, day, quick):
@@ -545,9 +434,9 @@ def test_a_day_in_another_encoding_is_set_aside_and_the_receipt_says_so(turn, da
 def test_a_day_with_outcomes_on_another_scale_is_set_aside_until_a_map_says_what_they_mean(turn, day, quick):
     path = turn.logs / "day1.parquet"
     day(1).assign(correct=day(1).correct * 2.0 - 1).to_parquet(path)
-    for config in (CHEAPER_IS_BETTER, replace(CHEAPER_IS_BETTER, accept_change=True)):
-        receipt = turn(config)
-        assert "-1.0 (" in receipt.set_aside[str(path)] and "--map" in receipt.reason
+    for _ in range(2):
+        receipt = turn()
+        assert "-1.0 (" in receipt.set_aside[str(path)] and "--map" in receipt.reason and not receipt.accept_commands
     training = replace(CHEAPER_IS_BETTER.training, maps=("correct=correct:1",))
     assert not turn(replace(CHEAPER_IS_BETTER, training=training)).set_aside
 
@@ -558,23 +447,12 @@ def test_a_half_written_file_is_taken_when_it_is_whole(turn, day, quick):
     (turn.logs / "day1.parquet").write_bytes(whole.read_bytes()[:2000])
     receipt = turn()
     assert "cannot be read" in receipt.set_aside[str(turn.logs / "day1.parquet")]
-    assert not receipt.accept_command  # which would not help
+    assert not receipt.accept_commands  # which would not help
     receipts = (turn.folder / "receipts.jsonl").read_text()
     assert not turn().promoted and (turn.folder / "receipts.jsonl").read_text() == receipts
     shutil.copy(whole, turn.logs / "day1.parquet")
     receipt = turn()
     assert (receipt.rows_new, receipt.set_aside) == (len(day(1)), {})
-
-
-def test_a_file_that_a_full_disk_kept_from_being_read_is_not_lost(turn, day, quick, challenger, monkeypatch):
-    def no_room(db, path, number, maps):
-        db.execute(f"INSERT INTO raw BY NAME SELECT {number} AS file, 'no space left' AS reason, true AS is_unreadable")
-
-    day(1).to_parquet(turn.logs / "day1.parquet")
-    with monkeypatch.context() as patch:
-        patch.setattr(checked, "append_log", no_room)
-        assert not turn().promoted
-    assert turn().champion == bundle_id(challenger)
 
 
 def test_a_file_that_grows_counts_by_its_growth(turn, day, quick):
@@ -622,7 +500,9 @@ def test_a_damaged_champion_is_replaced(turn, day, quick, challenger):
     day(1).to_parquet(turn.logs / "day1.parquet")
     (turn.store.champion / "router.onnx").write_bytes(b"")
     receipt = turn()
-    assert receipt.promoted and "cannot be loaded" in receipt.reason and receipt.champion == bundle_id(challenger)
+    assert receipt.promoted and "no earlier bundle of this store can be loaded" in receipt.reason
+    assert receipt.champion == bundle_id(challenger) == bundle_id(turn.store.champion)
+    assert "cannot be loaded" in turn.store.receipts()[-2]["reason"]
 
 
 # ---- killed, full, twice, at the wrong time --------------------------------------------------------
@@ -668,10 +548,10 @@ import os, sys, time, random
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import training.retrain.run as line
-from test_retrain import CHEAPER_IS_BETTER, STEPS, assert_sound, bundle_id, instead_of_training
+from stores import CHEAPER_IS_BETTER, assert_sound, bundle_id, instead_of_training
 from training.retrain.store import Store
 
-root, tiers, bundle = Path({root!r}), Path({tiers!r}), Path({bundle!r})
+STEPS, root, tiers, bundle = {steps!r}, Path({root!r}), Path({tiers!r}), Path({bundle!r})
 
 
 def run(name, on_step=lambda step: None):
@@ -725,6 +605,7 @@ def run_killed(work, tmp_path, first_turn, sample, challenger, names, day):
         day(1).to_parquet(tmp_path / name / "logs" / "day1.parquet")
     known = {
         "tests": str(Path(__file__).parent),
+        "steps": STEPS,
         "root": str(tmp_path),
         "tiers": str(sample[1]),
         "bundle": str(challenger),
@@ -877,7 +758,8 @@ def test_a_receipt_never_names_the_champion_as_its_own_challenger(turn, day, qui
     flipped(pd.concat([day(2), day(3), day(4)]), "frontier").to_parquet(turn.logs / "day2.parquet")
     aside = told(*words, "--default-quality", "1.0", "--worth-usd", "1e-9", "--quality-margin", "1.0")
     assert str(turn.logs / "day2.parquet") in aside[0]
-    assert shlex.split(aside[-1])[:2] == ["broker", "retrain"] and aside[-1].endswith(" --accept-change")
+    assert shlex.split(aside[-1])[:2] == ["broker", "retrain"]
+    assert shlex.split(aside[-1])[-2:] == ["--accept-change", f"frontier@{turn.logs / 'day2.parquet'}"]
 
 
 def test_what_is_told_of_a_store_without_a_champion_or_with_a_new_one():
@@ -890,7 +772,7 @@ def test_what_is_told_of_a_store_without_a_champion_or_with_a_new_one():
     )
 
 
-def test_the_command_that_accepts_a_change_is_the_run_itself(tmp_path):
+def test_the_command_of_a_run_repeats_it(tmp_path):
     config = RetrainConfig(
         training=TrainingConfig(encoder="minilm", default_quality=0.9, drop_unparsed=True, keep_examples=True),
         worth_usd=0.25,
@@ -898,13 +780,13 @@ def test_the_command_that_accepts_a_change_is_the_run_itself(tmp_path):
         model_name="ours",
     )
     logs, tiers = ["my logs/*.parquet", tmp_path / "it's.jsonl"], tmp_path / "tiers.toml"
-    command = accept_command(logs, tiers, "store", config, "sqlite:///a b.db")
+    command = command_of(logs, tiers, "store", config, "sqlite:///a b.db")
     broker, name, *words = shlex.split(command)
     parser = argparse.ArgumentParser()
     retrain_command.add_arguments(parser)
     options = parser.parse_args(words)
     assert (broker, name, options.logs) == ("broker", "retrain", [str(log) for log in logs])
-    assert retrain_config(options) == replace(config, accept_change=True)
+    assert retrain_config(options) == config
     assert (options.tiers, str(options.store), options.tracking_uri) == (tiers, "store", "sqlite:///a b.db")
-    plain = accept_command("logs", "tiers.toml", "store", RetrainConfig(), None)
-    assert plain == "broker retrain --logs logs --tiers tiers.toml --store store --accept-change"
+    plain = command_of("logs", "tiers.toml", "store", RetrainConfig(), None)
+    assert plain == "broker retrain --logs logs --tiers tiers.toml --store store"

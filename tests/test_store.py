@@ -4,10 +4,14 @@ import json
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from training.errors import StoreBusyError, StoreError
-from training.retrain.store import LogFile, State, Store, StoredBundle
+from training.retrain.acceptance import Acceptance
+from training.retrain.evidence import Evidence
+from training.retrain.state import LogFile, State, StoredBundle
+from training.retrain.store import Store
 
 
 @pytest.fixture
@@ -63,6 +67,8 @@ def test_a_state_survives_its_file(store, two_bundles):
         rolled_back=("cd",),
         unregistered=("000001",),
         is_registry_current=False,
+        evidence={"ab": {"edge": Evidence.of(np.array([1.0, 0.0]), np.array([0.7, 0.6]))}},
+        accepted=(Acceptance("edge", "2026-01-01T00:00:00", "000001", 1.0, 0.1),),
     )
     store.commit(state)
     assert store.recover() == state
@@ -156,7 +162,7 @@ def test_a_state_that_cannot_be_read_is_refused_never_replaced(store, two_bundle
 
 def test_a_lost_state_beside_a_champion_is_refused(store, two_bundles):
     (store.folder / "state.json").unlink()
-    with pytest.raises(StoreError, match="there is a champion"):
+    with pytest.raises(StoreError, match="there is a champion, or there are receipts; restore the file"):
         store.recover()
     assert champion_of(store) == "000001"
 

@@ -24,7 +24,6 @@ from training.config import RetrainConfig, TrainingConfig
 from training.evaluation.evaluate import evaluate as run_evaluation
 from training.evaluation.result import Evaluation, FullEvaluation, OffPolicyEvaluation
 from training.log.ingest import count_attempts, ingest
-from training.log.table import IngestSummary
 from training.pipeline import TrainingResult
 from training.pipeline import train as run_training
 from training.reports.evaluation_tables import evaluation_tables, label_table
@@ -32,7 +31,8 @@ from training.reports.tables import Table
 from training.retrain import Receipt
 from training.retrain import retrain as run_retraining
 from training.retrain import rollback as run_rollback
-from training.tracking import NO_TRACKING, TRACKED, ambient_tracking_uri, default_tracking_uri
+from training.retrain.view import StoreView, receipt_text
+from training.tracking import ambient_tracking_uri, default_tracking_uri
 
 DEMO_BUNDLE = Path("models/demo")
 AUDIT_QUARANTINE = Path("audit-quarantine.parquet")
@@ -320,7 +320,14 @@ def _retrain_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="tolerated loss of quality, a share; default: what --default-quality gives away",
     )
-    parser.add_argument("--accept-change", action="store_true", help="take log files that were set aside")
+    parser.add_argument(
+        "--accept-change",
+        action="append",
+        default=[],
+        metavar="TIER[@FILE]",
+        help="the tier really changed: take the log files that were set aside for it, from this file on (default: the "
+        "first), and expect of it from then on what they show; may be given again",
+    )
     parser.add_argument("--model-name", default=RetrainConfig.model_name, help="in MLflow's model registry")
     _tracking_argument(parser, "mlflow.db in the store")
     parser.add_argument("--json", action="store_true", help="print the receipt as one JSON document")
@@ -338,7 +345,7 @@ def retrain_config(options: argparse.Namespace) -> RetrainConfig:
         ),
         worth_usd=options.worth_usd,
         quality_margin=options.quality_margin,
-        accept_change=options.accept_change,
+        accept_change=tuple(options.accept_change),
         model_name=options.model_name,
     )
 
@@ -369,23 +376,15 @@ def _say_receipt(receipt: Receipt, *, as_json: bool) -> None:
     say(json.dumps(receipt.to_json(), ensure_ascii=False) if as_json else receipt_text(receipt))
 
 
-def receipt_text(receipt: Receipt) -> str:
-    """What a run of `retrain` or `rollback` did, for people."""
-    lines = [f"promoted: {receipt.reason}" if receipt.promoted else receipt.reason]
-    if receipt.champion is None:
-        lines.append("no champion yet")
-    elif receipt.challenger in (None, receipt.champion):
-        lines.append(f"champion {receipt.champion}")
-    else:
-        lines.append(f"champion {receipt.champion}; the last challenger, {receipt.challenger}, is not in use")
-    if receipt.log is not None:
-        lines.append(IngestSummary(**receipt.log).lines)
-    lines += [f"set aside: {path}: {reason}" for path, reason in receipt.set_aside.items()]
-    if receipt.accept_command:
-        lines += ["to take the log files that were set aside, look at them, then run:", f"  {receipt.accept_command}"]
-    if receipt.tracking not in (TRACKED, NO_TRACKING):
-        lines.append(f"{receipt.tracking}; the next run tries again")
-    return "\n".join(lines)
+def _store_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", type=Path, metavar="STORE", help="folder of the store")
+    parser.add_argument("--json", action="store_true", help="print the view as one JSON document")
+
+
+def _store(options: argparse.Namespace) -> int:
+    view = StoreView.of(options.store)
+    say(json.dumps(view.to_json(), ensure_ascii=False) if options.json else view.text())
+    return DONE
 
 
 def _audit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -414,4 +413,5 @@ train = Command("learn a router from outcome logs and write its bundle", _train_
 evaluate = Command("judge a bundle on logged outcomes it was not trained on", _evaluate_arguments, _evaluate)
 demo = Command("the whole line on the simulated sample log", _demo_arguments, _demo)
 retrain = Command("train a challenger on what is new, promote it where it is better", _retrain_arguments, _retrain)
+store = Command("show a store of `broker retrain`: champion, bundles, what is set aside", _store_arguments, _store)
 rollback = Command("put the champion before the present one back", _rollback_arguments, _rollback)

@@ -57,7 +57,8 @@ class RetrainConfig:
         the default quality gives away, 0.02 for 0.98. Less takes thousands of held-out prompts to show.
     window_prompts: judged on are the newest log files, as many as hold so many held-out prompts.
     min_judged: with fewer, no challenger is judged, and the champion stays.
-    accept_change: take log files that were set aside, because someone looked.
+    accept_change: changes of tiers that someone looked at and accepts, each TIER or TIER@FILE: from the first log file
+        on that is set aside for the tier, or from this one.
     model_name: in MLflow's model registry.
     """
 
@@ -66,7 +67,7 @@ class RetrainConfig:
     quality_margin: float | None = None
     window_prompts: int = 2000
     min_judged: int = 100
-    accept_change: bool = False
+    accept_change: tuple[str, ...] = ()
     model_name: str = "token-broker"
 
     def __post_init__(self) -> None:

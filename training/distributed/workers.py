@@ -124,18 +124,11 @@ class Workers:
 def _failures() -> Iterator[None]:
     """Dask's, LightGBM's and DuckDB's ways to say that workers are gone, or have no room left."""
     from dask.distributed import CancelledError, KilledWorker
-    from distributed.comm.core import CommClosedError
 
+    gone = (KilledWorker, CancelledError, OSError)  # OSError: also of a connection, or of an answer that is late
     try:
         yield
-    except (
-        KilledWorker,
-        CancelledError,
-        CommClosedError,
-        TimeoutError,
-        lightgbm.basic.LightGBMError,
-        duckdb.Error,
-    ) as error:
+    except (*gone, MemoryError, lightgbm.basic.LightGBMError, duckdb.Error) as error:
         raise ClusterError(f"the cluster could not finish ({type(error).__name__}: {error}); {_REMEDY}") from error
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from router.files import replacing
 from training.errors import LogError
+from training.log.machine import of_machine
 from training.log.split import Split
 
 _BUNDLE_ID = b"bundle_id"
@@ -80,7 +81,7 @@ class TrainingData:
 
     @classmethod
     def load(cls, path: Path, bundle_id: str) -> TrainingData:
-        """Raises LogError where the file is missing, of another form, or another bundle's."""
+        """Raises LogError where the file is missing, of another form, or another bundle's; OSError otherwise."""
         try:
             table = pq.read_table(path)
             if (found := (table.schema.metadata or {}).get(_BUNDLE_ID, b"").decode()) != bundle_id:
@@ -96,7 +97,9 @@ class TrainingData:
             others = table.schema.metadata.get(_OTHERS)
             split = None if others is None else Split(**json.loads(others))
             return cls(prompt_ids, groups, embedding, embedded, others=split, **arrays)
-        except (OSError, KeyError, pa.ArrowException) as error:
+        except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+            if of_machine(error) and not isinstance(error, FileNotFoundError):
+                raise
             raise LogError(
                 f"{path}: cannot read the training data that stand beside a bundle ({error}); "
                 "evaluate needs it to leave trained-on prompts out; train again, or copy it with the bundle"

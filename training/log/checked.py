@@ -12,11 +12,11 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from training.errors import LogError
 from training.log.columns import ColumnMap, quoted
 from training.log.readers import first_line
 from training.log.refusals import reserved_problem, unreadable_labels
 from training.log.rows import append_log, create_raw, fetch
+from training.log.values import IN_FUTURE
 
 MEMORY_LIMIT = "4GB"
 """Of DuckDB; what goes beyond it is spilled to disk."""
@@ -37,15 +37,17 @@ def checked_logs(
 
     folder: where the database stands; None takes the system's folder for temporary files, as does a path with a "?".
     maps: columns that are made from others, in all files.
-    While it is in use, DuckDB's errors become LogError where `memory_limit` is too small, and OSError where it cannot
-    write, for example because the disk is full.
+    While it is in use, DuckDB's errors become MemoryError where `memory_limit` is too small, and OSError where it
+    cannot read or write, for example because the disk is full.
     """
     try:
         with _temporary(folder, memory_limit, maps) as rows:
             yield rows
     except duckdb.OutOfMemoryException as error:
-        raise LogError(f"memory_limit {memory_limit} is too small ({first_line(error)}); give a larger one") from error
-    except duckdb.IOException as error:
+        raise MemoryError(
+            f"memory_limit {memory_limit} is too small ({first_line(error)}); give a larger one"
+        ) from error
+    except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException) as error:
         raise OSError(first_line(error)) from error
 
 
@@ -68,6 +70,7 @@ class FileFacts:
     """What was found in one log file.
 
     n_prompts: distinct prompts of its usable rows. last_timestamp: of its usable rows, UTC; None where none has one.
+    n_future: broken rows whose time is in the future.
     is_unreadable: the file, or `prompts.parquet` beside it, cannot be read, its outcomes are on another scale, or a
         column has the reserved check's name.
     reason: why; else why most of its broken rows are broken; "" where none is.
@@ -77,6 +80,7 @@ class FileFacts:
     n_broken: int
     n_prompts: int
     last_timestamp: datetime | None
+    n_future: int
     is_unreadable: bool
     reason: str
 
@@ -91,6 +95,7 @@ class CheckedLogs:
         self.memory_limit, self.maps = memory_limit, tuple(maps)
         self._path = path
         self._numbers: dict[Path, int] = {}
+        self._facts: dict[Path, FileFacts] = {}
         self._db: duckdb.DuckDBPyConnection | None = None
 
     @property
@@ -122,16 +127,16 @@ class CheckedLogs:
             self.release()
 
     def read(self, path: Path) -> FileFacts:
-        """Add the rows of a log file that was not read before. Raises ValueError where it was."""
-        if path in self._numbers:
-            raise ValueError(f"{path} was read already")
+        """Add the rows of a log file, and say what was found; a file that was read before is not read again."""
+        if path in self._facts:
+            return self._facts[path]
         number = self._numbers[path] = len(self._numbers)
         append_log(self.connection, path, number, self.maps)
-        [(n_rows, n_broken, n_prompts, last, is_unreadable)] = fetch(
+        [(n_rows, n_broken, n_prompts, last, n_future, is_unreadable)] = fetch(
             self.connection,
             "SELECT count(*), count(reason), count(DISTINCT prompt_key) FILTER (reason IS NULL), "
-            "max(timestamp) FILTER (reason IS NULL), coalesce(bool_or(is_unreadable), false) "
-            f"FROM raw WHERE file = {number}",
+            f"max(timestamp) FILTER (reason IS NULL), count(*) FILTER (reason = {quoted(IN_FUTURE)}), "
+            f"coalesce(bool_or(is_unreadable), false) FROM raw WHERE file = {number}",
         )
         reasons = fetch(
             self.connection,
@@ -141,18 +146,22 @@ class CheckedLogs:
         columns = [name for (name,) in fetch(self.connection, f"SELECT name FROM log_columns WHERE file = {number}")]
         problems = [error.problem for error in unreadable_labels(self.connection, number)]
         problems += [problem for problem in [reserved_problem(columns, self.maps)] if problem]
-        return FileFacts(
+        facts = self._facts[path] = FileFacts(
             n_rows=n_rows,
             n_broken=n_broken,
             n_prompts=n_prompts,
             last_timestamp=last,
+            n_future=n_future,
             is_unreadable=is_unreadable or bool(problems),
             reason=problems[0] if problems and not is_unreadable else reasons[0][0] if reasons else "",
         )
+        return facts
 
     def remove(self, path: Path) -> None:
-        """Forget the rows of a file, so that they are in no table made from these logs."""
-        number, tables = self._numbers[path], ("raw", "incomplete", "log_columns")
+        """Forget the rows of a file, if it was read, so that they are in no table made from these logs."""
+        if (number := self._numbers.get(path)) is None:
+            return
+        tables = ("raw", "incomplete", "log_columns")
         self.connection.execute("; ".join(f"DELETE FROM {name} WHERE file = {number}" for name in tables))
 
     def outcomes(self, path: Path, max_prompts: int) -> list[tuple[str, str, float]]:

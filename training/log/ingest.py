@@ -52,8 +52,9 @@ def ingest(
     memory_limit: of DuckDB; what goes beyond it is spilled to disk. CheckedLogs have maps and a limit of their own.
 
     Raises LabelError where outcomes are on another scale than 0..1; LogError where no row can be used, where fewer than
-    two tiers have outcomes, where no log has a column that a map names, or where memory_limit is too small; MapError;
-    OSError where the disk is full.
+    two tiers have outcomes, or where no log has a column that a map names; MapError. Errors of the machine are no
+    errors of the log: OSError where a file cannot be read or the disk is full, MemoryError where memory_limit is too
+    small.
     """
     with _cells(logs, tiers, quarantine, drop_unparsed, maps, memory_limit) as (db, facts):
         table = pivot(db, tuple(tier.name for tier in tiers))

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from router.prompt import valid_unicode
 from training.log.columns import COLUMNS
+from training.log.machine import of_machine
 
 FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 """Formats by suffix. `.gz` and `.zst` may follow the suffix of a text format."""
@@ -71,7 +72,10 @@ def csv_header(path: Path) -> tuple[list[str], str]:
 
 
 def json_lines(path: Path) -> Iterator[pa.RecordBatch]:
-    """The lines of a JSONL file in batches, with the columns of LINES; a file cut short ends with a broken line."""
+    """The lines of a JSONL file in batches, with the columns of LINES; a file cut short ends with a broken line.
+
+    Raises OSError and MemoryError where the machine fails.
+    """
     lines: list[bytes] = []
     size = 0
     failure = None
@@ -83,6 +87,8 @@ def json_lines(path: Path) -> Iterator[pa.RecordBatch]:
                 yield _line_batch(lines)
                 lines, size = [], 0
     except (OSError, pa.ArrowException) as error:
+        if of_machine(error):
+            raise
         failure = f"cannot be read to its end: {first_line(error)}"
     if lines:
         yield _line_batch(lines)
@@ -156,6 +162,8 @@ def _arrow_column(column: pd.Series) -> pa.Array | pa.ChunkedArray:
         array = pa.array(column, from_pandas=True)
         if not isinstance(array.type, pa.BaseExtensionType) and array.type != pa.float16():
             return array
+    except MemoryError:
+        raise
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         pass
     return pa.array([_as_text(value) for value in column], pa.string())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,7 @@ from duckdb.func import SPECIAL
 from router.errors import PromptError
 from router.prompt import chat_text, valid_unicode
 from training.log.columns import COLUMNS, ColumnMap, check_of, quoted, quoted_path
+from training.log.machine import is_damaged
 from training.log.readers import (
     LINES,
     MAX_LINE_BYTES,
@@ -104,8 +105,9 @@ def append_log(
 
     number: of the log, for the column `file`. maps: columns that are made from others; each takes the place of the
         log's own column of that name, in every row.
-    The names of the log's columns go to table `log_columns`. A file that cannot be read becomes one broken row.
-    Raises duckdb.OutOfMemoryException.
+    The names of the log's columns go to table `log_columns`. A file whose content cannot be read becomes one broken
+    row. Raises what the machine raises, which says nothing of the log: OSError, MemoryError, and of duckdb IOException,
+    OutOfMemoryException, FatalException, InternalException.
     """
     name, path = (f"DataFrame {number + 1}", None) if isinstance(source, pd.DataFrame) else (str(source), source)
     log = _Log(number=number, name=name, path=path, maps={made.target: made for made in maps})
@@ -118,9 +120,9 @@ def append_log(
             _append_csv(db, log, source)
         else:
             _append_lines(db, log, source)
-    except duckdb.OutOfMemoryException:
-        raise
     except (duckdb.Error, pa.ArrowException, csv.Error, OSError, OtherEncodingError) as error:
+        if not is_damaged(path, error):
+            raise
         _append_unreadable(db, log, log.name, error)
 
 
@@ -133,8 +135,7 @@ def _append_unreadable(db: duckdb.DuckDBPyConnection, log: _Log, name: str, erro
 
 
 def _append_columns(db: duckdb.DuckDBPyConnection, log: _Log, names: Sequence[str]) -> None:
-    for name in names:
-        db.execute("INSERT INTO log_columns VALUES (?, ?)", [log.number, valid_unicode(name)])
+    db.execute("INSERT INTO log_columns SELECT ?, unnest(?)", [log.number, [valid_unicode(name) for name in names]])
 
 
 def _append_frame(db: duckdb.DuckDBPyConnection, log: _Log, frame: pd.DataFrame) -> None:
@@ -193,9 +194,24 @@ def _append_lines(db: duckdb.DuckDBPyConnection, log: _Log, path: Path) -> None:
     hidden = () if following is None else tuple(made.source for made in log.maps.values())
     _append_columns(db, log, [*columns_of_lines(first), *hidden])  # later lines may have the sources of maps
     rest = () if following is None else (following,)
-    db.register("lines", pa.RecordBatchReader.from_batches(LINES, chain([first], rest, batches)))
-    _insert(db, log, _from_lines(log.maps), _LINE, has_checks=True)
+    failures: list[Exception] = []
+    lines = _keeping_failures(chain([first], rest, batches), failures)
+    db.register("lines", pa.RecordBatchReader.from_batches(LINES, lines))
+    try:
+        _insert(db, log, _from_lines(log.maps), _LINE, has_checks=True)
+    except duckdb.Error:
+        if failures:  # else DuckDB hides them in the text of an error of its own
+            raise failures[0] from None
+        raise
     db.unregister("lines")
+
+
+def _keeping_failures(batches: Iterator[pa.RecordBatch], failures: list[Exception]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from batches
+    except Exception as error:
+        failures.append(error)
+        raise
 
 
 _BLANK = "chr(9) || chr(10) || chr(13) || ' '"
@@ -333,6 +349,8 @@ def _joined_prompts(db: duckdb.DuckDBPyConnection, log: _Log) -> tuple[str, str]
     try:
         rows = _from_table(db, f"read_parquet({quoted_path(beside)})", pq.read_schema(beside).names)
     except (duckdb.Error, pa.ArrowException, OSError) as error:
+        if not is_damaged(beside, error):
+            raise
         _append_unreadable(db, log, str(beside), error)
         return "f.prompt AS prompt", ""
     shared = ("prompt", "messages", "question_key", "dataset")

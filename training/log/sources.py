@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
@@ -76,10 +77,13 @@ def _frame(log: Any) -> pd.DataFrame:
 
 
 def _files(source: str) -> list[Path]:
-    """The log files of a file, a folder or a glob; hidden files, `prompts.parquet` and broken rows are not logs."""
+    """The log files of a file, a folder or a glob; hidden files, `prompts.parquet` and broken rows are not logs.
+
+    Raises LogError where there is none, OSError where a folder cannot be read.
+    """
     path = Path(source)
     if path.is_dir():
-        found = [item for item in path.rglob("*") if item.is_file() and not _is_hidden(item.relative_to(path))]
+        found = [item for item in _items_below(path) if item.is_file()]
     elif path.exists():
         found = [path]
     else:
@@ -90,6 +94,17 @@ def _files(source: str) -> list[Path]:
     if not files:
         raise LogError(f"{source}: found no log; expected a file, folder or glob of .parquet, .jsonl or .csv")
     return files
+
+
+def _items_below(folder: Path) -> Iterator[Path]:
+    """What is no folder and not hidden, at any depth. Raises OSError where a folder cannot be read: none is missed."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place) / name for name in names if not name.startswith("."))
 
 
 def _pattern(source: str) -> str:
@@ -103,7 +118,3 @@ def _pattern(source: str) -> str:
 
 def _is_same(first: Path, second: Path) -> bool:
     return first.resolve() == second.resolve()
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

@@ -53,6 +53,7 @@ BILLED = f"""
 IS_INCOMPLETE = "coalesce(lower(trim(ended)) IN ('cut', 'failed', 'left'), false)"
 _AMOUNTS = ("input_tokens", "output_tokens", "cost_usd", "latency_ms", "usd_per_mtok_input", "usd_per_mtok_output")
 _BROKEN_AMOUNTS = " ".join(f"WHEN {is_no_amount(name)} THEN '{name} is not {AMOUNT}'" for name in _AMOUNTS)
+IN_FUTURE = "timestamp is more than a day in the future"
 BAD_LABEL = f"correct is not {LABEL}"
 ANSWER = f"CASE WHEN answer = '' OR {is_given('answer')} THEN hash(answer) END"
 """A digest: whether two answers are equal is all that is asked of them. An empty text is an answer."""
@@ -70,6 +71,7 @@ REASON = f"""
             AND coalesce(NOT {number("propensity")} BETWEEN 0 AND 1 OR {number("propensity")} = 0, true)
             THEN 'propensity is not a number above 0 and at most 1'
         WHEN {is_given("timestamp")} AND {TIMESTAMP} IS NULL THEN 'timestamp is not a point in time from 1970 to 2199'
+        WHEN any_time > now()::TIMESTAMP + INTERVAL 1 DAY THEN '{IN_FUTURE}'
         WHEN {is_given("parsed")} AND TRY_CAST(parsed AS BOOLEAN) IS NULL THEN 'parsed is not true or false'
     END
 """

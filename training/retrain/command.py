@@ -1,4 +1,4 @@
-"""The command line that takes log files which were set aside."""
+"""The command line of a run, for someone who accepts a change to repeat it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from training.config import RetrainConfig
 
 
-def accept_command(
+def command_of(
     logs: str | Path | Sequence[str | Path],
     tiers: str | Path,
     store: str | Path,
     config: RetrainConfig,
     tracking_uri: str | None,
 ) -> str:
-    """The `broker retrain` of these arguments with --accept-change, quoted for a shell.
+    """The `broker retrain` of these arguments, quoted for a shell.
 
-    Settings that the command line does not have are left out.
+    Settings that the command line does not have, and --accept-change, are left out.
     """
     sources = [logs] if isinstance(logs, str | Path) else logs
     words = ["broker", "retrain", "--logs", *map(str, sources), "--tiers", str(tiers), "--store", str(store)]
@@ -35,4 +35,4 @@ def accept_command(
             words += [option, str(value)]
     words += [word for text in training.maps for word in ("--map", text)]
     words += ["--drop-unparsed"] * training.drop_unparsed + ["--keep-examples"] * training.keep_examples
-    return shlex.join([*words, "--accept-change"])
+    return shlex.join(words)

@@ -21,6 +21,7 @@ from training.evaluation.segments import MIN_SEGMENT_PROMPTS
 from training.evaluation.training_data import TrainingData
 from training.log.costs import costs_at_prices
 from training.log.table import OutcomeTable, is_partial
+from training.retrain.champion import training_data_of
 
 MIN_COVERAGE = 0.8
 """Of the prompts on which champion and challenger choose differently, at least this share must have both outcomes."""
@@ -131,15 +132,16 @@ class _Judged:
     @classmethod
     def at(cls, bundle: Bundle, prices: PriceTable) -> _Judged:
         """The bundle at these prices, which may have more tiers than the bundle."""
-        part = TrainingData.load(TrainingData.path_of(bundle.path), bundle.manifest.bundle_id)
         column = {tier.name: number for number, tier in enumerate(prices.tiers)}
         columns = np.array([column[name] for name in bundle.manifest.tiers])
         priced = replace(bundle, prices=replace(prices, tiers=tuple(prices.tiers[number] for number in columns)))
-        return cls(bundle=priced, part=part, columns=columns)
+        return cls(bundle=priced, part=training_data_of(bundle), columns=columns)
 
     def estimates(self, table: OutcomeTable) -> dict[str, np.ndarray]:
         """As `BundleGraph.estimates`, but out of fold where the bundle was trained on a prompt."""
         found = BundleGraph(self.bundle).estimates(table.prompts)
+        if not len(self.part.prompt_ids):
+            return found
         order = np.argsort(self.part.prompt_ids)
         at = np.searchsorted(self.part.prompt_ids, table.prompt_ids, sorter=order).clip(max=len(order) - 1)
         seen = self.part.prompt_ids[order[at]] == table.prompt_ids

@@ -14,12 +14,12 @@ class RetrainContext:
     """Where a run works and what it goes by.
 
     uri: MLflow's tracking URI, or "none". progress: bars on stderr. on_step: told the name of each step that is done.
-    accept_command: the command line that repeats the run and takes log files that were set aside.
+    command: the command line that repeats the run.
     """
 
     store: Store
     config: RetrainConfig
     uri: str
     progress: bool = False
-    accept_command: str = ""
+    command: str = ""
     on_step: Callable[[str], None] = lambda step: None

@@ -8,7 +8,8 @@ from typing import Any
 
 from training.log.table import IngestSummary
 from training.retrain.log_files import LogFiles
-from training.retrain.store import State, utc_now
+from training.retrain.state import State
+from training.retrain.store import utc_now
 from training.retrain.verdict import Verdict
 
 
@@ -22,8 +23,8 @@ class Receipt:
         not compared. worth_usd: of a correct answer, in the net value. n_judged: prompts that they were compared on.
     drift: `level` and `summary` of the drift report; None where there was none. It stops no promotion.
     promised, champion_kept: the quality that the former champion promises, and what it kept on recent prompts.
-    set_aside: by log file of this run's logs, why it is kept out. accept_command: the command line that takes them all
-        the same; "" where there is none to take. log: what was read of the other files, and what was not, as
+    set_aside: by log file of this run's logs, why it is kept out. accept_commands: by tier that files are set aside
+        for, the command line that accepts the change. log: what was read of the other files, and what was not, as
         `broker train --json` says it; None where nothing was trained. tracking: "ok", "none", or what failed.
     """
 
@@ -43,7 +44,7 @@ class Receipt:
     promised: float | None = None
     champion_kept: Mapping[str, Any] | None = None
     set_aside: Mapping[str, str] = field(default_factory=dict)
-    accept_command: str = ""
+    accept_commands: Mapping[str, str] = field(default_factory=dict)
     log: Mapping[str, Any] | None = None
     tracking: str = "none"
     finished_utc: str = ""

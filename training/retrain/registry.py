@@ -8,7 +8,7 @@ from typing import Any
 
 from training.errors import TrackingError
 from training.retrain.context import RetrainContext
-from training.retrain.store import State, StoredBundle
+from training.retrain.state import State, StoredBundle
 from training.tracking import NO_TRACKING, REACH_S, TRACKED, WRITE_S, asking_mlflow, mlflow_client, tracked_run
 
 
@@ -53,10 +53,11 @@ def _register_bundles(client: Any, state: State, context: RetrainContext) -> Non
     versions_found = client.search_model_versions(f"name='{model}'")
     found = {version.tags.get("bundle_id"): version.version for version in versions_found}
     for name in dict.fromkeys([*state.unregistered, state.champion, state.challenger]):
-        if name and (stored := state.bundles[name]).bundle_id not in found:
-            found[stored.bundle_id] = _new_version(client, context.uri, context.store.bundle(name), stored, model)
+        folder = context.store.bundle(name)
+        if name and (stored := state.bundles[name]).bundle_id not in found and folder.is_dir():  # else it is lost
+            found[stored.bundle_id] = _new_version(client, context.uri, folder, stored, model)
     for alias, name in (("challenger", state.challenger), ("champion", state.champion)):
-        if name:
+        if name and state.bundles[name].bundle_id in found:
             client.set_registered_model_alias(model, alias, found[state.bundles[name].bundle_id])
 
 

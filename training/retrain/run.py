@@ -6,21 +6,24 @@ A challenger takes over only where it is shown to be better, or where the champi
 are judged on recent prompts that the champion was not trained on, with estimates of the challenger that have not seen
 them either. New log files are checked first: outcomes that contradict the champion's calibrated expectation (labels
 flipped, a model exchanged, a day of garbage) would spoil training and judging alike. Such a file is set aside until
-someone accepts it. Each log file is read once.
+someone accepts the change. Each log file is read once.
+
+Errors of the machine, as of a full disk, are raised before anything is decided: they say nothing of a log or a bundle.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from router.bundle.bundle import Bundle
-from router.golden import check_golden
+from router.golden import GoldenCheck
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import tiers_text
 from training.config import RetrainConfig
@@ -30,14 +33,24 @@ from training.log.checked import CheckedLogs, checked_logs
 from training.log.columns import parse_maps
 from training.log.table import IngestSummary
 from training.pipeline import TrainingResult, train
-from training.retrain.command import accept_command
+from training.retrain.champion import Champion, find_champion, load_bundle, raising_errors_of_the_machine
+from training.retrain.command import command_of
 from training.retrain.context import RetrainContext
-from training.retrain.log_check import read_known_files, read_new_files
-from training.retrain.log_files import LogFiles, find_log_files, new_files, with_present_names
+from training.retrain.evidence import MAX_FILES_TOGETHER
+from training.retrain.log_check import examine, read_known_files, read_new_files
+from training.retrain.log_files import (
+    LogFiles,
+    changes_to_accept,
+    find_log_files,
+    in_time,
+    new_files,
+    with_present_names,
+)
 from training.retrain.receipt import Receipt
 from training.retrain.registry import register
-from training.retrain.store import State, Store, StoredBundle, utc_now
-from training.retrain.verdict import Champion, Verdict, judge
+from training.retrain.state import State, StoredBundle
+from training.retrain.store import Store, utc_now
+from training.retrain.verdict import Verdict, judge
 from training.tracking import NO_TRACKING, TRACKED, ambient_tracking_uri
 
 _NOTHING_NEW = "nothing new: every log file was read before, and the settings are the same"
@@ -64,40 +77,40 @@ def retrain(
     on_step: told the name of each step that is done, those of training among them.
 
     A run that is killed at any moment leaves the last champion in its place, and the next run recovers by itself.
-    Raises StoreBusyError where another run holds the store, StoreError, OSError, and the errors of `train`; nothing is
-    promoted then.
+    A store that lost its champion goes back to the last one that loads, and a challenger is judged anew.
+    Raises StoreBusyError where another run holds the store, StoreError, OSError, MemoryError, and the errors of
+    `train`; nothing is promoted then.
     """
     config, place = config or RetrainConfig(), Store(store)
     uri = tracking_uri or ambient_tracking_uri() or place.tracking_uri
-    command = accept_command(logs, tiers, store, config, tracking_uri)
-    context = RetrainContext(
-        store=place, config=config, uri=uri, progress=progress, accept_command=command, on_step=on_step
-    )
+    command = command_of(logs, tiers, store, config, tracking_uri)
+    context = RetrainContext(store=place, config=config, uri=uri, progress=progress, command=command, on_step=on_step)
     prices = PriceTable.parse(tiers_text(tiers), source=str(tiers))
     found = find_log_files(logs)
     with place.hold():
-        state = with_present_names(place.recover(), found)
+        state, bundle = _recover(context, found)
         on_step("recovered")
         settings = _settings(config, prices.text)
         has_new_settings = settings != state.settings
-        new = new_files(found, state.files, accept_change=config.accept_change)
+        accepting = changes_to_accept(config.accept_change, state, found)
+        new = new_files(found, state.files, accepting)
         if not new and not has_new_settings:
             return _nothing_new(state, LogFiles(found=found, new={}, former=state.files), context)
 
-        champion = Champion.of(state, place, prices.tiers)
+        champion = Champion.of(state, bundle, prices.tiers)
         with checked_logs(place.cache, maps=parse_maps(config.training.maps)) as rows:
-            files = read_new_files(
-                rows, found, new, state.files, prices.tiers, champion.bundle, accept_change=config.accept_change
-            )
+            files = read_new_files(rows, found, new, state)
+            if champion.bundle is not None and files.taken_new:
+                files = examine(rows, files, accepting, champion.bundle, state.champion, prices.tiers)
             on_step("examined")
             if not files.taken or not (files.taken_new or has_new_settings):
                 return _nothing_usable(state, settings, files, context)
 
-            state = replace(state, n_runs=state.n_runs + 1, settings=settings, files=files.watermark)
-            read_known_files(rows, files.taken_before)
+            files = read_known_files(rows, files)
+            state = replace(_after(state, files), n_runs=state.n_runs + 1, settings=settings)
             result, tracking_problem = _train(rows, tiers, state.run_name, context)
             on_step("trained")
-            challenger = Bundle.load(result.bundle)
+            challenger = load_bundle(place, state.run_name)
             verdict = judge(champion, challenger, result.log, rows, files, prices, state.rolled_back, config)
         on_step("judged")
         state = _with_challenger(state, challenger, promoted=verdict.promoted)
@@ -112,7 +125,7 @@ def rollback(store: str | Path, *, tracking_uri: str | None = None, model_name: 
 
     tracking_uri: as for `retrain`, but the store's own database is taken only where there is one. Where MLflow is not
         told now, the next run of `retrain` tells it.
-    Raises StoreBusyError, and StoreError where there is no earlier champion, or it is damaged.
+    Raises StoreBusyError, StoreError where there is no earlier champion, and BundleError where it is damaged.
     """
     place = Store(store)
     uri = tracking_uri or ambient_tracking_uri() or (place.tracking_uri if place.has_tracking else NO_TRACKING)
@@ -121,15 +134,13 @@ def rollback(store: str | Path, *, tracking_uri: str | None = None, model_name: 
         state = place.recover()
         if not state.former:
             raise StoreError(f"{place.folder}: no earlier champion to go back to")
-        *former, name = state.former
-        if not check_golden(place.bundle(name)).passed:
+        name = state.former[-1]
+        if not GoldenCheck.of(load_bundle(place, name)).passed:
             raise StoreError(f"{place.bundle(name)}: the earlier champion does not pass its golden prompts")
         taken_back = state.bundles[state.champion]
         state = replace(
-            state,
+            state.back_at(name),
             n_runs=state.n_runs + 1,
-            champion=name,
-            former=tuple(former),
             rolled_back=(*state.rolled_back, taken_back.data_digest),
         )
         reason = f"rolled back from {taken_back.bundle_id} to {state.bundle_id(name)}; {_AFTER_ROLLBACK}"
@@ -146,6 +157,24 @@ def _settings(config: RetrainConfig, tiers: str) -> dict[str, Any]:
     return dict(json.loads(json.dumps(document, default=str)))
 
 
+def _recover(context: RetrainContext, logs: Mapping[str, Path]) -> tuple[State, Bundle | None]:
+    """The state of the store and its champion; where that is lost, an earlier one, which is committed first."""
+    found = find_champion(context.store.recover(), context.store)
+    state = found.state
+    if found.reason:
+        _finish(state, Receipt.of(state, found.reason), context)
+        state = context.store.recover()
+    return with_present_names(state, logs), found.bundle
+
+
+def _after(state: State, files: LogFiles) -> State:
+    """The state with what is known of log files now."""
+    kept = files.watermark
+    newest = in_time(kept, files.evidence)[-MAX_FILES_TOGETHER:]
+    evidence = {digest: files.evidence[digest] for digest in newest}
+    return replace(state, files=kept, evidence=evidence, accepted=files.accepted)
+
+
 def _nothing_new(state: State, files: LogFiles, context: RetrainContext) -> Receipt:
     """Tell MLflow what it may have missed, and no more."""
     reason = files.explain(_NOTHING_NEW)
@@ -158,8 +187,8 @@ def _nothing_new(state: State, files: LogFiles, context: RetrainContext) -> Rece
 def _nothing_usable(state: State, settings: dict[str, Any], files: LogFiles, context: RetrainContext) -> Receipt:
     """Commit which files were set aside, unless the last run has said the same already."""
     reason = files.explain("no new row that can be used")
-    after = replace(state, settings=settings, files=files.watermark)
-    if after == state and state.receipt is not None and state.receipt["set_aside"] == files.set_aside:
+    after = replace(_after(state, files), settings=settings)
+    if after == state and state.receipt is not None and state.receipt.get("set_aside") == files.set_aside:
         return _receipt(state, reason, files, context)
     after = replace(after, n_runs=state.n_runs + 1)
     return _finish(after, _receipt(after, reason, files, context), context)
@@ -175,9 +204,13 @@ def _receipt(
     log: IngestSummary | None = None,
     tracking: str = NO_TRACKING,
 ) -> Receipt:
-    """The receipt of a run of `retrain`, with the command that takes files which were set aside, if there are any."""
+    """The receipt of a run of `retrain`, with the commands that accept the changes which files are set aside for."""
     receipt = Receipt.of(state, reason, files=files, verdict=verdict, log=log, tracking=tracking)
-    return replace(receipt, accept_command=context.accept_command if files.can_be_accepted else "")
+    commands = {
+        tier: f"{context.command} --accept-change {shlex.quote(option)}"
+        for tier, option in files.options_to_accept.items()
+    }
+    return replace(receipt, accept_commands=commands)
 
 
 def _train(rows: CheckedLogs, tiers: str | Path, name: str, context: RetrainContext) -> tuple[TrainingResult, str]:
@@ -190,10 +223,11 @@ def _train(rows: CheckedLogs, tiers: str | Path, name: str, context: RetrainCont
     def trained(uri: str) -> TrainingResult:
         return train(rows, tiers, out, settings, tracking_uri=uri, progress=context.progress, on_step=context.on_step)
 
-    try:
-        result = trained(context.uri)
-    except TrackingError as error:  # raised before training begins
-        return trained(NO_TRACKING), error.summary
+    with raising_errors_of_the_machine():
+        try:
+            result = trained(context.uri)
+        except TrackingError as error:  # raised before training begins
+            return trained(NO_TRACKING), error.summary
     return result, result.tracking if result.tracking not in (TRACKED, NO_TRACKING) else ""
 
 

@@ -23,108 +23,17 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from router.files import UNFINISHED, replacing, sync
 from training.errors import StoreBusyError, StoreError
+from training.retrain.state import State
 from training.tracking import sqlite_uri
 
-STATE_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class LogFile:
-    """What was found in one log file; a file with another content is another file.
-
-    n_prompts, last_timestamp: of the rows that can be used; the timestamp in ISO 8601, "" where none has one.
-    set_aside: why the file is kept out of training and judging; "" where it is not.
-    """
-
-    path: str
-    n_rows: int
-    n_quarantined: int
-    n_prompts: int
-    last_timestamp: str
-    set_aside: str
-
-
-@dataclass(frozen=True)
-class StoredBundle:
-    """Where a bundle comes from. parent: bundle_id of the champion that it challenged; "" where there was none."""
-
-    bundle_id: str
-    parent: str
-    data_digest: str
-    code_version: str
-    made_utc: str
-    mlflow_run_id: str
-
-
-@dataclass(frozen=True)
-class State:
-    """What the runs decided. Bundles are named by the number of the run that made them.
-
-    files: what was read so far, by SHA-256 of the content, in the order in which the files were first read.
-    settings: those of the last run. former: earlier champions, the latest last.
-    rolled_back: data digests of champions that were taken back. unregistered: bundles that MLflow does not know yet.
-    is_registry_current: whether MLflow's aliases are those of this state. receipt: of the last decision.
-    """
-
-    n_runs: int = 0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, LogFile] = field(default_factory=dict)
-    bundles: Mapping[str, StoredBundle] = field(default_factory=dict)
-    champion: str = ""
-    challenger: str = ""
-    former: tuple[str, ...] = ()
-    rolled_back: tuple[str, ...] = ()
-    unregistered: tuple[str, ...] = ()
-    is_registry_current: bool = True
-    receipt: Mapping[str, Any] | None = None
-
-    def bundle_id(self, name: str) -> str | None:
-        """The bundle_id of a stored bundle; None where `name` is ""."""
-        return self.bundles[name].bundle_id if name else None
-
-    @property
-    def taken_back(self) -> str | None:
-        """The bundle_id of the last challenger where a champion of the same data was rolled back; else None."""
-        is_back = self.challenger and self.bundles[self.challenger].data_digest in self.rolled_back
-        return self.bundle_id(self.challenger) if is_back else None
-
-    @property
-    def run_name(self) -> str:
-        """The name of the bundle that the last run made, if it made one."""
-        return f"{self.n_runs:06d}"
-
-    def with_champion(self, name: str) -> State:
-        """The state with the bundle `name` as champion."""
-        former = (*self.former, self.champion) if self.champion else self.former
-        return replace(self, champion=name, former=former)
-
-    def to_json(self) -> str:
-        """The text of state.json."""
-        return json.dumps({"format": STATE_FORMAT, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, source: str) -> State:
-        """The state of a text. Raises StoreError where it is not one of this format; source: the file's name."""
-        try:
-            document = json.loads(text)
-            found = document.pop("format")
-            if found != STATE_FORMAT or set(document) != {entry.name for entry in fields(cls)}:
-                raise ValueError(f"found format {found!r}, expected {STATE_FORMAT}")
-            document["files"] = {digest: LogFile(**entry) for digest, entry in document["files"].items()}
-            document["bundles"] = {name: StoredBundle(**entry) for name, entry in document["bundles"].items()}
-            names = {name: tuple(document[name]) for name in ("former", "rolled_back", "unregistered")}
-            return cls(**{**document, **names})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StoreError(
-                f"{source}: not a state of this version ({error}); restore the file from a backup, or start a new store"
-            ) from error
+_NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+"""Errors of the file system that say that the folder is the wrong one. All others say that the machine fails."""
 
 
 class Store:
@@ -157,8 +66,8 @@ class Store:
     def hold(self) -> Iterator[None]:
         """Keep every other run out. The kernel ends this when the process ends, however it ends.
 
-        Raises StoreBusyError at once where another run holds the store; StoreError where the folder cannot be written
-        to; OSError where the disk is full.
+        Raises StoreBusyError at once where another run holds the store; StoreError where the folder is none that can be
+        written to; OSError where the machine fails, as where the disk is full.
         """
         with self._open_lock() as file:
             try:
@@ -177,33 +86,47 @@ class Store:
     def _open_lock(self) -> TextIO:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            return (self.folder / "lock").open("a+", encoding="utf-8")
+            return (self.folder / "lock").open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno not in _NOT_OURS:
                 raise
             raise StoreError(
                 f"{self.folder} cannot be written to ({error.strerror}); name another folder with --store"
             ) from error
 
+    def read(self) -> State:
+        """The state that was committed last, or an empty one. Changes nothing, and needs no `hold`.
+
+        Raises StoreError where state.json cannot be used, or is gone although a run was committed; OSError.
+        """
+        try:
+            return State.from_json(self._state.read_text(encoding="utf-8"), str(self._state))
+        except UnicodeDecodeError as error:
+            raise StoreError(f"{self._state}: {error}; restore the file from a backup, or start a new store") from error
+        except FileNotFoundError:
+            if self.champion.is_symlink() or self._receipts.exists():
+                raise StoreError(
+                    f"{self._state} is gone, but there is a champion, or there are receipts; restore the file from a "
+                    "backup, or start a new store"
+                ) from None
+            return State()
+
+    def receipts(self) -> list[dict[str, Any]]:
+        """All receipts, the latest last; lines that are none are left out."""
+        if not self._receipts.exists():
+            return []
+        lines = self._receipts.read_bytes().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if _run_of(line) is not None]
+
     def recover(self) -> State:
         """Return the state that was committed last, and bring link, receipts and bundles in line with it.
 
-        Raises StoreError where state.json cannot be read, or is gone while bundles are there.
+        Raises StoreError as `read` and `follow` do.
         """
-        state = self._read()
+        state = self.read()
         self._remove_leftovers(state)
         self.follow(state)
         return state
-
-    def _read(self) -> State:
-        try:
-            return State.from_json(self._state.read_text(encoding="utf-8"), str(self._state))
-        except FileNotFoundError:
-            if self.champion.is_symlink():
-                raise StoreError(
-                    f"{self._state} is gone, but there is a champion; restore the file, or start a new store"
-                ) from None
-            return State()
 
     def _remove_leftovers(self, state: State) -> None:
         """Remove bundles of runs that did not commit, and unfinished files."""
@@ -219,7 +142,7 @@ class Store:
 
     def commit(self, state: State) -> None:
         """Make this the state, also after a loss of power; the bundles that it names are forced to the disk first."""
-        for name in state.bundles.keys() - self._read().bundles.keys():
+        for name in state.bundles.keys() - self.read().bundles.keys():
             folder = self.bundle(name)
             for path in (*folder.iterdir(), folder, *self._bundles.glob(f"{name}-*"), self._bundles):
                 sync(path)
@@ -229,33 +152,46 @@ class Store:
     def follow(self, state: State) -> None:
         """Point the link at the champion and add the last receipt; what is so already stays.
 
-        Raises StoreError where something else stands in the place of the link.
+        Where there is no champion, the link is removed. Raises StoreError where something else stands in its place.
         """
         target = str(Path("bundles") / state.champion)
         is_link = self.champion.is_symlink()
         if self.champion.exists() and not is_link:
             raise StoreError(f"{self.champion} is no link; expected a link to a bundle: move it away and run again")
-        if state.champion and not (is_link and os.readlink(self.champion) == target):
+        if not state.champion:
+            self.champion.unlink(missing_ok=True)
+        elif not (is_link and os.readlink(self.champion) == target):
             with replacing(self.champion) as unfinished:
                 unfinished.symlink_to(target)
         if state.receipt is not None:
             self._add_receipt(state.receipt)
 
     def _add_receipt(self, receipt: Mapping[str, Any]) -> None:
-        """Append a line, unless it is the last one already. A last line that was cut off is removed first."""
+        """Append a line, unless it is the last one already. Lines at the end that are no receipts are removed first."""
         with self._receipts.open("a+b") as file:
             file.seek(0)
             lines = file.read().splitlines(keepends=True)
-            if lines and not lines[-1].endswith(b"\n"):
-                file.truncate(sum(map(len, lines[:-1])))
+            n_lines = len(lines)
+            while lines and _run_of(lines[-1]) is None:
                 lines.pop()
-            if lines and json.loads(lines[-1])["run"] == receipt["run"]:
+            if len(lines) < n_lines:
+                file.truncate(sum(map(len, lines)))
+            if lines and _run_of(lines[-1]) == receipt["run"]:
                 return
             file.write(json.dumps(receipt, ensure_ascii=False).encode() + b"\n")
         sync(self._receipts)
 
 
 _BESIDE_A_BUNDLE = ("-training.parquet", "-quarantine.parquet")
+
+
+def _run_of(line: bytes) -> int | None:
+    """The run of a whole line of receipts.jsonl; None where it is no receipt, as a line that was cut off."""
+    try:
+        run = json.loads(line)["run"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return run if isinstance(run, int) and line.endswith(b"\n") else None
 
 
 def utc_now() -> str:

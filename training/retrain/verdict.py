@@ -9,46 +9,19 @@ from typing import Any
 import numpy as np
 
 from router.bundle.bundle import Bundle
-from router.errors import BundleError
-from router.golden import check_golden
+from router.golden import GoldenCheck
 from router.portfolio.prices import PriceTable
-from router.portfolio.tiers import Tier
 from training.config import RetrainConfig
 from training.evaluation.bundle_graph import BundleGraph, embed_with
-from training.evaluation.training_data import TrainingData
 from training.log.checked import CheckedLogs
 from training.log.table import OutcomeTable
+from training.retrain.champion import Champion, training_data_of
 from training.retrain.compare import Comparison, compare
 from training.retrain.drift import Window, drift_report
 from training.retrain.log_files import LogFiles
-from training.retrain.store import State, Store
 
 MAX_WINDOW_PROMPTS = 5000
 """Most prompts of either window of the drift report."""
-
-
-@dataclass(frozen=True)
-class Champion:
-    """The champion of a store. bundle: None where there is none that loads.
-
-    uncompared: why a challenger takes over without a comparison; "" where it must be compared.
-    """
-
-    bundle: Bundle | None
-    uncompared: str
-
-    @classmethod
-    def of(cls, state: State, store: Store, tiers: Sequence[Tier]) -> Champion:
-        """The champion of a state; tiers: today's."""
-        if not state.champion:
-            return cls(bundle=None, uncompared="first bundle of this store, nothing to compare it with")
-        try:
-            bundle = Bundle.load(store.bundle(state.champion))
-        except BundleError as error:
-            return cls(bundle=None, uncompared=f"the champion cannot be loaded ({error})")
-        gone = set(bundle.manifest.tiers) - {tier.name for tier in tiers}
-        uncompared = f"the champion asks {', '.join(sorted(gone))}, no longer in tiers.toml" if gone else ""
-        return cls(bundle=bundle, uncompared=uncompared)
 
 
 @dataclass(frozen=True)
@@ -86,7 +59,7 @@ def judge(
     promoted, reason = _decide(challenger, champion.uncompared, comparison, rolled_back, config)
     drift = None
     if champion.bundle is not None and champion.bundle.manifest.tiers == log.tiers:
-        drift = _drift(champion.bundle, log, np.isin(log.prompt_ids, rows.prompt_ids(files.taken_new)))
+        drift = _drift(champion.bundle, log, np.isin(log.prompt_ids, rows.prompt_ids(list(files.taken_new.values()))))
     if drift is not None and drift["level"] in ("notice", "alarm"):
         reason = f"{reason}; {drift['summary']}"
     return Verdict(promoted=promoted, reason=reason, comparison=comparison, drift=drift)
@@ -105,7 +78,7 @@ def _decide(
             "trained on the same data as a champion that was rolled back; "
             "a challenger can take over when there are new log files"
         )
-    golden = check_golden(challenger.path)
+    golden = GoldenCheck.of(challenger)
     if not golden.passed:
         return False, f"golden prompts failed: {len(golden.other_tier)} of {golden.n_prompts} went to another tier"
     if comparison is None:
@@ -118,8 +91,7 @@ def _drift(champion: Bundle, log: OutcomeTable, is_new: np.ndarray) -> dict[str,
 
     is_new: mask (n_prompts,). Only prompts that the champion was not trained on count.
     """
-    part = TrainingData.load(TrainingData.path_of(champion.path), champion.manifest.bundle_id)
-    unseen = ~part.saw(log.groups)
+    unseen = ~training_data_of(champion).saw(log.groups)
     windows = []
     for mask in (~is_new & unseen, is_new & unseen):
         table = log.rows(np.flatnonzero(mask)[:MAX_WINDOW_PROMPTS])
