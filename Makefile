@@ -1,8 +1,12 @@
-# Every target does all its set-up: plain venv and pip, versions from requirements.lock.
+# Every target does all its set-up: plain venv and pip, versions from requirements.lock. What has a list in requirements/
+# is installed from there, and pip refuses every file whose hash is not in that list.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock
-EXTRAS := train,outcomes,checks,distributed,dev
+HASHED := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes --no-deps --requirement
+EXTRAS := train,outcomes,checks,distributed,signing,dev
+EXPORT := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --generate-hashes \
+	--constraint requirements.lock pyproject.toml requirements/build.in
 
 .PHONY: help demo test test-encoders test-gateway check lock clean
 
@@ -19,24 +23,28 @@ test-encoders: .venv/encoders    ## the tests of transformer encoders; installs 
 	$(BIN)/python -m pytest tests/test_transformer.py tests/test_minilm.py
 
 test-gateway: .venv/gateway      ## the tests of the LiteLLM gateway; installs litellm[proxy]
-	$(BIN)/python -m pytest tests/test_gateway.py
+	$(BIN)/python -m pytest tests/test_gateway.py tests/test_gateway_plans.py
 
 check: .venv/installed           ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: .venv/installed            ## resolve anew what requirements.lock pins
+lock: .venv/installed            ## resolve anew what requirements.lock pins, and the lists with hashes from it
 	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
-		--all-extras --output-file requirements.lock pyproject.toml
+		--all-extras --output-file requirements.lock pyproject.toml requirements/build.in
+	$(EXPORT) --extra train --extra outcomes --extra checks --extra distributed --extra signing --extra dev --output-file requirements/dev.lock
+	$(EXPORT) --extra train --extra outcomes --extra signing --output-file requirements/train.lock
+	$(EXPORT) --extra gateway --extra outcomes --extra checks --extra signing --output-file requirements/gateway.lock
 
 clean:                           ## remove what the other targets made
 	rm -rf .venv models/demo* models/.cache examples/*/node_modules
 
-.venv/installed: pyproject.toml requirements.lock
+.venv/installed: pyproject.toml requirements/dev.lock
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable '.[$(EXTRAS)]'
+	$(HASHED) requirements/dev.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv/encoders: .venv/installed
@@ -45,5 +53,5 @@ clean:                           ## remove what the other targets made
 	touch $@
 
 .venv/gateway: .venv/installed
-	$(PIP) --editable '.[$(EXTRAS),gateway]'
+	$(HASHED) requirements/gateway.lock
 	touch $@

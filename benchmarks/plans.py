@@ -11,7 +11,8 @@ nothing. Figures are means over the splits; in brackets stands the standard erro
 
 With --promise the prompts of a log are the population. Joint model, agreement and checks are learned anew, and the dial
 is proven, on prompts drawn from it at random, with replacement, at prices drawn at random: each tier's over a range of
-1,000. The plans are then followed on the whole log. A promise is broken where less is kept than was promised.
+1,000. The plans are then followed on the whole log. A promise is broken where less is kept than was promised. It is
+refused where it cannot be proven, or where plans that keep it cost more than always asking the best tier.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from router.portfolio.tiers import read_tiers
 from training import SuccessEstimator, TrainingConfig, evaluate, train
 from training.encoders.embed import embed
 from training.encoders.make import make_encoder
-from training.evaluation.plans import CurveFigures, PlanEvaluation
+from training.evaluation.plan_result import CurveFigures, PlanEvaluation
 from training.fit.agreement import AgreementModel
 from training.fit.joint import JointModel
 from training.fit.verifiers import fit_verifier
@@ -111,10 +112,23 @@ def table(results: Sequence[dict[str, PlanEvaluation]]) -> list[str]:
             f"by plans; the dial keeps {cell([p.kept.value for p in at])} at {cell([p.cost_share.value for p in at])} "
             "of the cost of always-best"
             + (f"; expected / measured cost {cell(expected)}" if expected else "")
+            + "".join(f"; {what}" for what in conditionals(check, results))
             + (f"; most used in the first split: {', '.join(f'{k} {v:.0%}' for k, v in shapes)}" if shapes else "")
             + "."
         )
     return lines
+
+
+def conditionals(check: str, results: Sequence[dict[str, PlanEvaluation]]) -> list[str]:
+    """How often an answer is right after what was seen: expected, measured, and if nothing had been seen."""
+    found = []
+    for name in results[0][check].conditionals:
+        each = [result[check].conditionals[name] for result in results]
+        expected, measured, alone = (
+            np.mean([getattr(one, what) for one in each]) for what in ("expected", "measured", "if_independent")
+        )
+        found.append(f"{name}: expected {expected:.3f}, measured {measured:.3f}, if independent {alone:.3f}")
+    return found
 
 
 # ---- the promise ---------------------------------------------------------------------------------------------------
@@ -174,8 +188,9 @@ class Population:
         costs = np.array([each.cost_usd(paid, fees).mean() for each in found])
         proven = least_proven(outcomes[rows], self.correct[rows], QUALITIES, CONFIDENCE)
         accuracy, cost = self.correct[:, self.best].mean(), paid[:, self.best].mean()
+        is_cheaper = costs <= cost
         return {
-            quality: None if at is None else (outcomes[:, at].mean() / accuracy, costs[at] / cost)
+            quality: None if at is None or not is_cheaper[at] else (outcomes[:, at].mean() / accuracy, costs[at] / cost)
             for quality, at in proven.items()
         }
 

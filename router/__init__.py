@@ -5,10 +5,12 @@ from router.errors import (
     BundleError,
     CheckError,
     DialError,
+    KeyFileError,
     PlanError,
     PriceError,
     PromptError,
     RouterError,
+    SignatureError,
     TierError,
 )
 from router.plan_result import Answer
@@ -23,6 +25,7 @@ __all__ = [
     "CheckError",
     "Decision",
     "DialError",
+    "KeyFileError",
     "Offer",
     "PlanError",
     "Policy",
@@ -30,6 +33,7 @@ __all__ = [
     "PromptError",
     "Router",
     "RouterError",
+    "SignatureError",
     "Tier",
     "TierError",
     "Watcher",

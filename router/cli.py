@@ -16,9 +16,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from router.bundle.bundle import Bundle
+from router.bundle.signature import TrustedKeys, sign
 from router.decision import Decision
 from router.errors import BundleError, RouterError
-from router.golden import check_golden
+from router.golden import check_golden, proven
 from router.plans.checks import CheckModel
 from router.plans.planner import MOST_CALLS
 from router.router import Router
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "route": Command(_ROUTE_HELP, _route_arguments, _route),
         "plan": Command(_PLAN_HELP, _plan_arguments, _plan),
         "verify": Command(_VERIFY_HELP, _verify_arguments, _verify),
+        "sign": Command(_SIGN_HELP, _sign_arguments, _sign),
     }
     try:
         commands |= _named_commands(words)
@@ -221,11 +224,17 @@ def _plan(options: argparse.Namespace) -> int:
 
 # ---- verify ----------------------------------------------------------------------------------------
 
-_VERIFY_HELP = "check a bundle: digests, format, golden prompts"
+_VERIFY_HELP = "check a bundle: digests, format, golden prompts, signature"
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", required=True, type=Path, help="folder of a bundle")
+    parser.add_argument(
+        "--trusted-key",
+        action="append",
+        type=Path,
+        help="a public key, one of which must have signed the bundle; may be given several times (extra: signing)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -233,7 +242,8 @@ def _verify(options: argparse.Namespace) -> int:
     if not options.bundle.is_dir():
         raise BundleError(f"{options.bundle}: no such folder; expected the folder of a bundle")
     try:
-        check = check_golden(options.bundle)
+        keys = None if options.trusted_key is None else TrustedKeys.read(options.trusted_key)
+        check = check_golden(options.bundle, keys)
     except BundleError as error:
         if options.json:
             say(json.dumps({"ok": False, "error": str(error)}, ensure_ascii=False))
@@ -249,3 +259,22 @@ def _verify(options: argparse.Namespace) -> int:
             f"{check.n_prompts} golden prompts, {outcome} (largest difference {check.largest_difference:.1e})"
         )
     return DONE if check.passed else FAILED
+
+
+# ---- sign ------------------------------------------------------------------------------------------
+
+_SIGN_HELP = "sign a bundle, once it is verified, with an Ed25519 key (extra: signing)"
+
+
+def _sign_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder of a bundle")
+    parser.add_argument(
+        "--key", required=True, type=Path, help="private key in PEM: openssl genpkey -algorithm ed25519 -out KEY"
+    )
+
+
+def _sign(options: argparse.Namespace) -> int:
+    bundle = proven(Bundle.load(options.bundle))
+    path = sign(bundle.path, bundle.manifest, options.key)
+    say(f"{path}: bundle {bundle.manifest.bundle_id} is signed")
+    return DONE

@@ -2,6 +2,8 @@
 
 RouterError
 ├── BundleError     a bundle is missing, incomplete, altered or of another format
+│   └── SignatureError  no trusted key has signed it
+├── KeyFileError    a file holds no key of the kind that signs bundles
 ├── TierError       tiers.toml does not say what it must
 ├── PriceError      a price table cannot replace the one in use
 ├── PromptError     messages that are not a chat
@@ -14,6 +16,7 @@ Every message says what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -28,6 +31,21 @@ class RouterError(Exception):
 
 class BundleError(RouterError):
     """A bundle is missing, incomplete, altered or of another format."""
+
+
+class SignatureError(BundleError):
+    """No trusted key has signed a bundle.
+
+    folder: of the bundle.
+    """
+
+    def __init__(self, folder: Path, found: str) -> None:
+        self.folder = folder
+        super().__init__(f"{folder} {found}; sign it with: broker sign {folder} --key FILE")
+
+
+class KeyFileError(RouterError):
+    """A file holds no key of the kind that signs bundles."""
 
 
 class TierError(RouterError):

@@ -10,6 +10,7 @@ import numpy as np
 
 from router.bundle.bundle import Bundle
 from router.bundle.manifest import GOLDEN_FILE
+from router.bundle.signature import TrustedKeys
 from router.errors import BundleError
 from router.policy import Policy, resolve_dials
 from router.routing import Call
@@ -68,12 +69,12 @@ class GoldenCheck:
         )
 
 
-def check_golden(path: str | Path) -> GoldenCheck:
-    """Load a bundle, which checks its digests, and check its golden prompts.
+def check_golden(path: str | Path, trusted_keys: TrustedKeys | None = None) -> GoldenCheck:
+    """Load a bundle, which checks its digests and, where keys are given, its signature, and check its golden prompts.
 
-    Raises BundleError where it is not a complete, unaltered bundle.
+    Raises BundleError where it is not a complete, unaltered bundle, or none of the keys has signed it.
     """
-    return GoldenCheck.of(Bundle.load(path))
+    return GoldenCheck.of(Bundle.load(path, trusted_keys=trusted_keys))
 
 
 def proven(bundle: Bundle) -> Bundle:

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from router.bundle.bundle import Bundle
+from router.bundle.signature import TrustedKeys
 from router.decision import Decision
 from router.errors import BundleError, PromptError
 from router.golden import proven
@@ -39,14 +40,25 @@ class Router:
         self._one_change_at_a_time = Lock()
 
     @classmethod
-    def load(cls, path: str | Path, policy: Policy = _DEFAULT_POLICY, *, n_threads: int = 1) -> Router:
+    def load(
+        cls,
+        path: str | Path,
+        policy: Policy = _DEFAULT_POLICY,
+        *,
+        n_threads: int = 1,
+        trusted_keys: Collection[str | Path] | None = None,
+    ) -> Router:
         """From the folder of a bundle.
 
         n_threads: threads of one call of the graph; more than one pays for large batches only.
+        trusted_keys: files of Ed25519 public keys in PEM (extra `signing`), read now. One of them must have signed
+            this bundle and each one that `reload` takes; None asks for no signature.
+        Raises SignatureError where none has, and KeyFileError where a file holds no such key.
         Raises BundleError where the bundle is incomplete or altered, answers its golden prompts otherwise than it says,
         or lacks the policy's fallback tier.
         """
-        return cls(proven(Bundle.load(path, n_threads=n_threads)), policy)
+        trusted = None if trusted_keys is None else TrustedKeys.read(trusted_keys)
+        return cls(proven(Bundle.load(path, n_threads=n_threads, trusted_keys=trusted)), policy)
 
     @property
     def bundle(self) -> Bundle:
@@ -76,7 +88,9 @@ class Router:
         Raises BundleError or PriceError and keeps what was in use.
         """
         with self._one_change_at_a_time:
-            bundle = proven(Bundle.load(path, n_threads=self.bundle.n_threads))
+            present = self.bundle
+            bundle = Bundle.load(path, n_threads=present.n_threads, trusted_keys=present.trusted_keys)
+            bundle = proven(bundle)
             table = bundle.prices if prices is None else PriceTable.read(prices, bundle.manifest.tiers)
             self._snapshot = Snapshot(bundle, table, self.policy)
 

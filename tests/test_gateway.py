@@ -557,7 +557,7 @@ def test_a_client_that_leaves_a_stream_is_logged_with_what_it_got(proxy, client,
     [row] = logged_attempts(proxy, decision_id)
     assert (row["ended"], row["model"], row["tokens_estimated"]) == ("left", "distilled-cheap", True)
     assert row["input_tokens"] > 900
-    assert row["output_tokens"] < 9 if n_words else pd.isna(row["output_tokens"]) or row["output_tokens"] < 3
+    assert row["output_tokens"] < 10 if n_words else pd.isna(row["output_tokens"]) or row["output_tokens"] < 3
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -755,6 +755,24 @@ def test_another_model_takes_fallbacks_and_retries_of_the_request_as_ever(client
     providers["distilled-cheap"].status = 500
     extra = {"fallbacks": [OUTSIDER], "num_retries": 1}
     assert ask(client, "distilled-cheap", extra_body=extra)[0] == OUTSIDER
+
+
+def test_a_request_that_litellm_calls_off_since_its_client_is_gone_is_logged_as_left(reference, tmp_path):
+    from router.gateway import BrokerHook
+
+    hook = BrokerHook(reference, OutcomeLog(tmp_path))
+    data = route_by_hook(hook, "broker/worth=0")
+    call = {**data, "metadata": {**data["metadata"], "model_group": data["model"]}}
+    asyncio.run(hook.async_pre_call_deployment_hook(call, "acompletion"))
+    for status in (400, 499, 499):
+        error = openai.APIStatusError(
+            "", response=httpx.Response(status, request=httpx.Request("POST", "x:")), body=None
+        )
+        asyncio.run(hook.async_post_call_failure_hook(data, error, None))
+    OutcomeLog(tmp_path).compact()
+    [file] = tmp_path.glob("day=*/*.parquet")
+    [row] = pd.read_parquet(file).to_dict("records")
+    assert (row["ended"], row["model"]) == ("left", "distilled-cheap") and row["latency_ms"] > 0
 
 
 def route_by_hook(hook, model: str, **body) -> dict:

@@ -6,11 +6,12 @@ import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -388,6 +389,56 @@ def test_other_paths_methods_and_sizes_are_refused(service):
     assert service.ask("POST", "/healthz", b"{}")[0] == 405
     assert service.ask("POST", "/route", b" " * (5 * 1024 * 1024))[0] == 413
     assert service.ask("GET", "/healthz")[0] == 200
+
+
+def test_numbers_that_no_price_or_prompt_can_have_are_refused_as_in_python(service):
+    for dials in ({"worth_usd": 1e300}, {"context_tokens": 1e300}):
+        status, answer = service.ask("POST", "/route", json.dumps({"prompt": "Hello!", **dials}).encode())
+        assert status == 400 and "from 0 to 1e12" in answer["error"]
+
+
+def raw_answer(service, head: str, pieces: Iterator[bytes], limit_s: float) -> tuple[bytes, float]:
+    """What the service answers while a body still comes, and how many seconds until it closes the connection."""
+    start = time.monotonic()
+    with socket.create_connection(("127.0.0.1", service.connection.port), timeout=limit_s) as connection:
+        connection.sendall(f"POST /route HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode())
+        connection.settimeout(0.05)
+        answer = b""
+        while time.monotonic() - start < limit_s:
+            with suppress(TimeoutError):
+                connection.sendall(next(pieces))
+            with suppress(TimeoutError):
+                try:
+                    received = connection.recv(65536)
+                except ConnectionError:
+                    received = b""
+                answer += received
+                if not received:
+                    break
+        return answer, time.monotonic() - start
+
+
+def endless(piece: bytes) -> Iterator[bytes]:
+    while True:
+        yield piece
+
+
+@pytest.mark.parametrize("head", [f"Content-Length: {10**9}", "Transfer-Encoding: chunked"])
+def test_a_body_that_is_too_large_is_not_read_to_its_end(service, head):
+    piece = b" " * 100_000
+    chunk = f"{len(piece):x}\r\n".encode() + piece + b"\r\n" if "chunked" in head else piece
+    try:
+        answer, seconds = raw_answer(service, head, endless(chunk), 20)
+    except ConnectionError:
+        pytest.fail("the connection was closed before the answer could be read")
+    assert answer.startswith(b"HTTP/1.1 413 ") and seconds < 15
+
+
+def test_a_body_that_comes_too_slowly_is_not_waited_for(service):
+    answer, seconds = raw_answer(service, "Content-Length: 1000", endless(b" "), 20)
+    assert answer.startswith(b"HTTP/1.1 408 ") and 9 < seconds < 15
+    service.connection.close()  # The service has closed it, since nothing came meanwhile.
+    assert service.route({"prompt": "Hello!"})["tier"]
 
 
 def test_no_prompt_is_logged(service):

@@ -442,6 +442,23 @@ def test_a_log_that_cannot_write_loses_no_answer(tmp_path, unwritable):
     assert log.compact().unreadable == 0
 
 
+def test_verdicts_that_come_late_reach_the_row_and_leave_the_others_as_they_were(tmp_path):
+    log, first, second = OutcomeLog(tmp_path), decide(), decide()
+    for each, name in ((first, "tests"), (second, "judge")):
+        look(decision=each).run(asker({"a": "4"}), {"tests": lambda prompt, answer: True}, log=log)
+        log.compact()
+        log.outcome(each.decision_id, checks={name: Verdict(score=0.5, cost_usd=0.25)})
+        log.compact()
+    found = {
+        row["decision_id"]: row
+        for file in tmp_path.glob("day=*/*.parquet")
+        for row in pq.ParquetFile(file).read().to_pylist()
+    }
+    assert (found[first.decision_id]["check_tests"], found[first.decision_id].get("check_judge")) == (0.5, None)
+    assert (found[second.decision_id]["check_tests"], found[second.decision_id]["check_judge_usd"]) == (1.0, 0.25)
+    assert log.n_lost == 0
+
+
 # ---- with a bundle ---------------------------------------------------------------------------------
 
 

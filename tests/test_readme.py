@@ -123,3 +123,13 @@ def test_the_bundles_contract_is_in_the_models_readme(trained):
     text = CONTRACT.read_text(encoding="utf-8")
     for name in (path.name for path in trained.bundle.iterdir()):
         assert f"`{name}`" in text
+
+
+def test_every_test_that_the_page_on_reliability_names_exists():
+    names = re.findall(r"`(test_\w+(?:\.py)?)`", (ROOT / "docs" / "reliability.md").read_text())
+    assert len(names) > 40
+    for name in names:
+        if name.endswith(".py"):
+            code = (ROOT / "tests" / name).read_text()
+        else:
+            assert f"def {name}(" in code, name

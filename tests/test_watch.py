@@ -1,11 +1,13 @@
 """Laws of changing bundle and prices under a running router."""
 
+import gc
 import json
 import logging
 import os
 import shutil
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
@@ -101,6 +103,18 @@ def test_every_decision_under_load_names_one_bundle_and_one_price_table(bundles,
         finally:
             done.set()
         assert len(set().union(*(each.result() for each in running))) > 1
+
+
+def test_bundles_with_the_same_tokenizer_share_it_and_it_goes_with_the_last(bundles):
+    """The library keeps memory for each pair of a tokenizer and a thread, so a reload must not make another one."""
+    first, second = bundles
+    router = Router.load(first)
+    before = weakref.ref(router.bundle.tokenizer)
+    router.reload(second)
+    assert router.bundle.tokenizer is before()
+    del router
+    gc.collect()
+    assert before() is None
 
 
 # ---- what is refused -------------------------------------------------------------------------------

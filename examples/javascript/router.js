@@ -12,6 +12,7 @@ import { cutText, mediaCapabilities, promptText, validUnicode } from "./prompt.j
 import { textEncoder } from "./tokens.js";
 
 const GOLDEN_TOLERANCE = 1e-4;
+const MOST = 1e12;  // tokens of a context, or USD of a worth
 const OUTPUTS = ["success", "output_tokens", "cost_usd", "tier", "familiarity", "cluster"];
 
 /** What a request may say. */
@@ -256,14 +257,14 @@ function billedTokens(encoder, nChars, nTokens) {
 function resolveDials(manifest, request) {
   const { quality = null, worth_usd = null, context_tokens = null } = request;
   const critical = request.critical ?? false;
-  if (context_tokens !== null && !(isNumber(context_tokens) && context_tokens >= 0)) {
-    throw new DialError(`context_tokens is ${shown(context_tokens)}; expected a number of at least 0`);
+  if (context_tokens !== null && !(isNumber(context_tokens) && context_tokens >= 0 && context_tokens <= MOST)) {
+    throw new DialError(`context_tokens is ${shown(context_tokens)}; expected a number from 0 to 1e12`);
   }
   if (quality !== null && !(isNumber(quality) && quality > 0 && quality <= 1)) {
     throw new DialError(`quality is ${shown(quality)}; expected a share above 0 and at most 1`);
   }
-  if (worth_usd !== null && !(isNumber(worth_usd) && worth_usd >= 0)) {
-    throw new DialError(`worth_usd is ${shown(worth_usd)}; expected what a correct answer is worth, at least 0 USD`);
+  if (worth_usd !== null && !(isNumber(worth_usd) && worth_usd >= 0 && worth_usd <= MOST)) {
+    throw new DialError(`worth_usd is ${shown(worth_usd)}; expected what a correct answer is worth, from 0 to 1e12 USD`);
   }
   if (typeof critical !== "boolean") throw new DialError(`critical is ${shown(critical)}; expected true or false`);
   if (critical) return { quality: null, slack: 0, worthUsd: 0, critical, promised: false };

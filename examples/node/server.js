@@ -7,6 +7,7 @@
  * GET  /healthz  which bundle and which price table are in use
  *
  * The price file is read again whenever it changes; a broken one never replaces a good one. No prompt is logged.
+ * A body of more than 4 MiB gets status 413, and a request that does not come within 10 seconds 408.
  */
 
 import { watchFile } from "node:fs";
@@ -18,6 +19,8 @@ import { REQUEST_KEYS } from "../javascript/router.js";
 import { Router } from "./router.js";
 
 const MAX_BODY_BYTES = 4 * 1024 * 1024;
+const LIMITS = { headersTimeout: 5_000, requestTimeout: 10_000, connectionsCheckingInterval: 1_000 };  // ms
+const LAST_WORDS_MS = 1_000;  // so long is a body that is too large read on, so that the caller hears the answer
 const PRICE_CHECK_MS = 200;
 const USAGE = "usage: node server.js --bundle DIR [--prices FILE] [--port N] [--host ADDRESS]";
 
@@ -73,7 +76,7 @@ async function main() {
   await priceFile?.read();
   priceFile?.watch();
 
-  const server = createServer((request, response) => void respond(router, priceFile, request, response));
+  const server = createServer(LIMITS, (request, response) => void respond(router, priceFile, request, response));
   server.on("error", (error) => fail(error));
   server.listen(options.port, options.host, () => {
     const { address, port, family } = server.address();
@@ -161,15 +164,22 @@ async function readRequest(request) {
 
 async function readBody(request) {
   const chunks = [];
-  let nBytes = 0;
-  for await (const chunk of request) {
+  let nBytes = Number(request.headers["content-length"] ?? 0);
+  if (nBytes > MAX_BODY_BYTES) throw tooLarge(request);
+  nBytes = 0;
+  for await (const chunk of request.iterator({ destroyOnReturn: false })) {
     nBytes += chunk.length;
-    if (nBytes <= MAX_BODY_BYTES) chunks.push(chunk);  // else read on to the end, so that the caller hears the answer
-  }
-  if (nBytes > MAX_BODY_BYTES) {
-    throw new HttpError(413, `the body has ${nBytes} bytes; expected at most ${MAX_BODY_BYTES}`);
+    if (nBytes > MAX_BODY_BYTES) throw tooLarge(request);
+    chunks.push(chunk);
   }
   return Buffer.concat(chunks);
+}
+
+/** The error for a body that is too large. The rest of it is thrown away, and what does not come soon ends it. */
+function tooLarge(request) {
+  request.resume();
+  setTimeout(() => request.complete || request.destroy(), LAST_WORDS_MS).unref();
+  return new HttpError(413, `the body is too large; expected at most ${MAX_BODY_BYTES} bytes`);
 }
 
 function send(response, status, document, headers = {}) {

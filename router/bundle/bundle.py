@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from tokenizers import Encoding, Tokenizer
 
@@ -22,6 +23,7 @@ from router.bundle.manifest import (
     read_manifest,
 )
 from router.bundle.operators import refused_operators
+from router.bundle.signature import TrustedKeys
 from router.errors import BundleError, TierError
 from router.files import read_bounded
 from router.plans.planner import CALIBRATION_FILE, CHECKS_FILE, PLAN_FILE, Planner
@@ -43,6 +45,11 @@ MOST_BYTES: Mapping[str, int] = {
 MOST_BYTES_OF_OTHERS = 64 * 2**20
 """The largest files of a bundle. A larger one is refused by its size, before it is read."""
 
+_TOKENIZERS: WeakValueDictionary[str, Tokenizer] = WeakValueDictionary()
+"""The tokenizers in use, by the SHA-256 of their files. Bundles that have the same one share it, since the library
+keeps some memory for each pair of a tokenizer and a thread as long as the thread lives: a reload would add to it.
+"""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -60,25 +67,31 @@ class Bundle:
     clusters: tuple[Cluster, ...]
     golden: bytes = field(repr=False)
     n_threads: int
-    planner: Planner | None = None
+    trusted_keys: TrustedKeys | None
+    planner: Planner | None
 
     @classmethod
-    def load(cls, path: str | Path, *, n_threads: int = 1) -> Bundle:
+    def load(cls, path: str | Path, *, n_threads: int = 1, trusted_keys: TrustedKeys | None = None) -> Bundle:
         """Read and check a bundle.
 
         n_threads: threads of one call of the graph; more than one pays for large batches only.
-        Raises BundleError where anything is missing, altered, of another format, too large or not loadable, or where
-        the graph's answers have another form than the manifest says. `router.golden` checks what it answers.
+        trusted_keys: one of them must have signed the bundle, which is asked before anything of it is parsed but the
+            manifest; None asks for no signature.
+        Raises SignatureError where none of them has, and BundleError where anything is missing, altered, of another
+        format, too large or not loadable, or where the graph's answers have another form than the manifest says.
+        `router.golden` checks what it answers.
         """
         folder = Path(path).resolve()  # All files of one bundle, even if a link moves meanwhile.
         manifest = read_manifest(folder)
+        if trusted_keys is not None:
+            trusted_keys.check(folder, manifest)
         contents = verified_contents(folder, manifest)
         for name in (GRAPH_FILE, PLAN_FILE):
             if name in contents and (refused := refused_operators(contents[name])):
                 raise BundleError(f"{folder}: {name} {refused}; train or copy the bundle again")
         clusters = parse_clusters(contents[CLUSTERS_FILE], str(folder / CLUSTERS_FILE))
         try:
-            tokenizer = Tokenizer.from_str(contents[TOKENIZER_FILE].decode())
+            tokenizer = _tokenizer(manifest.files[TOKENIZER_FILE], contents[TOKENIZER_FILE])
             prices = PriceTable.parse(contents[TIERS_FILE].decode(), str(folder / TIERS_FILE))
             engine = Engine(contents[GRAPH_FILE], n_threads)
         except TierError as error:
@@ -98,6 +111,7 @@ class Bundle:
             clusters=clusters,
             golden=contents[GOLDEN_FILE],
             n_threads=n_threads,
+            trusted_keys=trusted_keys,
             planner=Planner.of(contents, len(manifest.tiers), str(folder), n_threads),
         )
 
@@ -111,6 +125,14 @@ class Bundle:
             return self.tokenizer.encode_batch_fast(texts)
         except (UnicodeEncodeError, TypeError):  # No tokenizer takes lone surrogates.
             return self.tokenizer.encode_batch_fast([valid_unicode(text) for text in texts])
+
+
+def _tokenizer(digest: str, content: bytes) -> Tokenizer:
+    """The tokenizer of a file with this SHA-256; raises ValueError or a bare Exception where it is none."""
+    tokenizer = _TOKENIZERS.get(digest)
+    if tokenizer is None:
+        tokenizer = _TOKENIZERS[digest] = Tokenizer.from_str(content.decode())
+    return tokenizer
 
 
 def verified_contents(folder: Path, manifest: Manifest) -> dict[str, bytes]:

@@ -104,7 +104,6 @@ class BrokerHook(CustomLogger):
         if not offers:
             raise _refusal(f"no offer in the price table may answer this request; {decision.reason}")
         decision = metadata[DECISION_KEY] = replace(decision, offer=offers[0])  # A fallback may have had no offer.
-        metadata.pop(ATTEMPTS_KEY, None)  # A client's own would be none.
         if planned := planned_of(data):
             return planned.put_into(data)  # The plan logs what it does.
         data["model"], *fallbacks = dict.fromkeys(offer.model for offer in offers)
@@ -162,9 +161,9 @@ class BrokerHook(CustomLogger):
         traceback_str: str | None = None,
     ) -> None:
         """Log an attempt that LiteLLM has called off, since the client is gone; LiteLLM calls this for each error."""
-        if attempts := attempts_of(request_data):
-            is_gone = getattr(original_exception, "status_code", None) == _CLIENT_IS_GONE
-            self._log_attempt(attempts, LEFT if is_gone else FAILED)
+        attempts = attempts_of(request_data)
+        if attempts is not None and getattr(original_exception, "status_code", None) == _CLIENT_IS_GONE:
+            self._log_attempt(attempts, LEFT)
 
     async def async_logging_hook(
         self, kwargs: dict[str, Any], result: Any, call_type: str

@@ -31,7 +31,7 @@ class Partitions:
         found: set[str] = set()
         for name in list(self._names):
             if name.split("/")[0].removeprefix("day=") in days:
-                found |= decision_ids & (self._read(name, _row_ids) or set())
+                found |= decision_ids & set(self._read(name, _row_ids) or ())
         return found
 
     def update(self, outcomes: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -56,7 +56,9 @@ class Partitions:
         for row in rows:
             days.setdefault(day(row["timestamp"]), []).append(row)
         for name, rows_of_day in days.items():
-            self._files.write(f"day={name}/attempts-{batch}.parquet", _as_parquet(rows_of_day))
+            names = {name for row in rows_of_day for name in row}
+            table = extra("pyarrow").Table.from_pylist(rows_of_day, _schema(names))
+            self._files.write(f"day={name}/attempts-{batch}.parquet", _as_parquet(table))
 
     def _read(self, name: str, read: Callable[[Any], _Result]) -> _Result | None:
         """What `read` makes of a file; None where it is damaged, and put aside.
@@ -90,27 +92,56 @@ def join(row: dict[str, Any], outcome: Mapping[str, Any]) -> None:
     row.update(outcome)
 
 
-def _row_ids(file: Any) -> set[str]:
-    names = [name for name in ("decision_id", "attempt_id") if name in file.schema_arrow.names]
-    return {row_id(row) for row in file.read(names).to_pylist()}
+def _row_ids(file: Any) -> list[str]:
+    """The row_id of each row; raises KeyError where the file has no decision_id."""
+    table = file.read(["decision_id", "attempt_id"])
+    decision_ids: list[str] = table["decision_id"].to_pylist()
+    if "attempt_id" not in table.column_names:  # A file of an earlier version.
+        return decision_ids
+    attempt_ids = table["attempt_id"].to_pylist()
+    return [attempt_id or decision_id for attempt_id, decision_id in zip(attempt_ids, decision_ids, strict=True)]
 
 
 def _joined(file: Any, outcomes: Mapping[str, Mapping[str, Any]]) -> tuple[set[str], bytes]:
-    """The rows of a Parquet file that outcomes were given for, and the file with these outcomes."""
-    found = outcomes.keys() & _row_ids(file)
-    if not found:
+    """The rows of a Parquet file that outcomes were given for, and the file with these outcomes, these rows last.
+
+    Only these rows become Python objects.
+    """
+    pa = extra("pyarrow")
+    found = _row_ids(file)
+    is_found = [each in outcomes for each in found]
+    if not any(is_found):
         return set(), b""
-    rows = file.read().to_pylist()
+    names = {name for each in found if each in outcomes for name in outcomes[each]}
+    table, mask = _with_all_columns(file.read(), names), pa.array(is_found)
+    rows = table.filter(mask).to_pylist()
     for row in rows:
-        join(row, outcomes.get(row_id(row), {}))
-    return found, _as_parquet(rows)
+        join(row, outcomes[row_id(row)])
+    others = table.filter(extra("pyarrow.compute").invert(mask))
+    content = _as_parquet(pa.concat_tables([others, pa.Table.from_pylist(rows, table.schema)]))
+    return {row_id(row) for row in rows}, content
 
 
-def _as_parquet(rows: list[dict[str, Any]]) -> bytes:
-    pa, parquet = extra("pyarrow"), extra("pyarrow.parquet")
-    checks = sorted({name for row in rows for name in row if is_of_check(name)})
-    types = {**COLUMNS, "timestamp": pa.timestamp("us", "UTC"), **dict.fromkeys(checks, "double")}
-    sink = pa.BufferOutputStream()
-    parquet.write_table(pa.Table.from_pylist(rows, pa.schema([*types.items()])), sink, compression="zstd")
+def _with_all_columns(table: Any, names: Set[str]) -> Any:
+    """The table in the schema of the log with all columns of checks: a file of an earlier version lacks columns.
+
+    names: of columns that rows are about to get.
+    """
+    has = set(table.column_names)
+    pa, schema = extra("pyarrow"), _schema(has | names)
+    columns = [table[name] if name in has else pa.nulls(len(table), schema.field(name).type) for name in schema.names]
+    return pa.table(columns, names=schema.names).cast(schema)
+
+
+def _schema(names: Set[str]) -> Any:
+    """The schema of the log, with the columns of checks that are among these names."""
+    pa = extra("pyarrow")
+    checks = dict.fromkeys(sorted(filter(is_of_check, names)), "double")
+    return pa.schema([*{**COLUMNS, "timestamp": pa.timestamp("us", "UTC"), **checks}.items()])
+
+
+def _as_parquet(table: Any) -> bytes:
+    sink = extra("pyarrow").BufferOutputStream()
+    extra("pyarrow.parquet").write_table(table, sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()
     return content

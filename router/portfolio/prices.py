@@ -34,19 +34,21 @@ class PriceTable:
     def read(cls, path: str | Path, tier_names: Sequence[str]) -> PriceTable:
         """From a file in the format of tiers.toml that has exactly the tiers `tier_names`, in any order.
 
+        A file whose name ends in .json has the same document in JSON.
         Raises PriceError where the file cannot be read, is not valid, or has other tiers.
         """
         try:
-            table = cls.parse(tiers_text(path), str(path))
+            text = tiers_text(path)
+            tiers = parse_tiers(text, str(path), is_json=Path(path).suffix.lower() == ".json")
         except TierError as error:
             raise PriceError(f"price table refused: {error}") from error
-        found = {tier.name: tier for tier in table.tiers}
+        found = {tier.name: tier for tier in tiers}
         if set(found) != set(tier_names):
             raise PriceError(
                 f"price table refused: {path} has the tiers {first_of(sorted(found))}; "
                 f"expected exactly those of the bundle: {', '.join(sorted(tier_names))}"
             )
-        return replace(table, tiers=tuple(found[name] for name in tier_names))
+        return cls(tiers=tuple(found[name] for name in tier_names), id=_digest(text), text=text)
 
     def scaled(self, factors: Mapping[str, float]) -> PriceTable:
         """The same offers with all prices of some providers multiplied: {"alibaba": 0.1} is a cut by 90 %.

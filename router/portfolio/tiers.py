@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -103,21 +104,21 @@ def tiers_text(path: str | Path) -> str:
         raise TierError(f"{path}: byte {error.start} is not UTF-8; save the file with the encoding UTF-8") from error
 
 
-def parse_tiers(text: str, source: str = "tiers.toml") -> tuple[Tier, ...]:
+def parse_tiers(text: str, source: str = "tiers.toml", *, is_json: bool = False) -> tuple[Tier, ...]:
     """Tiers from the text of a tiers.toml.
 
+    is_json: the text is the same document in JSON, which is read in about a quarter of the time.
     Raises TierError, which names `source`, the place and the remedy.
     """
     try:
-        if _LONG_KEY.search(text):
-            raise ValueError("a name of more than 16 parts, joined by dots")
-        document = tomllib.loads(text)
+        document = json.loads(text, object_pairs_hook=_object) if is_json else _toml(text)
     except ValueError as error:  # Also an integer of 5,000 digits.
-        raise TierError(f"{source}: not valid TOML: {error}") from error
+        raise TierError(f"{source}: not valid {'JSON' if is_json else 'TOML'}: {error}") from error
     except RecursionError as error:
         raise TierError(
             f"{source}: lists or tables are nested too deep; expected [[tiers]] and their offers"
         ) from error
+    _table(document, source)
     _refuse_unknown(document, {"tiers"}, source)
     entries = document.get("tiers")
     if not isinstance(entries, list) or not entries:
@@ -127,6 +128,20 @@ def parse_tiers(text: str, source: str = "tiers.toml") -> tuple[Tier, ...]:
     model_tiers = {(name, tier.name) for tier in tiers for offer in tier.offers for name in log_names(offer)}
     _refuse_repeated([name for name, _ in model_tiers], f"{source}: in more than one tier: model or alias")
     return tiers
+
+
+def _toml(text: str) -> dict[str, Any]:
+    if _LONG_KEY.search(text):
+        raise ValueError("a name of more than 16 parts, joined by dots")
+    return tomllib.loads(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; raises ValueError where a key stands in it twice, as TOML does."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key stands twice among {first_of([key for key, _ in pairs])}")
+    return found
 
 
 def log_names(offer: Offer) -> tuple[str, ...]:

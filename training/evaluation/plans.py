@@ -5,8 +5,9 @@ Fixed cascades are chosen on the training part, on the prompts that the bundle c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,15 @@ import numpy as np
 from router.planning import PlanDials
 from router.plans.checks import AGREEMENT, CheckModel
 from router.plans.dial import expected_costs, logged_answers, replayed, simulated_classes
-from router.plans.engine import PlanTables
+from router.plans.engine import PlanTables, look_inputs
 from router.plans.planner import MOST_CALLS, Looks, Planner
 from router.plans.replay import LoggedAnswers, Replayed
 from router.plans.tree import Choices
 from router.portfolio.quote import graph_inputs
 from training.evaluation.cascades import Cascade, agreed, cascades, verified
 from training.evaluation.judged import LEAST_ACCURACY, JudgedPrompts
-from training.evaluation.metrics import Interval, hull, interval
+from training.evaluation.metrics import hull, interval
+from training.evaluation.plan_result import Conditional, CurveFigures, PlanDialResult, PlanEvaluation
 from training.log.sample import evenly
 
 MAX_PLANNED_PROMPTS = 5_000
@@ -30,84 +32,6 @@ MAX_PLANNED_PROMPTS = 5_000
 N_WORTHS = 40
 _LEAST_COST = 1e-12
 _SHARES = {"cost_at_95": 0.95, "cost_at_98": 0.98, "cost_at_100": 1.0}
-
-
-@dataclass(frozen=True)
-class CurveFigures:
-    """A curve of accuracy over cost.
-
-    curve: (usd_per_1k, accuracy), by rising cost. cost_at: by name, the cost that reaches 95, 98 and 100 % of the best
-    tier's accuracy, relative to always asking it; 1 where that is not reached for less. max_kept: the highest accuracy,
-    relative to the best tier's.
-    """
-
-    curve: tuple[tuple[float, float], ...]
-    cost_at: Mapping[str, Interval]
-    max_kept: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        """As it stands in the JSON of an evaluation."""
-        return {
-            "curve": [list(point) for point in self.curve],
-            **{name: each.to_json() for name, each in self.cost_at.items()},
-            "max_kept": self.max_kept.to_json(),
-        }
-
-
-@dataclass(frozen=True)
-class PlanDialResult:
-    """What plans keep and cost at one quality. Where no plan keeps it with proof, direct routing answers."""
-
-    quality: float
-    promised: bool
-    is_direct: bool
-    kept: Interval
-    usd_per_1k: Interval
-    cost_share: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        """One entry of "dial"."""
-        return {
-            "quality": self.quality,
-            "promised": self.promised,
-            "is_direct": self.is_direct,
-            **{name: getattr(self, name).to_json() for name in ("kept", "usd_per_1k", "cost_share")},
-        }
-
-
-@dataclass(frozen=True)
-class PlanEvaluation:
-    """Plans with one check.
-
-    simulated: verdicts were drawn with stated figures. plans, direct, fixed_cascade: their curves. dial: at each
-    quality. n_prompts: that this rests on. expected_success, expected_cost: what plans expect at the default quality,
-    relative to what was measured; None where no plan is promised there. shapes: the plans most used at the default
-    quality, with their shares of requests.
-    """
-
-    check: str
-    simulated: bool
-    n_prompts: int
-    plans: CurveFigures
-    direct: CurveFigures
-    fixed_cascade: CurveFigures
-    dial: tuple[PlanDialResult, ...]
-    expected_success: float | None
-    expected_cost: float | None
-    shapes: Mapping[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """The entry of a check in "plans"."""
-        return {
-            "simulated": self.simulated,
-            "n_prompts": self.n_prompts,
-            **self.plans.to_json(),
-            "dial": [each.to_json() for each in self.dial],
-            "fixed_cascade": self.fixed_cascade.to_json(),
-            "direct": self.direct.to_json(),
-            "expected_over_measured": {"success": self.expected_success, "cost": self.expected_cost},
-            "shapes": dict(self.shapes),
-        }
 
 
 @dataclass(frozen=True)
@@ -227,6 +151,7 @@ def _judge(
         expected_success=expected[0],
         expected_cost=expected[1],
         shapes={} if default is None else _shapes(of_dial[default], judged.tiers),
+        conditionals=_conditionals(planner, part, looks),
     )
 
 
@@ -282,6 +207,45 @@ def _expected(planner: Planner, part: _Judged, looks: Looks, worth: float, found
     return float(success.mean() / max(outcome.mean(), LEAST_ACCURACY)), float(
         cost.mean() / max(paid.mean(), _LEAST_COST)
     )
+
+
+def _conditionals(planner: Planner, part: _Judged, looks: Looks) -> dict[str, Conditional]:
+    """What the bundle expects of an answer after another one, against what the log shows."""
+    n_tiers = part.correct.shape[1]
+    perfect = CheckModel.with_figures("perfect", n_tiers, sensitivity=1.0, specificity=1.0)
+    worth = np.zeros((len(part.correct), 1), np.float32)
+
+    def after_two(check: CheckModel | None, *, agreement: bool) -> np.ndarray:
+        inputs = look_inputs(check, n_tiers, agreement=agreement, max_calls=MOST_CALLS)
+        return planner.engine.run(part.success, part.cost_usd, part.eligible, worth, inputs).after_two
+
+    pairs = list(permutations(range(n_tiers), 2))
+    failed = after_two(perfect, agreement=False)[:, :, :, 0, :, 0].sum(axis=3)  # (n, first, second, 3)
+    expected, measured, alone = [], [], []
+    for first, second in pairs:
+        rows = part.correct[:, first] < 0.5
+        seen, _, right = failed[rows, first, second].T
+        expected.append(right / np.maximum(seen, _LEAST_COST))
+        measured.append(part.correct[rows, second])
+        alone.append(part.success[rows, second])
+    found = {"right after a failure": _conditional(expected, measured, alone)}
+    if looks.agreement:
+        compared = after_two(None, agreement=True)[:, :, :, 0, 0, 0]  # (n, first, second, 3), where they agree
+        expected, measured, alone = [], [], []
+        for first, second in pairs:
+            at = np.arange(len(part.correct))
+            rows = part.answers.agree(at, np.full(len(at), first), np.full(len(at), second))
+            seen, right, _ = compared[rows, first, second].T
+            expected.append(right / np.maximum(seen, _LEAST_COST))
+            measured.append(part.correct[rows, first])
+            alone.append(part.success[rows, first])
+        found["right where two agree"] = _conditional(expected, measured, alone)
+    return found
+
+
+def _conditional(expected: list[np.ndarray], measured: list[np.ndarray], alone: list[np.ndarray]) -> Conditional:
+    means = (float(np.concatenate(each).mean()) if sum(map(len, each)) else 0.0 for each in (expected, measured, alone))
+    return Conditional(*means)
 
 
 def _shapes(found: Replayed, tiers: Sequence[str]) -> dict[str, float]:

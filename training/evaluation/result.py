@@ -16,7 +16,7 @@ from training.evaluation.dials import DialResult, dials_text
 from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.net_value import NetValue
 from training.evaluation.off_policy import ESTIMATORS, OffPolicyReport
-from training.evaluation.plans import PlanEvaluation
+from training.evaluation.plan_result import PlanEvaluation
 from training.log.table import IngestSummary
 
 

@@ -50,7 +50,7 @@ from training.log.values import (
     REASON,
     TIMESTAMP,
     number,
-)
+)  # fmt: skip
 from training.log.verdicts import BROKEN_VERDICT, VERDICTS, VERDICTS_TYPE, verdicts_of_line, verdicts_of_table
 
 _MAX_NAME = 64

@@ -9,7 +9,7 @@ from router.bundle.manifest import DialPoint, Manifest
 from training.evaluation.dials import DialResult, dials_text
 from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.off_policy import OffPolicyReport
-from training.evaluation.plans import PlanEvaluation
+from training.evaluation.plan_result import PlanEvaluation
 from training.evaluation.result import Evaluation, FullEvaluation, OffPolicyEvaluation, PolicyResult
 from training.reports.tables import Table
 

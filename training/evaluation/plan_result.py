@@ -1,0 +1,103 @@
+"""The result of judging plans: curves, the dial, and how often answers are right after what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from training.evaluation.metrics import Interval
+
+
+@dataclass(frozen=True)
+class CurveFigures:
+    """A curve of accuracy over cost.
+
+    curve: (usd_per_1k, accuracy), by rising cost. cost_at: by name, the cost that reaches 95, 98 and 100 % of the best
+    tier's accuracy, relative to always asking it; 1 where that is not reached for less. max_kept: the highest accuracy,
+    relative to the best tier's.
+    """
+
+    curve: tuple[tuple[float, float], ...]
+    cost_at: Mapping[str, Interval]
+    max_kept: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the JSON of an evaluation."""
+        return {
+            "curve": [list(point) for point in self.curve],
+            **{name: each.to_json() for name, each in self.cost_at.items()},
+            "max_kept": self.max_kept.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class PlanDialResult:
+    """What plans keep and cost at one quality. Where no plan keeps it with proof, direct routing answers."""
+
+    quality: float
+    promised: bool
+    is_direct: bool
+    kept: Interval
+    usd_per_1k: Interval
+    cost_share: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of "dial"."""
+        return {
+            "quality": self.quality,
+            "promised": self.promised,
+            "is_direct": self.is_direct,
+            **{name: getattr(self, name).to_json() for name in ("kept", "usd_per_1k", "cost_share")},
+        }
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """How often an answer is right, given what was seen, over all pairs of tiers.
+
+    expected: by the bundle. measured: on the judged prompts. if_independent: what the tiers' own estimates say, as if
+    nothing had been seen.
+    """
+
+    expected: float
+    measured: float
+    if_independent: float
+
+
+@dataclass(frozen=True)
+class PlanEvaluation:
+    """Plans with one check.
+
+    simulated: verdicts were drawn with stated figures. plans, direct, fixed_cascade: their curves. dial: at each
+    quality. n_prompts: that this rests on. expected_success, expected_cost: what plans expect at the default quality,
+    relative to what was measured; None where no plan is promised there. shapes: the plans most used at the default
+    quality, with their shares of requests. conditionals: "right after a failure" of another tier and, where answers are
+    compared, "right where two agree".
+    """
+
+    check: str
+    simulated: bool
+    n_prompts: int
+    plans: CurveFigures
+    direct: CurveFigures
+    fixed_cascade: CurveFigures
+    dial: tuple[PlanDialResult, ...]
+    expected_success: float | None
+    expected_cost: float | None
+    shapes: Mapping[str, float]
+    conditionals: Mapping[str, Conditional]
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of a check in "plans"."""
+        return {
+            "simulated": self.simulated,
+            "n_prompts": self.n_prompts,
+            **self.plans.to_json(),
+            "dial": [each.to_json() for each in self.dial],
+            "fixed_cascade": self.fixed_cascade.to_json(),
+            "direct": self.direct.to_json(),
+            "expected_over_measured": {"success": self.expected_success, "cost": self.expected_cost},
+            "shapes": dict(self.shapes),
+            "conditionals": {name: asdict(found) for name, found in self.conditionals.items()},
+        }
