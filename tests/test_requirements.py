@@ -9,9 +9,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = {
-    "dev": ("train", "outcomes", "distributed", "signing", "dev"),
+    "dev": ("train", "outcomes", "checks", "distributed", "signing", "dev"),
     "train": ("train", "outcomes", "signing"),
-    "gateway": ("gateway", "outcomes", "signing"),
+    "gateway": ("gateway", "outcomes", "checks", "signing"),
 }
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(.*(?:\n    .*)*)", re.MULTILINE)
 
