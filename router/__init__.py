@@ -3,25 +3,31 @@
 from router.decision import Decision
 from router.errors import (
     BundleError,
+    CheckError,
     DialError,
     KeyFileError,
+    PlanError,
     PriceError,
     PromptError,
     RouterError,
     SignatureError,
     TierError,
 )
+from router.plan_result import Answer
 from router.policy import Policy
 from router.portfolio.tiers import Offer, Tier
 from router.router import Router
 from router.watch import Watcher
 
 __all__ = [
+    "Answer",
     "BundleError",
+    "CheckError",
     "Decision",
     "DialError",
     "KeyFileError",
     "Offer",
+    "PlanError",
     "Policy",
     "PriceError",
     "PromptError",

@@ -21,6 +21,8 @@ from router.bundle.signature import TrustedKeys, sign
 from router.decision import Decision
 from router.errors import BundleError, RouterError
 from router.golden import check_golden, proven
+from router.plans.checks import CheckModel
+from router.plans.planner import MOST_CALLS
 from router.router import Router
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands = {
         "route": Command(_ROUTE_HELP, _route_arguments, _route),
+        "plan": Command(_PLAN_HELP, _plan_arguments, _plan),
         "verify": Command(_VERIFY_HELP, _verify_arguments, _verify),
         "sign": Command(_SIGN_HELP, _sign_arguments, _sign),
     }
@@ -179,6 +182,44 @@ def _decision_text(decision: Decision) -> str:
         for tier, success in decision.success.items()
     ]
     return "\n".join(lines)
+
+
+# ---- plan ------------------------------------------------------------------------------------------
+
+_PLAN_HELP = "plan whom to ask for an answer, what to look at, and whom to ask then"
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", required=True, type=Path, help="folder of a bundle, for example models/demo")
+    parser.add_argument(
+        "--check",
+        action="append",
+        dest="checks",
+        metavar="NAME[:sensitivity=S,specificity=T[,usd=C]]",
+        help='what may be looked at: "agreement", a check that the bundle has learned, or one with stated figures; '
+        "may be given again; default: agreement, where the bundle has learned it",
+    )
+    parser.add_argument("--quality", type=float, help="keep this share of the best tier's accuracy, in (0, 1]")
+    parser.add_argument("--worth-usd", type=float, help="what a correct answer is worth, in USD")
+    parser.add_argument("--max-calls", type=int, default=MOST_CALLS, help=f"1 to {MOST_CALLS}; default: {MOST_CALLS}")
+    parser.add_argument("--prices", type=Path, help="today's prices, in the format of tiers.toml")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("prompt", metavar="PROMPT", help="the prompt")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    router = Router.load(options.bundle)
+    if options.prices is not None:
+        router.update_prices(options.prices)
+    n_tiers = len(router.bundle.manifest.tiers)
+    checks = options.checks and [
+        CheckModel.declared_by(text, n_tiers) if ":" in text else text for text in options.checks
+    ]
+    router.prove_plans(checks, max_calls=options.max_calls)
+    dials = {"quality": options.quality, "worth_usd": options.worth_usd}
+    plan = router.plan(options.prompt, checks=checks, max_calls=options.max_calls, **dials)
+    say(plan.to_json() if options.json else str(plan))
+    return DONE
 
 
 # ---- verify ----------------------------------------------------------------------------------------

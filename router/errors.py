@@ -8,12 +8,16 @@ RouterError
 ├── PriceError      a price table cannot replace the one in use
 ├── PromptError     messages that are not a chat
 ├── CheckError      a check is not known or set up wrongly, or could not look at an answer
+├── PlanError       a plan was run, and no offer gave an answer
 └── DialError       quality, worth_usd or another argument of a request is out of range
 
 Every message says what was found, what was expected and what to do.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Any
 
 
 class RouterError(Exception):
@@ -65,6 +69,19 @@ class CheckError(RouterError):
     def __init__(self, message: str, *, cost_usd: float = 0.0) -> None:
         super().__init__(message)
         self.cost_usd = cost_usd
+
+
+class PlanError(RouterError):
+    """A plan was run, and no offer gave an answer.
+
+    attempts: all of them, each a router.plan_result.Attempt with its error, in the order in which they were made.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, attempts: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.attempts = attempts
 
 
 class DialError(RouterError, ValueError):

@@ -10,9 +10,10 @@ import numpy as np
 
 from router.bundle.manifest import Manifest
 from router.decision import Decision
-from router.plan import Choices, Plan
+from router.plan import Plan
 from router.plans.dial import PlanDial, prove_dial
 from router.plans.planner import Looks, Planner
+from router.plans.tree import Choices
 from router.policy import Dials
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import Offer
@@ -97,6 +98,7 @@ def make_plan(
             quality=decision.quality,
             worth_usd=decision.worth_usd,
             promised=decision.promised,
+            verifiers=() if looks is None else looks.verifiers,
             offers=offers,
             prompt=prompt,
         )
@@ -139,7 +141,11 @@ def _planned(
     tables = planner.engine.run(success, cost_usd, eligible, np.array([[worth]], np.float32), looks.inputs)
     is_direct = not tables.is_plan[0, 0]
     tier = names[int((tables.direct if is_direct else tables.first)[0, 0])]
-    choices = None if is_direct else Choices.of(tables, names, agreement=looks.agreement)
+    choices = (
+        None
+        if is_direct
+        else Choices.of(tables, names, agreement=looks.agreement, verifiers=looks.verifiers, offers=offers)
+    )
     if choices is None:
         right, paid = decision.success[tier], decision.cost_usd[tier]
         reason = f"direct: no plan of at most {looks.max_calls} calls is worth more than asking {tier}; {why}"

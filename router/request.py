@@ -19,24 +19,28 @@ from router.prompt import AUDIO, VISION, media_capabilities
 
 MODEL = "broker"
 
-_DIALS_IN_NAME = f"{MODEL}/quality=Q, {MODEL}/worth=USD, {MODEL}/critical or several with commas between"
+_DIALS_IN_NAME = (
+    f"{MODEL}/quality=Q, {MODEL}/worth=USD, {MODEL}/critical, {MODEL}/check=agreement or several with commas between"
+)
 _NUMBERS_IN_NAME = {"quality": "quality", "worth": "worth_usd"}
 _TOOLS = "tools"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestDials:
-    """The dials of one request, as Router.route takes them."""
+    """The dials of one request, as Router.route takes them. checks: by which a plan may look at answers."""
 
     quality: float | None = None
     worth_usd: float | None = None
     critical: bool = False
+    checks: tuple[str, ...] = ()
 
 
 def read_dials(model: str, metadata: object = None) -> RequestDials:
     """The dials of a request.
 
-    model: `broker`, or `broker/` and dials, as in `broker/quality=0.98,worth=0.002` or `broker/critical`.
+    model: `broker`, or `broker/` and dials, as in `broker/quality=0.98,worth=0.002`, `broker/critical` or
+        `broker/check=agreement`; the check may stand there several times, with different names.
     metadata: what the request's metadata holds under `broker`: a mapping with any of `quality`, `worth_usd` and
         `critical`, each of which wins over the name; None where there is nothing.
     Raises DialError for a dial of another name or type. Router.route checks whether numbers are in range.
@@ -63,6 +67,9 @@ def _dials_in_name(model: str) -> dict[str, Any]:
     dials: dict[str, Any] = {}
     for word in text.split(",") if slash else []:
         name, _, number = word.partition("=")
+        if name == "check" and number and number not in dials.get("checks", ()):
+            dials["checks"] = (*dials.get("checks", ()), number)
+            continue
         try:
             dial, value = ("critical", True) if word == "critical" else (_NUMBERS_IN_NAME[name], float(number))
         except (KeyError, ValueError):
@@ -121,6 +128,11 @@ def response_headers(
     }
     if not decision.fallback:
         headers["x-broker-expected-cost-usd"] = f"{decision.cost_usd[decision.tier]:.9f}"
+    return printable(headers)
+
+
+def printable(headers: Mapping[str, str | None]) -> dict[str, str]:
+    """Headers in printable ASCII, everything else is escaped; without those that are None."""
     return {
         name: value.encode("unicode_escape").decode("ascii").strip()
         for name, value in headers.items()

@@ -10,7 +10,7 @@ from threading import Lock
 from router.bundle.bundle import Bundle
 from router.bundle.signature import TrustedKeys
 from router.decision import Decision
-from router.errors import BundleError
+from router.errors import BundleError, PromptError
 from router.golden import proven
 from router.plan import Plan
 from router.planning import PlanDials, make_plan
@@ -18,7 +18,7 @@ from router.plans.checks import CheckModel
 from router.plans.dial import PlanDial
 from router.policy import Policy, offer_filter, resolve_dials
 from router.portfolio.prices import PriceTable
-from router.prompt import Messages
+from router.prompt import Messages, prompt_text
 from router.request import needed_capabilities
 from router.routing import Call
 
@@ -271,7 +271,11 @@ class Snapshot:
         if messages is not None:
             call = call.needing(needed_capabilities({"messages": messages}, self.prices))
         decision = call.route(prompt, messages, context_tokens, request_id)
-        return make_plan(self.plan_dials, looks, call.dials, decision, call.usable_offers(decision), prompt)
+        try:
+            text = prompt_text(prompt, messages)
+        except PromptError:  # The decision is a fallback, and the plan is direct.
+            text = None
+        return make_plan(self.plan_dials, looks, call.dials, decision, call.usable_offers(decision), text)
 
     def prove_plans_of(self, other: Snapshot) -> None:
         """Begin to prove the dials of plans that another snapshot of the same bundle had in use."""

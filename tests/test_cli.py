@@ -12,6 +12,7 @@ import pytest
 
 from router import Router
 from router.cli import COMMAND_GROUP, main
+from router.plans.checks import CheckModel
 
 PROMPT = "What is 17 * 23?"
 
@@ -139,6 +140,42 @@ def test_a_whole_stream_of_requests_is_done(run, bundle, monkeypatch):
     assert [json.loads(line)["quality"] for line in stdout.splitlines()] == [0.9, 0.9]
 
 
+# ---- plan ------------------------------------------------------------------------------------------
+
+
+def test_plan_prints_reason_and_tree(run, bundle):
+    code, stdout, stderr = run("plan", "--bundle", bundle, "--quality", "0.9", PROMPT)
+    lines = stdout.splitlines()
+    assert (code, stderr) == (0, "") and "proven" not in lines[0] and lines[1].startswith("ask ")
+    assert any("return the answer of" in line for line in lines[2:])
+
+
+@pytest.mark.parametrize(
+    "check", ["agreement", "tests:sensitivity=1,specificity=0.86", "tests:sensitivity=1,specificity=0.9,usd=0.0001"]
+)
+def test_plan_prints_the_plan_of_the_python_interface(run, bundle, check):
+    code, stdout, _ = run("plan", "--bundle", bundle, "--check", check, "--worth-usd", "0.01", "--json", PROMPT)
+    router = Router.load(bundle)
+    checks = [CheckModel.declared_by(check, len(router.bundle.manifest.tiers)) if ":" in check else check]
+    printed, found = json.loads(stdout), json.loads(router.plan(PROMPT, checks=checks, worth_usd=0.01).to_json())
+    assert code == 0 and printed["checks"] == [check.partition(":")[0]]
+    for document in (printed, found):
+        del document["decision"]["decision_id"]
+    assert printed == found
+
+
+def test_plan_with_one_call_is_direct(run, bundle):
+    code, stdout, _ = run("plan", "--bundle", bundle, "--max-calls", "1", "--json", PROMPT)
+    assert code == 0 and json.loads(stdout)["is_direct"]
+
+
+@pytest.mark.parametrize(
+    "words", [("--check", "unheard_of"), ("--check", "tests:sensitivity=2"), ("--max-calls", "4"), ("--quality", "2")]
+)
+def test_a_plan_that_cannot_be_made_is_bad_input(run, bundle, words):
+    assert_refused(run("plan", "--bundle", bundle, *words, PROMPT), 2, "expected" if words[1] != "unheard_of" else "")
+
+
 # ---- verify ----------------------------------------------------------------------------------------
 
 
@@ -190,6 +227,15 @@ def test_evaluate_prints_one_json_document_and_nothing_else(run, small_bundle, s
     assert document["log"]["quarantine"] == str(quarantine) and len(pd.read_parquet(quarantine)) == 1
     assert document["tiers"] == ["edge", "distilled", "frontier"]
     assert document["n_trained_on"] + document["n_prompts"] + document["n_incomplete"] == 300
+
+
+def test_evaluate_judges_plans_with_checks_of_stated_figures(run, small_bundle, small_log):
+    check = "perfect:sensitivity=1,specificity=1"
+    words = ["evaluate", "--bundle", small_bundle, "--logs", small_log, "--simulate-check", check]
+    code, stdout, _ = run(*words)
+    assert code == 0 and "PLANS: COST RELATIVE TO THE BEST TIER" in stdout
+    assert "plans, perfect" in stdout and "fixed cascade, agreement" in stdout
+    assert_refused(run(*words[:-1], "perfect"), 2, "expected")
 
 
 def test_the_reason_of_a_decision_names_the_number_of_the_report(run, small_bundle, small_log, sample):

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from router import Router
 from router.errors import BundleError, CheckError, DialError
-from router.plan import Choices
 from router.plans.betting import keeps, least_proven
 from router.plans.calibration import Calibration
 from router.plans.checks import CheckModel, KnownChecks, combined
 from router.plans.engine import PlanEngine, look_inputs
 from router.plans.replay import ALL, FIRST_SECOND, FIRST_THIRD, NONE, SECOND_THIRD, LoggedAnswers, replay
+from router.plans.tree import Choices
 from training.fit.agreement import AgreementModel
 from training.fit.joint import N_NODES, JointModel
 from training.fit.verifiers import fit_verifier

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from router.bundle.bundle import Bundle
 from router.cli import DONE, Command, say
+from router.errors import CheckError
+from router.plans.checks import CheckModel
 from router.portfolio.tiers import read_tiers
 from router.router import Router
 from training.audit.audit import audit as run_audit
@@ -171,6 +174,14 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROVIDER=FACTOR",
         help="replay the log with a provider's prices multiplied, for example alibaba=0.1; may be given again",
     )
+    parser.add_argument(
+        "--simulate-check",
+        action="append",
+        default=[],
+        dest="simulated",
+        metavar="NAME:sensitivity=S,specificity=T[,usd=C]",
+        help="judge plans with a check whose verdicts are drawn with these figures; may be given again",
+    )
     _map_argument(parser)
     _quarantine_argument(parser, "NAME-evaluation-quarantine.parquet beside the bundle")
     parser.add_argument("--json", action="store_true", help="print the evaluation as one JSON document")
@@ -188,6 +199,11 @@ def _price_factor(text: str) -> tuple[str, float]:
 
 def _evaluate(options: argparse.Namespace) -> int:
     bundle = options.bundle.resolve()
+    loaded = Bundle.load(options.bundle)
+    n_tiers = len(loaded.manifest.tiers)
+    if options.simulated and loaded.planner is None:
+        raise CheckError(f"{options.bundle} has learned no plans, so none can use a check; train it again")
+    simulated = [CheckModel.declared_by(text, n_tiers) for text in options.simulated]
     beside = bundle.with_name(f"{bundle.name}-evaluation-quarantine.parquet")
     with tqdm(desc="evaluate", unit="step", delay=1) as bar:
 
@@ -196,7 +212,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             bar.update()
 
         evaluation = run_evaluation(
-            options.bundle,
+            loaded,
             options.logs,
             prices=options.prices,
             price_factors=dict(options.price_factor),
@@ -204,6 +220,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             worth_usd=options.worth_usd,
             maps=options.maps,
             quarantine=options.quarantine or _writable(beside),
+            simulated_checks=simulated,
             on_step=done,
         )
     if options.json:

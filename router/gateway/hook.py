@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from router.decision import Decision
-from router.errors import DialError
+from router.errors import CheckError, DialError
 from router.gateway.attempts import (
     ATTEMPTS_KEY,
     COMPLETE,
@@ -28,6 +28,7 @@ from router.gateway.attempts import (
     streamed_text,
 )
 from router.gateway.limits import ClientLimits, operators_names
+from router.gateway.plans import PLAN_KEY, RequestPlanner, planned_of
 from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage
 from router.outcomes.log import OutcomeLog
 from router.portfolio.tiers import Offer
@@ -58,7 +59,9 @@ class BrokerHook(CustomLogger):
         headers. A client's `no-log` changes nothing of this. Logging never fails a request.
     allowed_dials: the dials that a client may set, any of `quality`, `worth_usd` and `critical`.
     max_worth_usd: the largest `worth_usd` that a client may set, in USD.
-    Raises DialError where either is none of these.
+    declared_checks: figures of checks that the bundle has not learned, for `broker/check=NAME`, as in
+        "schema:sensitivity=0.99,specificity=0.3"; see router.gateway.plans.
+    Raises DialError or CheckError where one of them is none of these.
     """
 
     def __init__(
@@ -68,11 +71,13 @@ class BrokerHook(CustomLogger):
         *,
         allowed_dials: Collection[str] = ("quality", "worth_usd"),
         max_worth_usd: float = 0.1,
+        declared_checks: Collection[str] = (),
     ) -> None:
         super().__init__()
         self._router = router
         self._outcomes = outcomes
         self._limits = ClientLimits(allowed_dials=allowed_dials, max_worth_usd=max_worth_usd)
+        self._planner = RequestPlanner(outcomes, declared_checks)
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: Any
@@ -91,13 +96,16 @@ class BrokerHook(CustomLogger):
         if names := operators_names(data):
             raise _refusal(f"found {', '.join(names)} in a request to {MODEL}; the broker sets this, so leave it out")
         metadata = data.setdefault("metadata", {})
+        metadata.pop(PLAN_KEY, None)  # A client's own would be none.
         try:
             decision, offers = self._route(data)
-        except DialError as error:
+        except (DialError, CheckError) as error:
             raise _refusal(str(error)) from error
         if not offers:
             raise _refusal(f"no offer in the price table may answer this request; {decision.reason}")
         decision = metadata[DECISION_KEY] = replace(decision, offer=offers[0])  # A fallback may have had no offer.
+        if planned := planned_of(data):
+            return planned.put_into(data)  # The plan logs what it does.
         data["model"], *fallbacks = dict.fromkeys(offer.model for offer in offers)
         if fallbacks:
             data["fallbacks"] = fallbacks
@@ -106,13 +114,16 @@ class BrokerHook(CustomLogger):
             self._outcomes.decided(decision, request_prompt(data), messages=data.get("messages"))
         return data
 
-    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:
-        """Note who is asked now; LiteLLM calls this at the beginning of each attempt."""
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
+        """Note who is asked now, or run the request's plan; LiteLLM calls this at the beginning of each attempt."""
+        if planned := planned_of(kwargs):
+            return await planned.answered(kwargs)
         if attempts := attempts_of(kwargs):
             model = kwargs["metadata"].get("model_group")
             if attempts.model not in (None, model):
                 self._log_attempt(attempts, CUT)
             attempts.begin(model, is_simulated=kwargs.get("mock_response") is not None)
+        return None
 
     async def async_post_call_failure_deployment_hook(
         self, request_data: Mapping[str, Any], exception: Exception, call_type: Any, fallback_depth: int | None = None
@@ -179,6 +190,8 @@ class BrokerHook(CustomLogger):
         litellm_call_info: dict[str, Any] | None = None,
     ) -> dict[str, str] | None:
         """Headers of the answer to a routed request, be it whole, streamed or an error; LiteLLM calls this."""
+        if planned := planned_of(data):
+            return planned.headers()
         decision = (data.get("metadata") or {}).get(DECISION_KEY)
         if not isinstance(decision, Decision):
             return None
@@ -201,9 +214,12 @@ class BrokerHook(CustomLogger):
             critical=dials.critical,
             capabilities=needed_capabilities(data, snapshot.prices),
         )
-        decision = call.route(
-            request_prompt(data), messages=data.get("messages"), request_id=data.get("litellm_call_id")
-        )
+        if dials.checks:
+            decision = self._planner.decide(snapshot, call, dials, data)
+        else:
+            decision = call.route(
+                request_prompt(data), messages=data.get("messages"), request_id=data.get("litellm_call_id")
+            )
         return decision, call.offers_to_try(decision)
 
     def _log_answer(self, attempts: Attempts, model: str, call: Mapping[str, Any], text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,15 +15,16 @@ COLUMNS = {
     "reasoning_tokens": "int64", "tokens_estimated": "bool", "cache_hit": "bool", "cost_usd": "double",
     "latency_ms": "double", "propensity": "double", "request_id": "string", "decision_id": "string", "tier": "string",
     "bundle_id": "string", "price_table_id": "string", "decision": "string", "timestamp": "timestamp",
-    "ended": "string", "attempt_id": "string",
+    "ended": "string", "attempt_id": "string", "answer": "string",
 }  # fmt: skip
-"""Each column with its type in Arrow; `timestamp` counts microseconds since 1970, UTC."""
+"""Each column with its type in Arrow, beside those of checks; `timestamp` counts microseconds since 1970, UTC."""
 
 OF_AN_OUTCOME = (
     "correct", "input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens",
     "tokens_estimated", "cache_hit", "cost_usd", "latency_ms", "model", "provider", "tier", "ended",
+    "answer",
 )  # fmt: skip
-"""The columns that an outcome may give or replace."""
+"""The columns that an outcome may give or replace, beside those of checks."""
 
 ENDS = ("complete", "cut", "failed", "left")
 """What `ended` may be: how an attempt ended; data/README.md says what each means."""
@@ -33,6 +35,7 @@ OF_A_DECISION = ("decision_id", "request_id", "propensity", "tier", "bundle_id",
 OF_AN_ATTEMPT = ("attempt_id", "decision_id", "request_id", "bundle_id", "price_table_id")
 """The columns by which an attempt without a whole answer names itself and its decision."""
 
+_CHECK = re.compile("check_[A-Za-z0-9_]+")
 _MAY_BE_MISSING = ("request_id", "model", "provider", "prompt", "prompt_id")
 _NOT_NUMBERS = (str, bytes, bytearray)
 """Types that `float` reads, but that are no numbers."""
@@ -56,7 +59,7 @@ def checked(name: str, value: Any) -> Any:
 
     Lone surrogates in a text become question marks, as the router reads them.
     """
-    kind = COLUMNS[name]
+    kind = "double" if is_of_check(name) else COLUMNS[name]
     if kind == "string":
         if not isinstance(value, str):
             raise TypeError(f"{name} is {type(value).__name__}; expected a text")
@@ -71,10 +74,21 @@ def checked(name: str, value: Any) -> Any:
         return checked_time(name, value)
     if isinstance(value, _NOT_NUMBERS):
         raise TypeError(f"{name} is {type(value).__name__}; expected a number")
-    number, most = float(value), 1.0 if name in _AT_MOST_1 else _MOST
+    is_share = name in _AT_MOST_1 or (is_of_check(name) and not name.endswith("_usd"))
+    number, most = float(value), 1.0 if is_share else _MOST
     if not 0 <= number <= most:
         raise ValueError(f"{name} is {number:g}; expected a number from 0 to {most:g}")
     return round(number) if kind == "int64" else number
+
+
+def is_of_check(name: str) -> bool:
+    """Whether a column has what a check said (`check_NAME`, a score from 0 to 1) or cost (`check_NAME_usd`)."""
+    return _CHECK.fullmatch(name) is not None
+
+
+def given_by_outcome(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of an event that an outcome may give or replace."""
+    return {name: value for name, value in event.items() if name in OF_AN_OUTCOME or is_of_check(name)}
 
 
 def row_id(row: Mapping[str, Any]) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 from router.outcomes.columns import (
     OF_A_DECISION,
     OF_AN_ATTEMPT,
-    OF_AN_OUTCOME,
     checked,
     checked_attempt,
     checked_time,
+    given_by_outcome,
     row_id,
 )
 
@@ -74,7 +74,7 @@ def read_events(journals: list[Lines]) -> Events:
 
 def read_outcome(event: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that an outcome gives, and `at`, when it was given; raises one of DATA_ERRORS where it is none."""
-    given = {name: checked(name, event[name]) for name in OF_AN_OUTCOME if name in event}
+    given = {name: checked(name, value) for name, value in given_by_outcome(event).items()}
     return {"at": checked_time("at", event["at"]), **given}
 
 
@@ -84,10 +84,10 @@ def reason(error: Exception) -> str:
 
 
 def _read_attempt(event: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of an attempt that gave no whole answer; it has no prompt and no propensity."""
+    """The row of an attempt beside the decision's. It has no propensity, and a prompt where it gave an answer."""
     row = {name: event[name] for name in OF_AN_ATTEMPT}
-    given = {name: event[name] for name in OF_AN_OUTCOME if name in event}
-    return checked_attempt({"timestamp": event["at"], **row, **given})
+    asked = {name: event[name] for name in ("prompt", "prompt_id") if name in event}
+    return checked_attempt({"timestamp": event["at"], **row, **asked, **given_by_outcome(event)})
 
 
 def _read_decision(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,4 +103,6 @@ def _read_decision(event: Mapping[str, Any]) -> dict[str, Any]:
         "decision": json.dumps(decision, ensure_ascii=False),
         **{name: decision[name] for name in OF_A_DECISION},
     }
+    if event.get("is_planned"):
+        del row["propensity"]
     return checked_attempt(row)

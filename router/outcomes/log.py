@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from hashlib import sha256
 from operator import attrgetter
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from router.checks import Verdict
 from router.decision import Decision
 from router.errors import PromptError
 from router.outcomes.columns import OF_A_DECISION, checked, checked_attempt, microseconds
@@ -70,21 +72,20 @@ class OutcomeLog:
         *,
         messages: Messages | None = None,
         timestamp: datetime | None = None,
+        is_planned: bool = False,
     ) -> None:
         """Take a decision, once, with the prompt or messages it was made for; a second time within a day is ignored.
 
         timestamp: when it was asked, in the years 1 to 9999; UTC where it has no time zone, now where missing.
+        is_planned: a plan that looks at answers took the decision's place. Then the row has no propensity, since who
+            answered depends on the answers, too.
         """
         try:
             at = time.time_ns() // 1000 if timestamp is None else microseconds(timestamp)
             _check(decision)
-            try:
-                text = valid_unicode(prompt_text(prompt, messages))
-                prompt_id = f'"{sha256(text.encode()).hexdigest()[:16]}"'
-            except PromptError:  # The decision is a fallback whose reason says so.
-                text, prompt_id = None, "null"
-            kept = json.dumps(text if self._keep_prompts else None, ensure_ascii=False)
-            self._append(f'{{"at":{at},"prompt_id":{prompt_id},"prompt":{kept},"decision":{decision.to_json()}}}\n')
+            asked = json.dumps(self._asked(prompt, messages), ensure_ascii=False)[1:-1]
+            planned = '"is_planned":true,' if is_planned else ""
+            self._append(f'{{"at":{at},{asked},{planned}"decision":{decision.to_json()}}}\n')
         except Exception as error:  # Whatever it is, it must not stop serving.
             self._lose("a decision", error)
 
@@ -106,6 +107,8 @@ class OutcomeLog:
         provider: str | None = None,
         tier: str | None = None,
         ended: str | None = None,
+        answer: str | None = None,
+        checks: Mapping[str, Verdict] | None = None,
     ) -> None:
         """Take what became of a decision, at once or piece by piece; a later value replaces an earlier one.
 
@@ -118,7 +121,9 @@ class OutcomeLog:
             of any. The propensity is that of the tier chosen, so a row that another tier answered has none.
         ended: "complete" where the answer is whole; "cut" where the provider broke it off, "failed" where none began,
             "left" where the client did not wait for its end. `attempt` logs what was tried before.
-        A second answer, as after an escalation, is a second decision with its own outcome.
+        answer: the final answer in a normal form, of which only a digest is stored: it says which answers are the same.
+        checks: what was said of the answer by each check, by name; stored as `check_NAME` and `check_NAME_usd`.
+        decision_id may also be the attempt_id of an answer that `attempt` took.
         """
         try:
             given = {
@@ -136,6 +141,7 @@ class OutcomeLog:
                 "provider": provider,
                 "tier": tier,
                 "ended": ended,
+                **_looked_at(answer, checks),
             }
             values = {name: checked(name, value) for name, value in given.items() if value is not None}
             event = {"at": self._now(), "outcome_of": checked("decision_id", decision_id), **values}
@@ -143,21 +149,40 @@ class OutcomeLog:
         except Exception as error:  # Whatever it is, it must not stop serving.
             self._lose("an outcome", error)
 
-    def attempt(self, decision: Decision, *, ended: str, model: str, provider: str, tier: str, **outcome: Any) -> None:
-        """Take an attempt that gave no whole answer, before another one was made or the request failed.
+    def attempt(
+        self,
+        decision: Decision,
+        *,
+        ended: str,
+        model: str,
+        provider: str,
+        tier: str,
+        attempt_id: str | None = None,
+        prompt: str | None = None,
+        answer: str | None = None,
+        checks: Mapping[str, Verdict] | None = None,
+        **outcome: Any,
+    ) -> None:
+        """Take an attempt whose answer the client did not get: it failed, or a plan returned another answer.
 
-        It becomes a row of its own, with an `attempt_id`, beside the decision's. It has no prompt, no propensity and
-        never an outcome of its own, and training does not use it.
-        ended: "failed" where no answer began, "cut" where it broke off. model, provider, tier: who was asked.
-        outcome: any of the tokens, `tokens_estimated`, `cost_usd` and `latency_ms`, as `outcome` takes them.
+        It becomes a row of its own, with an `attempt_id`, beside the decision's, and has no propensity. Training uses
+        it where it has a prompt and a whole answer.
+        ended: "failed" where no answer began, "cut" where it broke off, "complete" where the answer is whole.
+        model, provider, tier: who was asked. attempt_id: 32 hexadecimal digits by which `outcome` finds the row; drawn
+        where missing. prompt: what was asked, where the answer is whole.
+        answer, checks: as `outcome` takes them, and so are the others: the tokens, `tokens_estimated`, `cost_usd` and
+        `latency_ms`.
         """
         try:
             took_us = round(1000 * outcome.get("latency_ms", 0))
             names = {"decision_id": decision.decision_id, "request_id": decision.request_id}
             source = {"bundle_id": decision.bundle_id, "price_table_id": decision.price_table_id}
             given = {"ended": ended, "model": model, "provider": provider, "tier": tier, **outcome}
-            row = {"attempt_id": os.urandom(16).hex(), **names, **source}
+            given |= _looked_at(answer, checks)
+            row = {"attempt_id": attempt_id or os.urandom(16).hex(), **names, **source}
             row |= {name: value for name, value in given.items() if value is not None}
+            if prompt is not None:
+                row |= self._asked(prompt, None)
             event = {"at": time.time_ns() // 1000 - took_us, **checked_attempt(row)}
             self._append(json.dumps(event, ensure_ascii=False) + "\n")
         except Exception as error:  # Whatever it is, it must not stop serving.
@@ -197,6 +222,14 @@ class OutcomeLog:
         with self._files.alone():
             return compact(self._files)
 
+    def _asked(self, prompt: str | None, messages: Messages | None) -> dict[str, str | None]:
+        """The columns `prompt_id` and `prompt`; None where a prompt cannot be read, or is not kept."""
+        try:
+            text = valid_unicode(prompt_text(prompt, messages))
+        except PromptError:  # The decision is a fallback whose reason says so.
+            return {"prompt_id": None, "prompt": None}
+        return {"prompt_id": _digest(text), "prompt": text if self._keep_prompts else None}
+
     def _now(self) -> int:
         """Microseconds since 1970, later than all earlier outcomes: the clock may go back."""
         self._latest = max(time.time_ns() // 1000, self._latest + 1)
@@ -212,6 +245,19 @@ class OutcomeLog:
         if str(error) != self._trouble:
             logger.warning("%s is not in the outcome log: %s", what, error)
         self._trouble = str(error)
+
+
+def _digest(text: str) -> str:
+    """16 hexadecimal digits that are the same for the same text."""
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def _looked_at(answer: str | None, checks: Mapping[str, Verdict] | None) -> dict[str, Any]:
+    """The columns that say which answer it was, and what checks said of it."""
+    columns: dict[str, Any] = {} if answer is None else {"answer": _digest(valid_unicode(answer))}
+    for name, verdict in (checks or {}).items():
+        columns |= {f"check_{name}": verdict.score, f"check_{name}_usd": verdict.cost_usd}
+    return columns
 
 
 def _check(decision: Decision) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, TypeVar
 
-from router.outcomes.columns import COLUMNS, day, row_id
+from router.outcomes.columns import COLUMNS, day, is_of_check, row_id
 from router.outcomes.storage import Files, extra
 
 _Result = TypeVar("_Result")
@@ -56,7 +56,8 @@ class Partitions:
         for row in rows:
             days.setdefault(day(row["timestamp"]), []).append(row)
         for name, rows_of_day in days.items():
-            table = extra("pyarrow").Table.from_pylist(rows_of_day, _schema())
+            names = {name for row in rows_of_day for name in row}
+            table = extra("pyarrow").Table.from_pylist(rows_of_day, _schema(names))
             self._files.write(f"day={name}/attempts-{batch}.parquet", _as_parquet(table))
 
     def _read(self, name: str, read: Callable[[Any], _Result]) -> _Result | None:
@@ -107,29 +108,36 @@ def _joined(file: Any, outcomes: Mapping[str, Mapping[str, Any]]) -> tuple[set[s
     Only these rows become Python objects.
     """
     pa = extra("pyarrow")
-    is_found = [found in outcomes for found in _row_ids(file)]
+    found = _row_ids(file)
+    is_found = [each in outcomes for each in found]
     if not any(is_found):
         return set(), b""
-    table, mask = _with_all_columns(file.read()), pa.array(is_found)
+    names = {name for each in found if each in outcomes for name in outcomes[each]}
+    table, mask = _with_all_columns(file.read(), names), pa.array(is_found)
     rows = table.filter(mask).to_pylist()
     for row in rows:
         join(row, outcomes[row_id(row)])
     others = table.filter(extra("pyarrow.compute").invert(mask))
-    content = _as_parquet(pa.concat_tables([others, pa.Table.from_pylist(rows, _schema())]))
+    content = _as_parquet(pa.concat_tables([others, pa.Table.from_pylist(rows, table.schema)]))
     return {row_id(row) for row in rows}, content
 
 
-def _with_all_columns(table: Any) -> Any:
-    """The table in the schema of the log: a file of an earlier version lacks columns."""
-    pa, schema = extra("pyarrow"), _schema()
+def _with_all_columns(table: Any, names: Set[str]) -> Any:
+    """The table in the schema of the log with all columns of checks: a file of an earlier version lacks columns.
+
+    names: of columns that rows are about to get.
+    """
     has = set(table.column_names)
+    pa, schema = extra("pyarrow"), _schema(has | names)
     columns = [table[name] if name in has else pa.nulls(len(table), schema.field(name).type) for name in schema.names]
     return pa.table(columns, names=schema.names).cast(schema)
 
 
-def _schema() -> Any:
+def _schema(names: Set[str]) -> Any:
+    """The schema of the log, with the columns of checks that are among these names."""
     pa = extra("pyarrow")
-    return pa.schema([*{**COLUMNS, "timestamp": pa.timestamp("us", "UTC")}.items()])
+    checks = dict.fromkeys(sorted(filter(is_of_check, names)), "double")
+    return pa.schema([*{**COLUMNS, "timestamp": pa.timestamp("us", "UTC"), **checks}.items()])
 
 
 def _as_parquet(table: Any) -> bytes:

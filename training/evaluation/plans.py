@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from router.plan import Choices
 from router.planning import PlanDials
 from router.plans.checks import AGREEMENT, CheckModel
 from router.plans.dial import expected_costs, logged_answers, replayed, simulated_classes
 from router.plans.engine import PlanTables, look_inputs
 from router.plans.planner import MOST_CALLS, Looks, Planner
 from router.plans.replay import LoggedAnswers, Replayed
+from router.plans.tree import Choices
 from router.portfolio.quote import graph_inputs
 from training.evaluation.cascades import Cascade, agreed, cascades, verified
 from training.evaluation.judged import LEAST_ACCURACY, JudgedPrompts
