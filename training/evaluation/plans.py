@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from router.bundle.manifest import DialPoint
 from router.planning import PlanDials
 from router.plans.checks import AGREEMENT, CheckModel
 from router.plans.dial import expected_costs, logged_answers, replayed, simulated_classes
@@ -19,6 +20,7 @@ from router.plans.engine import PlanTables, look_inputs
 from router.plans.planner import MOST_CALLS, Looks, Planner
 from router.plans.replay import LoggedAnswers, Replayed
 from router.plans.tree import Choices
+from router.policy import Dials
 from router.portfolio.quote import graph_inputs
 from training.evaluation.cascades import Cascade, agreed, cascades, verified
 from training.evaluation.judged import LEAST_ACCURACY, JudgedPrompts
@@ -134,7 +136,7 @@ def _judge(
             outcome, paid = found.outcome(part.correct), found.cost_usd(part.paid, part.answers.check_usd)
         else:
             rows = np.arange(len(part.correct))
-            choice = _direct_choice(judged, part, point.slack)
+            choice = _direct_choice(judged, point)
             outcome, paid = part.correct[rows, choice], part.paid[rows, choice]
         promised = worth is not None or point.promised
         results.append(part.dial_result(point.quality, outcome, paid, promised=promised, is_direct=worth is None))
@@ -181,9 +183,10 @@ def _part(judged: JudgedPrompts, looks: Looks) -> _Judged:
     )
 
 
-def _direct_choice(judged: JudgedPrompts, part: _Judged, slack: float) -> np.ndarray:
-    rows = evenly(judged.table.n_prompts, MAX_PLANNED_PROMPTS)
-    return judged.graph.choices(judged.estimates, 0.0, slack)[rows]
+def _direct_choice(judged: JudgedPrompts, point: DialPoint) -> np.ndarray:
+    """The tier that answers each judged prompt at a quality without a plan."""
+    dials = Dials(point.quality, point.slack, 0.0, critical=False, promised=point.promised)
+    return judged.graph.answers(judged.estimates, dials)[evenly(judged.table.n_prompts, MAX_PLANNED_PROMPTS)]
 
 
 def _expected(planner: Planner, part: _Judged, looks: Looks, worth: float, found: Replayed) -> tuple[float, float]:
