@@ -18,7 +18,9 @@ from training.fit.joint import N_CELLS, N_NODES, JointModel
 from training.graph.builder import Graph, Values
 
 _TIE = 1e-6
-"""Success by which stopping is preferred to another call, and asking alone to looking: more than rounding can add."""
+"""Success by which stopping is preferred to another call, asking alone to looking, and of two tiers the one that
+stands first in the manifest to the next one: more than rounding can add. Without a check, asking one tier and then
+another is worth the same as the other way round; the preference makes the choice the same on every machine."""
 
 PLAN_INPUTS: Values = {
     "success": (TensorProto.FLOAT, ["n", "n_tiers"]),
@@ -190,7 +192,8 @@ class _PlanGraph:
         paid = g.add("Add", g.add("Mul", self._shaped(price, [-1, 1, 1, n, 1]), seen_first), forbidden)
         value = g.add("Sub", g.add("Max", checked, unchecked), paid)
         asked = g.add("ReduceMax", value, axes=[3], keepdims=0)  # (n, W, K, B)
-        whom = g.add("ArgMax", value, axis=3, keepdims=0)
+        later = g.add("Mul", worth, g.constant(_TIE * np.arange(n)[:, None]))
+        whom = g.add("ArgMax", g.add("Sub", value, later), axis=3, keepdims=0)
         worth = self._shaped("worth_usd", [0, -1, 1, 1])
         stopped = self._returned(worth, right, 3)
         g.add("Where", g.add("Greater", asked, stopped), whom, self._nobody(), output="second")
@@ -204,7 +207,8 @@ class _PlanGraph:
         # A plan has had its preference once for each thing that may be seen, so that of asking alone is larger.
         preferred = g.add("Add", success, g.constant(8 * _TIE))
         direct = g.add("Sub", g.add("Mul", worth, g.add("Unsqueeze", preferred, self._whole([1]))), cost)
-        g.add("ArgMax", planned, axis=2, keepdims=0, output="first")
+        later = g.add("Mul", worth, g.constant(_TIE * np.arange(self._n_tiers)))
+        g.add("ArgMax", g.add("Sub", planned, later), axis=2, keepdims=0, output="first")
         g.add("ArgMax", direct, axis=2, keepdims=0, output="direct")
         best_plan, best_direct = (g.add("ReduceMax", each, axes=[2], keepdims=0) for each in (planned, direct))
         g.add("Greater", best_plan, best_direct, output="is_plan")
