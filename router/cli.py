@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 # ---- verify ----------------------------------------------------------------------------------------
 
-_VERIFY_HELP = "check a bundle: digests, format, golden prompts, signature"
+_VERIFY_HELP = "check a bundle: digests, format, golden prompts and plans, signature"
 
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -250,14 +250,12 @@ def _verify(options: argparse.Namespace) -> int:
             return FAILED
         return _complain(str(error), FAILED)
     if options.json:
-        document = {"ok": check.passed, "bundle_id": check.bundle_id, "n_prompts": check.n_prompts}
-        say(json.dumps({**document, "largest_difference": check.largest_difference, "other_tier": check.other_tier}))
+        say(json.dumps({"ok": check.passed, **asdict(check)}))
     else:
-        outcome = "all as expected" if check.passed else f"{len(check.other_tier)} went to another tier"
-        say(
-            f"{options.bundle}: bundle {check.bundle_id}, every digest holds; "
-            f"{check.n_prompts} golden prompts, {outcome} (largest difference {check.largest_difference:.1e})"
-        )
+        golden = f"{check.n_prompts} golden prompts" + ("" if check.n_plans is None else f", {check.n_plans} plans")
+        largest = f"largest difference {check.largest_difference:.1e}"
+        outcome = f"all as expected ({largest})" if check.passed else f"not all as expected: {check.in_words}"
+        say(f"{options.bundle}: bundle {check.bundle_id}, every digest holds; {golden}, {outcome}")
     return DONE if check.passed else FAILED
 
 

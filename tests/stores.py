@@ -19,7 +19,7 @@ from router.portfolio.tiers import read_tiers
 from training import TrainingConfig
 from training.config import RetrainConfig
 from training.evaluation.training_data import TrainingData
-from training.export.golden import golden_entries
+from training.export.golden import golden_files
 from training.log.ingest import ingest
 from training.retrain import retrain
 from training.retrain.store import Store
@@ -62,7 +62,7 @@ def make_cheaper(first: Path, folder: Path) -> None:
         return manifest
 
     manifest = seal(replace(read_manifest(first), default_quality=0.8))
-    lines = "".join(json.dumps(entry) + "\n" for entry in golden_entries(Router(Bundle.load(folder))))
+    lines = golden_files(Router(Bundle.load(folder)))["golden.jsonl"]
     (folder / "golden.jsonl").write_text(lines)
     golden = hashlib.sha256(lines.encode()).hexdigest()
     training = {**manifest.training, "data_digest": "of other data"}

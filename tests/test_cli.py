@@ -182,7 +182,7 @@ def test_a_plan_that_cannot_be_made_is_bad_input(run, bundle, words):
 def test_verify_passes_what_training_wrote_and_fails_what_was_touched(run, bundle, tmp_path):
     code, stdout, stderr = run("verify", "--bundle", bundle)
     assert (code, stderr) == (0, "")
-    assert "20 golden prompts, all as expected" in stdout
+    assert "20 golden prompts, 20 plans, all as expected" in stdout
     copy = shutil.copytree(bundle, tmp_path / "copy")
     (copy / "tiers.toml").write_text((copy / "tiers.toml").read_text().replace("1.25", "1.26"))
     assert_refused(run("verify", "--bundle", copy), 1, "tiers.toml", "SHA-256")
@@ -197,7 +197,7 @@ def test_verify_prints_one_document(run, bundle, trained):
     document = json.loads(stdout)
     assert code == 0
     assert document["ok"] and document["bundle_id"] == trained.manifest.bundle_id
-    assert document["n_prompts"] == 20 and document["other_tier"] == []
+    assert document["n_prompts"] == document["n_plans"] == 20 and document["other_tier"] == document["other_plan"] == []
 
 
 # ---- train and evaluate ----------------------------------------------------------------------------

@@ -48,7 +48,7 @@ from training.log.ingest import ingest
 
 FILES = {
     "router.onnx", "tokenizer.json", "tiers.toml", "clusters.json", "golden.jsonl", "report.json", "report.html",
-    "README.md", "manifest.json", "plan.onnx", "checks.json", "calibration.npz",
+    "README.md", "manifest.json", "plan.onnx", "checks.json", "calibration.npz", "golden_plans.jsonl",
 }  # fmt: skip
 INPUTS = {
     "input_ids": (TensorProto.INT64, 2),
@@ -572,7 +572,7 @@ def test_a_folder_that_is_no_bundle_is_never_overwritten(sample, tmp_path):
 def test_the_same_seed_and_cache_make_the_same_bytes(sample, small, tmp_path):
     again = train(small.log, sample[1], tmp_path / "again", small.config, tracking_uri="none")
     assert (small.result.encoder_reused, again.encoder_reused, again.n_embedded) == (False, True, 0)
-    for name in ("router.onnx", "tokenizer.json", "golden.jsonl", "tiers.toml"):
+    for name in ("router.onnx", "tokenizer.json", "golden.jsonl", "golden_plans.jsonl", "tiers.toml"):
         assert (small.result.bundle / name).read_bytes() == (again.bundle / name).read_bytes()
     assert small.result.manifest.dial == again.manifest.dial
 

@@ -1,7 +1,11 @@
 """Plans: what looking at answers is worth, weighed exactly, and proven at the prices in force."""
 
+import hashlib
 import json
+import shutil
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router import Router
+from router.bundle import Bundle
+from router.bundle.manifest import read_manifest
 from router.errors import BundleError, CheckError, DialError
+from router.golden import GoldenCheck, check_golden
 from router.plans.betting import keeps, least_proven
 from router.plans.calibration import Calibration
 from router.plans.checks import CheckModel, KnownChecks, combined
 from router.plans.engine import PlanEngine, look_inputs
+from router.plans.planner import PLAN_FILES
 from router.plans.replay import ALL, FIRST_SECOND, FIRST_THIRD, NONE, SECOND_THIRD, LoggedAnswers, replay
 from router.plans.tree import Choices
+from training.export.golden import GOLDEN_PROMPTS, golden_files
 from training.fit.agreement import AgreementModel
 from training.fit.joint import N_NODES, JointModel
 from training.fit.verifiers import fit_verifier
@@ -190,6 +199,26 @@ def test_the_plan_is_the_best_of_all_plans(models, engine, success, cost, worth,
     found = value_of(tables, success, cost, worth, check, agreement=agreement)
     best = Oracle(models, success, cost, worth, check, agreement=agreement, max_calls=max_calls).best()
     assert found == pytest.approx(best, abs=2e-5 * max(1.0, worth))
+
+
+def test_without_a_check_the_order_of_calls_does_not_hang_on_rounding(engine):
+    """To ask one tier and then another is worth the same as the other way round: the earlier of the manifest begins.
+
+    But where a third call may follow, the tables of agreement are not quite the same for every order.
+    """
+    rng = np.random.default_rng(5)
+    success, cost = rng.uniform(0.1, 0.9, (2000, N_TIERS)), rng.uniform(0.01, 0.2, (2000, N_TIERS))
+    tables = engine.run(
+        success.astype(np.float32),
+        cost.astype(np.float32),
+        np.ones(success.shape, bool),
+        rng.uniform(0.5, 200, (len(success), 1)).astype(np.float32),
+        look_inputs(None, N_TIERS, agreement=True, max_calls=3),
+    )
+    rows = np.flatnonzero(tables.is_plan)
+    first = tables.first[rows, 0]
+    second = tables.second[rows, 0, first, 0]
+    assert len(rows) > 400 and (first < second).mean() > 0.97
 
 
 @settings(max_examples=30)
@@ -495,3 +524,112 @@ def test_calibration_and_checks_are_read_back_as_written(planned):
     assert all(np.array_equal(again.scores[name], scores, equal_nan=True) for name, scores in again.scores.items())
     assert np.array_equal(again.success, planner.calibration.success)
     assert KnownChecks.parse(planner.known.to_text().encode(), n_tiers, "") == planner.known
+
+
+# ---- golden plans ------------------------------------------------------------------------------------------------
+
+
+def resealed(
+    bundle: Path,
+    folder: Path,
+    *,
+    without: tuple[str, ...] = (),
+    golden_plans: str | None = None,
+    checks: KnownChecks | None = None,
+    calibration: Calibration | None = None,
+) -> Path:
+    """A copy of a bundle with other files of plans, or with fewer files, whose digests all hold."""
+    copy = Path(shutil.copytree(bundle, folder))
+    manifest = read_manifest(copy)
+    files = {name: digest for name, digest in manifest.files.items() if name not in without}
+    changed = {
+        "golden_plans.jsonl": None if golden_plans is None else golden_plans.encode(),
+        "checks.json": checks and checks.to_text().encode(),
+        "calibration.npz": calibration and calibration.to_bytes(),
+    }
+    for name, content in changed.items():
+        if content is not None:
+            (copy / name).write_bytes(content)
+            files[name] = hashlib.sha256(content).hexdigest()
+    (copy / "manifest.json").write_text(replace(manifest, files=files).to_json())
+    return copy
+
+
+def entries_of(bundle):
+    return [json.loads(line) for line in (bundle / "golden_plans.jsonl").read_text().splitlines()]
+
+
+def test_golden_plans_are_made_as_written_for_the_golden_prompts(bundle, planned):
+    entries = entries_of(bundle)
+    assert [entry["prompt"] for entry in entries] == list(GOLDEN_PROMPTS)
+    for entry in entries:
+        looks = {"checks": entry["checks"], "max_calls": entry["max_calls"]}
+        plan = planned.plan(entry["prompt"], **looks, worth_usd=entry["worth_usd"])
+        assert (plan.tier, plan.is_direct, list(plan.checks)) == (entry["tier"], entry["is_direct"], ["agreement"])
+        assert (plan.success, plan.cost_usd) == pytest.approx((entry["success"], entry["cost_usd"]), rel=1e-5)
+    assert {entry["is_direct"] for entry in entries} == {True, False}
+    check = check_golden(bundle)
+    assert check.passed and check.n_plans == 20
+
+
+def test_a_golden_plan_does_not_hang_on_rounding(bundle, planned):
+    for entry in entries_of(bundle):
+        below, above = (
+            planned.plan(entry["prompt"], checks=entry["checks"], worth_usd=entry["worth_usd"] * factor)
+            for factor in (0.9995, 1.0005)
+        )
+        assert below.lines == above.lines
+
+
+def test_where_agreement_is_not_known_golden_plans_look_at_the_first_check(bundle, tmp_path):
+    loaded = Bundle.load(bundle)
+    planner = replace(loaded.planner, known=replace(loaded.planner.known, agreement=None))
+    lines = golden_files(Router(replace(loaded, planner=planner)))["golden_plans.jsonl"].splitlines()
+    assert {tuple(json.loads(line)["checks"]) for line in lines} == {("rubric",)}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_other"),
+    [({"tier": "no"}, True), ({"is_direct": None}, True), ({"success": 0.5}, False), ({"cost_usd": 1.0}, False),
+     ({"success": float("nan")}, False)],
+    ids=str,
+)  # fmt: skip
+def test_a_bundle_that_plans_otherwise_than_it_says_is_refused(bundle, tmp_path, change, is_other):
+    entries = entries_of(bundle)
+    entries[4].update(change)
+    copy = resealed(bundle, tmp_path / "copy", golden_plans="".join(json.dumps(entry) + "\n" for entry in entries))
+    check = GoldenCheck.of(Bundle.load(copy))
+    assert not check.passed and check.other_plan == ((entries[4]["prompt"][:60],) if is_other else ())
+    with pytest.raises(BundleError, match="of 20 golden plans were others.*; train or copy"):
+        Router.load(copy)
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "{", '{"prompt": "a"}', '{"prompt": "a", "checks": ["no"], "max_calls": 3, "worth_usd": 1}',
+             '{"prompt": "a", "checks": [[]], "max_calls": 3, "worth_usd": 1}',
+             '{"prompt": "a", "checks": 3, "max_calls": 3, "worth_usd": 1}',
+             '{"prompt": "a", "checks": [], "max_calls": 9, "worth_usd": 1}',
+             '{"prompt": "a", "checks": [], "max_calls": 3, "worth_usd": -1}'],
+)  # fmt: skip
+def test_golden_plans_of_another_form_are_refused(bundle, tmp_path, line):
+    copy = resealed(bundle, tmp_path / "copy", golden_plans=line + "\n")
+    with pytest.raises(BundleError, match="golden_plans.jsonl is not as expected"):
+        Router.load(copy)
+
+
+@pytest.mark.parametrize("name", PLAN_FILES)
+def test_a_bundle_has_all_files_of_plans_or_none(bundle, tmp_path, name):
+    with pytest.raises(BundleError, match=f"{name} missing"):
+        Bundle.load(resealed(bundle, tmp_path / "one", without=(name,)))
+    others = tuple(each for each in PLAN_FILES if each != name)
+    with pytest.raises(BundleError, match="missing"):
+        Bundle.load(resealed(bundle, tmp_path / "others", without=others))
+
+
+def test_a_bundle_without_golden_plans_passes_only_where_it_makes_none(bundle, tmp_path):
+    with pytest.raises(BundleError, match="0 of 0 golden plans were others"):
+        Router.load(resealed(bundle, tmp_path / "empty", golden_plans=""))
+    without = resealed(bundle, tmp_path / "without", without=PLAN_FILES)
+    check = check_golden(without)
+    assert check.passed and check.n_plans is None
+    assert "no plans" in Router.load(without).plan(PROMPT, worth_usd=1).reason

@@ -146,7 +146,7 @@ def test_too_few_prompts_to_judge_on_keep_the_champion(turn, day, quick):
 
 def test_a_challenger_that_fails_its_golden_prompts_does_not_take_over(turn, day, quick, monkeypatch):
     day(1).to_parquet(turn.logs / "day1.parquet")
-    failed = SimpleNamespace(passed=False, other_tier=("a",), n_prompts=20)
+    failed = SimpleNamespace(passed=False, in_words="1 of 20 golden prompts went to another tier")
     monkeypatch.setattr(judging, "GoldenCheck", SimpleNamespace(of=lambda bundle: failed))
     receipt = turn()
     assert not receipt.promoted and "golden prompts failed: 1 of 20" in receipt.reason

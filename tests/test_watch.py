@@ -18,7 +18,7 @@ import pytest
 
 from router import BundleError, PriceError, Router, RouterError, Watcher
 from router.bundle import Bundle, Manifest
-from training.export.golden import golden_entries
+from training.export.golden import golden_files
 
 PROMPTS = ["What is 17 * 23?", "Prove that sqrt(2) is irrational.", "Bonjour", "", "def f(x): return x"]
 
@@ -28,8 +28,8 @@ def bundles(bundle, tmp_path) -> tuple[Path, Path]:
     """Two bundles that differ in their prices and so in their ids; both answer their golden prompts as they say."""
     first, second = (Path(shutil.copytree(bundle, tmp_path / name)) for name in ("first", "second"))
     rewrite(second, "tiers.toml", cheaper((second / "tiers.toml").read_text()))
-    entries = golden_entries(Router(Bundle.load(second)))
-    rewrite(second, "golden.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
+    for name, text in golden_files(Router(Bundle.load(second))).items():
+        rewrite(second, name, text)
     return first, second
 
 

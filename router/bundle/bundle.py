@@ -26,7 +26,7 @@ from router.bundle.operators import refused_operators
 from router.bundle.signature import TrustedKeys
 from router.errors import BundleError, TierError
 from router.files import read_bounded
-from router.plans.planner import CALIBRATION_FILE, CHECKS_FILE, PLAN_FILE, Planner
+from router.plans.planner import CALIBRATION_FILE, CHECKS_FILE, GOLDEN_PLANS_FILE, PLAN_FILE, Planner
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import MOST_BYTES as MOST_BYTES_OF_TIERS
 from router.prompt import valid_unicode
@@ -41,6 +41,7 @@ MOST_BYTES: Mapping[str, int] = {
     PLAN_FILE: 256 * 2**20,
     CHECKS_FILE: 16 * 2**20,
     CALIBRATION_FILE: 64 * 2**20,
+    GOLDEN_PLANS_FILE: 4 * 2**20,
 }
 MOST_BYTES_OF_OTHERS = 64 * 2**20
 """The largest files of a bundle. A larger one is refused by its size, before it is read."""

@@ -16,7 +16,8 @@ from router.plans.engine import PlanEngine, look_inputs
 PLAN_FILE = "plan.onnx"
 CHECKS_FILE = "checks.json"
 CALIBRATION_FILE = "calibration.npz"
-PLAN_FILES = (PLAN_FILE, CHECKS_FILE, CALIBRATION_FILE)
+GOLDEN_PLANS_FILE = "golden_plans.jsonl"
+PLAN_FILES = (PLAN_FILE, CHECKS_FILE, CALIBRATION_FILE, GOLDEN_PLANS_FILE)
 """A bundle that plans has all of them, another none."""
 
 MOST_CALLS = 3
@@ -58,11 +59,13 @@ class Planner:
     """The part of a bundle that plans.
 
     known: the checks that the bundle learned. calibration: what promises on plans are proven on.
+    golden: the content of golden_plans.jsonl, which `router.golden` checks.
     """
 
     engine: PlanEngine
     known: KnownChecks
     calibration: Calibration
+    golden: bytes = field(repr=False)
     n_tiers: int
     _known_looks: dict[tuple[object, ...], Looks] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -86,7 +89,9 @@ class Planner:
             engine.try_out(n_tiers)
         except Exception as error:  # ONNX Runtime raises bare subclasses of Exception.
             raise BundleError(f"{source}: {PLAN_FILE} cannot be run ({error}); train the bundle again") from error
-        return cls(engine, known, calibration, n_tiers)
+        return cls(
+            engine=engine, known=known, calibration=calibration, golden=contents[GOLDEN_PLANS_FILE], n_tiers=n_tiers
+        )
 
     def looks(self, checks: Collection[str | CheckModel] | None, max_calls: int) -> Looks:
         """What a request may look at.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -26,10 +25,11 @@ from router.bundle.manifest import (
     TOKENIZER_FILE,
     Manifest,
 )
+from router.plans.planner import GOLDEN_PLANS_FILE
 from router.router import Router
 from training.encoders.encoder import Encoder
 from training.errors import ConfigError
-from training.export.golden import golden_entries
+from training.export.golden import golden_files
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def draft_bundle(
 ) -> BundleDraft:
     """Write graph, tokenizer, tiers, clusters, plans and golden prompts into a folder beside `target`.
 
-    The runtime can load the draft already. plan_files: those of router.plans.planner.PLAN_FILES, or none of them.
-    manifest: without files. Where this raises, the folder is removed.
+    The runtime can load the draft already. plan_files: what plans are made of and proven on; empty where the bundle
+    makes none. manifest: without files. Where this raises, the folder is removed.
     Raises BundleError where the runtime cannot load what was written, OSError where it cannot be written.
     """
     folder = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
@@ -98,12 +98,14 @@ def draft_bundle(
         (folder / TIERS_FILE).write_text(tiers_text, encoding="utf-8")
         (folder / CLUSTERS_FILE).write_text(clusters_text(clusters), encoding="utf-8")
         (folder / GOLDEN_FILE).write_text("", encoding="utf-8")
+        if plan_files:
+            plan_files = {**plan_files, GOLDEN_PLANS_FILE: b""}
         for name, content in plan_files.items():
             (folder / name).write_bytes(content)
         names = (*REQUIRED_FILES, *plan_files)
         _with_manifest(folder, names, manifest)
-        lines = [json.dumps(entry, ensure_ascii=False) for entry in golden_entries(Router(Bundle.load(folder)))]
-        (folder / GOLDEN_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for name, text in golden_files(Router(Bundle.load(folder))).items():
+            (folder / name).write_text(text, encoding="utf-8")
         return BundleDraft(folder=folder, target=target, manifest=_with_manifest(folder, names, manifest))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

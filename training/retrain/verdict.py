@@ -80,7 +80,7 @@ def _decide(
         )
     golden = GoldenCheck.of(challenger)
     if not golden.passed:
-        return False, f"golden prompts failed: {len(golden.other_tier)} of {golden.n_prompts} went to another tier"
+        return False, f"golden prompts failed: {golden.in_words}"
     if comparison is None:
         return True, uncompared
     return comparison.verdict(config.tolerated_loss)
