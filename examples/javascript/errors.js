@@ -14,6 +14,9 @@ export class PriceError extends RouterError {}
 /** A prompt that is no text, or messages that are not a chat. */
 export class PromptError extends RouterError {}
 
+/** A check that the bundle has not learned. */
+export class CheckError extends RouterError {}
+
 /** quality, worth_usd or another argument of a request is out of range. */
 export class DialError extends RouterError {}
 

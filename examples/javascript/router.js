@@ -6,7 +6,9 @@
  */
 
 import { BundleError, DialError, PriceError, PromptError, shown } from "./errors.js";
+import { compareGolden } from "./golden.js";
 import { bundleId, checkFile, decodeUtf8, hexadecimal, parseManifest, REQUIRED_FILES } from "./manifest.js";
+import { checkWorth, directPlan, loadPlanner, PLAN_FILES } from "./plans.js";
 import { PriceTable } from "./prices.js";
 import { cutText, mediaCapabilities, promptText, validUnicode } from "./prompt.js";
 import { textEncoder } from "./tokens.js";
@@ -19,11 +21,13 @@ const OUTPUTS = ["success", "output_tokens", "cost_usd", "tier", "familiarity", 
 export const REQUEST_KEYS = [
   "prompt", "messages", "quality", "worth_usd", "critical", "context_tokens", "regions", "capabilities", "request_id",
 ];
+/** What a request for a plan may say; `quality` to be told that it needs a worth. */
+export const PLAN_REQUEST_KEYS = [...REQUEST_KEYS, "checks", "max_calls"];
 
 /** Sends each request to the cost-optimal tier. */
 export class Router {
   /** Use openRouter instead. prices: the table in use; assign another to route at other prices. */
-  constructor({ manifest, encode, session, ort, bundlePrices, golden }) {
+  constructor({ manifest, encode, session, ort, bundlePrices, golden, planner = null }) {
     this.manifest = manifest;
     this.bundleId = bundleId(manifest);
     this.bundlePrices = bundlePrices;
@@ -32,6 +36,7 @@ export class Router {
     this.session = session;
     this.ort = ort;
     this.golden = golden;
+    this.planner = planner;
   }
 
   /**
@@ -51,42 +56,61 @@ export class Router {
     return this.#routeAt(request, this.prices);
   }
 
+  /**
+   * The best plan for one request: whom to ask first, what to look at, when to stop, and whom to ask next.
+   *
+   * worth_usd: what a correct answer is worth. checks: what may be looked at, "agreement" or names of checks that the
+   * bundle learned; by default agreement, where the bundle knows it. max_calls: 1 to 3.
+   * The other keys are those of `route`, without quality: which worth keeps a quality is proven in Python only.
+   *
+   * Never rejects because of a prompt; rejects with DialError or CheckError where another argument is not as expected.
+   */
+  async plan(request) {
+    return this.#planAt(request, this.prices);
+  }
+
   /** The token ids that the graph reads for a text, and how many characters the text has. */
   tokenIds(text) {
     const { head, nChars } = cutText(text, this.manifest.encoder.max_chars);
     return { ids: this.encode(validUnicode(head)), nChars };
   }
 
-  /**
-   * Route the golden prompts at the bundle's own prices.
-   *
-   * Returns {passed, nPrompts, largestDifference, otherTier}: the largest difference of any success, or relative of
-   * any other estimate, and the prompts that went to another tier.
-   */
+  /** Whether the golden prompts and plans come out as the bundle says, at its own prices; see compareGolden. */
   async checkGolden() {
-    const differences = [0];
-    const otherTier = [];
-    for (const entry of this.golden) {
-      const decision = await this.#routeAt({ prompt: entry.prompt }, this.bundlePrices);
-      const relative = (found, expected) => Math.abs(found - expected) / Math.max(Math.abs(expected), 1e-12);
-      differences.push(relative(decision.context_tokens, entry.context_tokens));
-      differences.push(Math.abs(decision.familiarity - entry.familiarity));
-      for (const [index, tier] of this.manifest.tiers.entries()) {
-        differences.push(Math.abs(decision.success[tier] - entry.success[index]));
-        differences.push(relative(decision.output_tokens[tier], entry.output_tokens[index]));
-        differences.push(relative(decision.cost_usd[tier], entry.cost_usd[index]));
-      }
-      if (decision.tier !== entry.tier) otherTier.push(entry.prompt);
+    return compareGolden({
+      tiers: this.manifest.tiers,
+      golden: this.golden,
+      goldenPlans: this.planner?.golden ?? null,
+      route: (request) => this.#routeAt(request, this.bundlePrices),
+      plan: (request) => this.#planAt(request, this.bundlePrices),
+      tolerance: GOLDEN_TOLERANCE,
+    });
+  }
+
+  async #planAt({ checks, max_calls: maxCalls, ...request }, prices) {
+    if ((request.quality ?? null) !== null) {
+      const expected = "expected worth_usd: which worth keeps a quality is proven by the router in Python";
+      throw new DialError(`quality is ${shown(request.quality)}; ${expected}`);
     }
-    const largestDifference = Math.max(...differences);  // NaN where any is
-    const passed = this.golden.length > 0 && otherTier.length === 0 && largestDifference <= GOLDEN_TOLERANCE;
-    return { passed, nPrompts: this.golden.length, largestDifference, otherTier };
+    checkWorth(request.worth_usd);
+    const { tiers, output_tokens: outputTokens } = this.manifest;
+    const decision = await this.#routeAt(request, prices);
+    const accepts = acceptedBy(offerFilter(request, prices));
+    const offers = prices.cheapestOffers(decision.context_tokens, outputTokens, accepts);
+    const models = offers.map((offer) => offer?.model ?? null);
+    if (this.planner === null) {
+      const isUnread = PLAN_FILES.some((name) => name in this.manifest.files);
+      const why = isUnread ? "the files that make plans were not read" : "the bundle has learned no plans";
+      return directPlan(decision, [], why, models, tiers);
+    }
+    const { worth_usd: worthUsd, critical = false } = request;
+    return this.planner.plan(decision, { checks, maxCalls: maxCalls ?? undefined, worthUsd, critical, models });
   }
 
   async #routeAt(request, prices) {
     const dials = resolveDials(this.manifest, request);
     const filter = offerFilter(request, prices);
-    const accepts = (offer) => isNear(filter, offer) && isAble(filter, offer);
+    const accepts = acceptedBy(filter);
     let text;
     try {
       text = promptText(request.prompt, request.messages);
@@ -240,6 +264,7 @@ export async function openRouter(readFile, libraries, options = {}) {
       session: await ort.InferenceSession.create(graph, sessionOptions),
       bundlePrices: await PriceTable.parse(tiers, parseToml, manifest.tiers),
       golden: decodeUtf8(golden).trim().split("\n").map((line) => JSON.parse(line)),
+      planner: await loadPlanner(contents, manifest.tiers, ort, sessionOptions),
     });
   } catch (error) {
     const trouble = error instanceof PriceError ? `tiers.toml: ${error.message}` : error.message;
@@ -323,6 +348,11 @@ function offerFilter({ regions = null, capabilities = null, messages }, prices) 
   if (media.includes("audio") && !stated.includes("audio")) media.push("vision");
   const needed = media.filter((capability) => stated.includes(capability));
   return { regions: regions && names(regions), capabilities: names([...(capabilities ?? []), ...needed]) };
+}
+
+/** A function that says whether an offer passes the filter. */
+function acceptedBy(filter) {
+  return (offer) => isNear(filter, offer) && isAble(filter, offer);
 }
 
 function isNear({ regions }, offer) {

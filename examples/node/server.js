@@ -4,6 +4,7 @@
  *     node server.js --bundle DIR [--prices FILE] [--port N] [--host ADDRESS]
  *
  * POST /route    a JSON object with prompt or messages, and dials -> the decision as JSON
+ * POST /plan     the same with worth_usd, checks and max_calls -> the plan as JSON
  * GET  /healthz  which bundle and which price table are in use
  *
  * The price file is read again whenever it changes; a broken one never replaces a good one. No prompt is logged.
@@ -14,8 +15,8 @@ import { watchFile } from "node:fs";
 import { createServer } from "node:http";
 import { parseArgs } from "node:util";
 
-import { DialError, RouterError } from "../javascript/errors.js";
-import { REQUEST_KEYS } from "../javascript/router.js";
+import { CheckError, DialError, RouterError } from "../javascript/errors.js";
+import { PLAN_REQUEST_KEYS, REQUEST_KEYS } from "../javascript/router.js";
 import { Router } from "./router.js";
 
 const MAX_BODY_BYTES = 4 * 1024 * 1024;
@@ -68,9 +69,11 @@ async function main() {
   const router = await Router.load(options.bundle);
   const golden = await router.checkGolden();
   if (!golden.passed) {
-    const others = `${golden.otherTier.length} of ${golden.nPrompts} golden prompts went to another tier`;
+    const tiers = `${golden.otherTier.length} of ${golden.nPrompts} golden prompts went to another tier`;
+    const plans = golden.nPlans === null ? "" : `, ${golden.otherPlan.length} of ${golden.nPlans} plans are others`;
     const difference = golden.largestDifference.toExponential(1);
-    throw new Error(`${options.bundle}: ${others}, largest difference ${difference}; this service routes otherwise`);
+    const found = `${tiers}${plans}, largest difference ${difference}`;
+    throw new Error(`${options.bundle}: ${found}; this service routes otherwise`);
   }
   const priceFile = options.prices === undefined ? null : new PriceFile(router, options.prices);
   await priceFile?.read();
@@ -120,7 +123,7 @@ async function respond(router, priceFile, request, response) {
     send(response, 200, await answer(router, priceFile, request));
   } catch (error) {
     if (error instanceof HttpError) return send(response, error.status, { error: error.message }, error.headers);
-    if (error instanceof DialError) return send(response, 400, { error: error.message });
+    if (error instanceof DialError || error instanceof CheckError) return send(response, 400, { error: error.message });
     if (error.code === "ECONNRESET") return;  // the caller has gone
     log(`internal error: ${error.name} ${error.stack?.split("\n").find((line) => line.includes(" at ")) ?? ""}`);
     send(response, 500, { error: "internal error" });
@@ -129,7 +132,8 @@ async function respond(router, priceFile, request, response) {
 
 async function answer(router, priceFile, request) {
   const route = `${request.method} ${request.url.split("?")[0]}`;
-  if (route === "POST /route") return router.route(await readRequest(request));
+  if (route === "POST /route") return router.route(await readRequest(request, REQUEST_KEYS));
+  if (route === "POST /plan") return router.plan(await readRequest(request, PLAN_REQUEST_KEYS));
   if (route === "GET /healthz") {
     return {
       status: "ok",
@@ -138,13 +142,13 @@ async function answer(router, priceFile, request) {
       prices_refused: priceFile?.refused ?? null,
     };
   }
-  const allowed = { "/route": "POST", "/healthz": "GET" }[route.split(" ")[1]];
+  const allowed = { "/route": "POST", "/plan": "POST", "/healthz": "GET" }[route.split(" ")[1]];
   if (allowed !== undefined) throw new HttpError(405, `expected ${allowed}`, { allow: allowed });
-  throw new HttpError(404, "no such path; expected POST /route or GET /healthz");
+  throw new HttpError(404, "no such path; expected POST /route, POST /plan or GET /healthz");
 }
 
-/** The request of a body: a JSON object with nothing but known keys. */
-async function readRequest(request) {
+/** The request of a body: a JSON object with nothing but these keys. */
+async function readRequest(request, keys) {
   const body = await readBody(request);
   let document;
   try {
@@ -153,11 +157,11 @@ async function readRequest(request) {
     throw new HttpError(400, "the body is not valid JSON in UTF-8; expected an object with prompt or messages");
   }
   if (typeof document !== "object" || document === null || Array.isArray(document)) {
-    throw new HttpError(400, `the body is no JSON object; expected one with keys of ${REQUEST_KEYS.join(", ")}`);
+    throw new HttpError(400, `the body is no JSON object; expected one with keys of ${keys.join(", ")}`);
   }
-  const unknown = Object.keys(document).filter((key) => !REQUEST_KEYS.includes(key));
+  const unknown = Object.keys(document).filter((key) => !keys.includes(key));
   if (unknown.length > 0) {
-    throw new HttpError(400, `unknown ${unknown.join(", ")}; expected only ${REQUEST_KEYS.join(", ")}`);
+    throw new HttpError(400, `unknown ${unknown.join(", ")}; expected only ${keys.join(", ")}`);
   }
   return document;
 }
