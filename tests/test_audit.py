@@ -236,7 +236,7 @@ def test_the_command_prints_a_page_one_document_and_writes_a_page(tmp_path, caps
     assert main([*words, "--html", str(page)]) == 0
     text = capsys.readouterr().out
     assert " ".join(text.split()).startswith(" ".join(document["verdict"].split()))
-    assert len(text.splitlines()) <= 55 and page.read_text().count("data:image/png") == 3
+    assert len(text.splitlines()) <= 65 and page.read_text().count("data:image/png") == 3
 
 
 def test_names_are_text_in_the_page(tmp_path):

@@ -29,7 +29,7 @@ MORE_KEYS = {
     "cost_explained_by_tokens",
     "verdict", "bundle_id", "n_trained_on", "n_incomplete", "estimated_cost_share", "best_tier", "best_baseline",
     "lead_aiq", "n_not_drawn", "off_policy", "segments", "output_tokens", "cost_predicted_over_measured", "net_value",
-    "chosen_dials",
+    "chosen_dials", "plans",
 }  # fmt: skip
 BASELINES = {"random", "cheapest", "strongest", "oracle", "knn", "kmeans", "linear"}
 

@@ -276,6 +276,23 @@ def test_a_perfect_free_check_answers_what_any_of_three_tiers_can_answer(engine,
     assert found.outcome(simulated.correct).mean() == simulated.correct.max(axis=1).mean()
 
 
+def test_two_tiers_have_plans_too():
+    two = Simulated(n=400, n_tiers=2)
+    joint = JointModel.fit(two.success, two.correct)
+    agreement = AgreementModel.fit(two.success, two.correct, two.answers)
+    engine = PlanEngine(plan_graph(joint, agreement).SerializeToString())
+    engine.try_out(2)
+    success, cost, check = (
+        two.success[0],
+        np.array([0.001, 0.1]),
+        CheckModel.with_figures("tests", 2, sensitivity=0.95, specificity=0.9),
+    )
+    tables = tables_of(engine, success, cost, 1.0, check, agreement=True)
+    found = value_of(tables, success, cost, 1.0, check, agreement=True)
+    best = Oracle((joint, agreement), success, cost, 1.0, check, agreement=True, max_calls=3).best()
+    assert found == pytest.approx(best, abs=1e-4)
+
+
 # ---- what is learned ---------------------------------------------------------------------------------------------
 
 

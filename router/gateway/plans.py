@@ -147,7 +147,8 @@ class RequestPlanner:
         if plan.is_direct:
             is_same = plan.tier == plan.decision.tier
             propensity = plan.decision.propensity if is_same else 1.0
-            return replace(plan.decision, tier=plan.tier, reason=plan.reason, propensity=propensity)
+            offer = plan.first.offer
+            return replace(plan.decision, tier=plan.tier, offer=offer, reason=plan.reason, propensity=propensity)
         if MODEL not in _litellm_router().model_names:
             raise DialError(f"plans need an entry `{MODEL}` in LiteLLM's model_list; see examples/litellm")
         body = (data.get("proxy_server_request") or {}).get("body") or data

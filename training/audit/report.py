@@ -31,7 +31,7 @@ _CAPTIONS = {
 
 
 def audit_text(audit: Audit) -> str:
-    """The audit for a terminal of 110 columns, the verdict first; about 50 lines."""
+    """The audit for a terminal of 110 columns, the verdict first; about 60 lines."""
     facts = "\n".join(textwrap.fill(fact, _WIDTH) for fact in audit_facts(audit))
     log = "\n".join(
         textwrap.fill(line, _WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -129,8 +129,10 @@ def _fit_two(seen: _Seen) -> tuple[dict[tuple[int, int], np.ndarray], float | No
 
 
 def _fit_three(seen: _Seen) -> dict[tuple[int, int, int], np.ndarray]:
-    """P(pattern | right or wrong, whether the first two agree) of each ordered triple, (2 ends, 2, 2, 2, 5)."""
+    """P(pattern | right or wrong, whether the first two agree) of each ordered triple, (2 ends, 2, 2, 2, 5); of two tiers none."""
     triples = list(permutations(range(seen.n_tiers), 3))
+    if not triples:
+        return {}
     found = {triple: np.zeros((2, 2, 2, 2, N_PATTERNS)) for triple in triples}
     for right in product((0, 1), repeat=3):
         for first_two_agree in (True, False):
