@@ -129,7 +129,10 @@ def _fit_two(seen: _Seen) -> tuple[dict[tuple[int, int], np.ndarray], float | No
 
 
 def _fit_three(seen: _Seen) -> dict[tuple[int, int, int], np.ndarray]:
-    """P(pattern | right or wrong, whether the first two agree) of each ordered triple, (2 ends, 2, 2, 2, 5); of two tiers none."""
+    """P(pattern | right or wrong, whether the first two agree) of each ordered triple, (2 ends, 2, 2, 2, 5).
+
+    Empty where there are two tiers only.
+    """
     triples = list(permutations(range(seen.n_tiers), 3))
     if not triples:
         return {}
