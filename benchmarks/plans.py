@@ -37,8 +37,8 @@ from training.encoders.make import make_encoder
 from training.evaluation.plan_result import CurveFigures, PlanEvaluation
 from training.fit.agreement import AgreementModel
 from training.fit.joint import JointModel
+from training.fit.plan_graph import plan_graph
 from training.fit.verifiers import fit_verifier
-from training.graph.plans import plan_graph
 from training.log.costs import attempt_costs
 from training.log.ingest import ingest
 

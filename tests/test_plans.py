@@ -27,8 +27,8 @@ from router.plans.tree import Choices
 from training.export.golden import GOLDEN_PROMPTS, golden_files
 from training.fit.agreement import AgreementModel
 from training.fit.joint import N_NODES, JointModel
+from training.fit.plan_graph import plan_graph
 from training.fit.verifiers import fit_verifier
-from training.graph.plans import plan_graph
 
 N_TIERS = 3
 AGREE = {ALL: 0, FIRST_SECOND: 0, FIRST_THIRD: 1, SECOND_THIRD: 1, NONE: 1}

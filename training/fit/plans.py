@@ -12,8 +12,8 @@ from router.plans.checks import KnownChecks
 from router.plans.planner import CALIBRATION_FILE, CHECKS_FILE, PLAN_FILE
 from training.fit.agreement import AgreementModel
 from training.fit.joint import JointModel
+from training.fit.plan_graph import plan_graph
 from training.fit.verifiers import fit_verifier
-from training.graph.plans import plan_graph
 from training.log.sample import evenly
 from training.log.table import OutcomeTable
 
