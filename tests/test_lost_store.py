@@ -16,7 +16,7 @@ from training.retrain import rollback
 
 BUNDLE_FILES = (
     "README.md", "clusters.json", "golden.jsonl", "manifest.json", "report.html", "report.json", "router.onnx",
-    "tiers.toml", "tokenizer.json",
+    "tiers.toml", "tokenizer.json", "plan.onnx", "checks.json", "calibration.npz", "golden_plans.jsonl",
 )  # fmt: skip
 RECOVERED = (
     *(f"bundles/{name}/{file}" for name in ("000001", "000002") for file in BUNDLE_FILES),

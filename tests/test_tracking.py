@@ -77,7 +77,7 @@ def test_plots_and_the_whole_bundle_are_artifacts(run):
     result, record, folder = run
     artifacts = folder / "mlartifacts" / record.info.run_id / "artifacts"
     assert {path.name for path in (artifacts / "plots").iterdir()} == {
-        "cost_quality.png", "calibration.png", "tier_mix.png", "net_value.png",
+        "cost_quality.png", "calibration.png", "tier_mix.png", "net_value.png", "plans.png",
     }  # fmt: skip
     for path in result.bundle.iterdir():
         assert (artifacts / "bundle" / path.name).read_bytes() == path.read_bytes()
