@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,14 +12,17 @@ import numpy as np
 from router.bundle.manifest import Manifest
 from router.decision import Decision
 from router.plan import Plan
-from router.plans.dial import PlanDial, prove_dial
+from router.plans.dial import PlanDial, PlanPoint, prove_dial
 from router.plans.planner import Looks, Planner
 from router.plans.tree import Choices
 from router.policy import Dials
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import Offer
 
+logger = logging.getLogger(__name__)
+
 _MOST_DIALS = 32
+_ONE_PROOF_AT_A_TIME = threading.Lock()
 
 
 @dataclass
@@ -46,17 +50,39 @@ class PlanDials:
         found = self._found.get(looks.key)
         return found if found is not None else self._prove(looks)
 
+    def has_offers_of_proof(self, decision: Decision, offers: Mapping[str, tuple[Offer, ...]]) -> bool:
+        """Whether a request may use the offers that proofs count on: of each tier the cheapest one of all."""
+        quote = self.prices.quote(decision.context_tokens, self.manifest.output_tokens)
+        return set(quote.open) <= set(decision.eligible) and all(
+            offers.get(tier, ())[:1] == (offer,) for tier, offer in quote.offers.items()
+        )
+
     def in_use(self) -> list[Looks]:
         """What was asked for."""
         return list(self._looks.values())
 
     def _begin(self, looks: Looks) -> None:
         with self._lock:
-            if looks.key in self._found or len(self._found) >= _MOST_DIALS:
+            if looks.key in self._found:
                 return
-            self._found[looks.key] = None
+            if len(self._found) >= _MOST_DIALS:
+                oldest = next(iter(self._found))
+                self._found.pop(oldest)
+                self._looks.pop(oldest, None)
+            self._found[looks.key], self._looks[looks.key] = None, looks
         # No daemon: ONNX Runtime aborts the process where a thread still runs a graph while Python shuts down.
-        threading.Thread(target=self._prove, args=(looks,), name="prove plans", daemon=False).start()
+        threading.Thread(target=self._prove_apart, args=(looks,), name="prove plans", daemon=False).start()
+
+    def _prove_apart(self, looks: Looks) -> None:
+        """Prove in a thread, one proof at a time; where that fails, nothing is promised, and plans are direct."""
+        try:
+            with _ONE_PROOF_AT_A_TIME:
+                self._prove(looks)
+        except Exception:
+            logger.exception("the quality of plans that look at %s cannot be proven", " and ".join(looks.names))
+            points = tuple(PlanPoint(point.quality, None, None, None) for point in self.manifest.dial)
+            with self._lock:
+                self._found[looks.key] = PlanDial(points, (), 0, 0.0)
 
     def _prove(self, looks: Looks) -> PlanDial:
         dial = prove_dial(
@@ -116,8 +142,9 @@ def make_plan(
         if point.worth_usd is None:
             return direct(f"no plan is proven to keep {asked.quality:g} at these prices")
         worth = dial.at_least(max(worth, point.worth_usd))
-        covered = set(dial.open) <= set(decision.eligible) and decision.familiarity == 1
-        why = f"a correct answer taken to be worth USD {worth:.3g}, which keeps {asked.quality:g} at these prices"
+        covered = worth in dial.worths and decision.familiarity == 1 and dials.has_offers_of_proof(decision, offers)
+        keeps = f"which keeps {asked.quality:g} at these prices" if covered else "not proven for requests like this"
+        why = f"a correct answer taken to be worth USD {worth:.3g}, {keeps}"
     else:
         why = f"a correct answer is worth USD {worth:.3g}"
     return _planned(dials.planner, looks, asked, decision, offers, prompt, worth, covered, why)

@@ -211,7 +211,10 @@ def test_damaged_content_is_a_broken_row_of_the_log(log, day, name, cut, tmp_pat
     path = log(name)
     content = path.read_bytes()
     at = int(cut * len(content))
-    if name in ("log.csv", "log.jsonl"):  # within a row, before its outcome: a CSV row without its last columns is whole
+    if name in (
+        "log.csv",
+        "log.jsonl",
+    ):  # within a row: one without its last columns may be whole
         at = content.index(b"\n", at) + 20
     path.write_bytes(content[:at])
     table = ingest([log("whole.parquet"), path], read_tiers(SAMPLE_TIERS))

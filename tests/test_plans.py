@@ -3,11 +3,13 @@
 import hashlib
 import json
 import shutil
+import threading
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -521,6 +523,59 @@ def test_a_declared_check_is_used_as_it_is_stated(planned):
     plan = planned.plan(PROMPT, checks=[perfect], worth_usd=1.0)
     assert not plan.is_direct and plan.success > max(plan.decision.success.values())
     assert CheckModel.declared_by("tests:sensitivity=1,specificity=0.86,usd=0", n_tiers).declared
+
+
+def test_a_check_that_says_nothing_is_declined_however_many_scores_it_has(engine, simulated):
+    even = np.full((2, N_TIERS, 4, 2), 0.25)
+    one, other = (
+        CheckModel(name, (0.2, 0.4, 0.6), tuple(even.tolist()), (1e-4,) * N_TIERS, declared=True, evidence={})
+        for name in ("one", "other")
+    )
+    cost = np.array([0.01, 0.02, 0.05])
+    for success in simulated.success[:20]:
+        tables = tables_of(engine, success, cost, 3.0, combined([one, other], N_TIERS), agreement=False)
+        assert not tables.is_plan[0, 0]
+
+
+def test_nothing_is_proven_on_prompts_that_were_not_looked_at(planned):
+    calibration = planned.bundle.planner.calibration
+    scores = calibration.scores["rubric"].copy()
+    scores[::2, 0] = np.nan
+    answers = calibration.answer_number.copy()
+    answers[1::2] = -1
+    partly = replace(calibration, scores={"rubric": scores}, answer_number=answers)
+    n_odd = calibration.n_prompts - len(scores[::2])
+    assert partly.looked_at(False, ["rubric"]).n_prompts <= n_odd
+    assert partly.looked_at(True, ["rubric"]).n_prompts == 0
+
+
+def test_a_plan_is_promised_only_where_all_was_proven(planned, sample_log):
+    top = max(planned.prove_plans(["agreement"]).worths)
+    prompts = pd.read_parquet(sample_log, columns=["prompt"]).prompt[:100]
+    known = next(prompt for prompt in prompts if planned.route(prompt).familiarity == 1)
+    promised = planned.plan(known, checks=["agreement"], quality=0.9)
+    beyond = planned.plan(known, checks=["agreement"], quality=0.9, worth_usd=2 * top)
+    assert promised.promised and not beyond.promised and "not proven" in beyond.reason
+    somewhere = planned.plan(known, checks=["agreement"], quality=0.9, regions=["nowhere"])
+    assert not somewhere.promised
+
+
+def test_checks_that_do_not_fit_the_bundle_are_refused(planned):
+    with pytest.raises(CheckError, match="not the figures of 3 tiers"):
+        planned.plan(PROMPT, checks=[CheckModel.with_figures("tests", 2, sensitivity=1, specificity=1)])
+    many = [CheckModel.with_figures(f"check{n}", 3, sensitivity=1, specificity=0.5) for n in range(5)]
+    with pytest.raises(CheckError, match="32 classes"):
+        planned.plan(PROMPT, checks=many)
+
+
+def test_a_proof_that_fails_leaves_direct_routing(bundle, monkeypatch):
+    router = Router.load(bundle)
+    monkeypatch.setattr("router.planning.prove_dial", lambda *arguments: 1 / 0)
+    assert "being proven" in router.plan(PROMPT, quality=0.9).reason
+    for thread in threading.enumerate():
+        if thread.name == "prove plans":
+            thread.join()
+    assert "no plan is proven" in router.plan(PROMPT, quality=0.9).reason
 
 
 @pytest.mark.parametrize("prompt", ["", "\ud800", "x" * 100_000, "一" * 5000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,7 @@ PLAN_FILES = (PLAN_FILE, CHECKS_FILE, CALIBRATION_FILE, GOLDEN_PLANS_FILE)
 """A bundle that plans has all of them, another none."""
 
 MOST_CALLS = 3
+MOST_CLASSES = 16
 _MOST_LOOKS = 100
 
 
@@ -126,6 +128,16 @@ class Planner:
         if AGREEMENT in checks and self.known.agreement is None:
             raise CheckError("the bundle has not learned when answers agree; log `answer` and train again")
         ordered = tuple(verifiers[name] for name in sorted(verifiers))
+        for check in ordered:
+            if check.verdicts_input.shape != (2, self.n_tiers, check.n_classes, 2) or len(check.usd) != self.n_tiers:
+                raise CheckError(
+                    f"the check {check.name!r} has not the figures of {self.n_tiers} tiers; declare it anew"
+                )
+        if (n_classes := math.prod(check.n_classes for check in ordered)) > MOST_CLASSES:
+            raise CheckError(
+                f"the checks {', '.join(check.name for check in ordered)} have {n_classes} classes of scores together; "
+                f"expected at most {MOST_CLASSES}: name fewer of them"
+            )
         return self._of(ordered, agreement=AGREEMENT in checks, max_calls=max_calls)
 
     def _of(self, verifiers: tuple[CheckModel, ...], *, agreement: bool, max_calls: int) -> Looks:

@@ -32,6 +32,7 @@ MAX_PLANNED_PROMPTS = 5_000
 """Held-out prompts that plans are judged on; more would not change what is said."""
 
 N_WORTHS = 40
+_MOST_CONDITIONALS = 500
 _LEAST_COST = 1e-12
 _SHARES = {"cost_at_95": 0.95, "cost_at_98": 0.98, "cost_at_100": 1.0}
 
@@ -52,6 +53,22 @@ class _Judged:
     answers: LoggedAnswers
     weights: np.ndarray
     best: int
+
+    def rows(self, rows: np.ndarray) -> _Judged:
+        """Some of the prompts."""
+        numbers = self.answers.answer_number
+        return _Judged(
+            success=self.success[rows],
+            cost_usd=self.cost_usd[rows],
+            eligible=self.eligible[rows],
+            correct=self.correct[rows],
+            paid=self.paid[rows],
+            answers=LoggedAnswers(
+                None if numbers is None else numbers[rows], self.answers.classes[rows], self.answers.check_usd[rows]
+            ),
+            weights=self.weights[:, rows],
+            best=self.best,
+        )
 
     def figures(self, outcomes: np.ndarray, costs: np.ndarray) -> CurveFigures:
         """Of a family of policies; outcomes, costs: (n_prompts, n_policies). Single tiers are part of every family."""
@@ -214,6 +231,7 @@ def _expected(planner: Planner, part: _Judged, looks: Looks, worth: float, found
 
 def _conditionals(planner: Planner, part: _Judged, looks: Looks) -> dict[str, Conditional]:
     """What the bundle expects of an answer after another one, against what the log shows."""
+    part = part.rows(np.arange(len(part.correct))[evenly(len(part.correct), _MOST_CONDITIONALS)])
     n_tiers = part.correct.shape[1]
     perfect = CheckModel.with_figures("perfect", n_tiers, sensitivity=1.0, specificity=1.0)
     worth = np.zeros((len(part.correct), 1), np.float32)

@@ -152,7 +152,7 @@ class _PlanGraph:
         g, n = self._graph, self._n_tiers
         worth = self._shaped("worth_usd", [0, -1, 1, 1, 1, 1, 1])
         seen = g.add("Gather", after_two, self._whole(0), axis=6)  # (n, K, K, B, B, 2)
-        stopped = self._returned(worth, g.add("Gather", after_two, self._whole([1, 2]), axis=6), 6)
+        stopped = self._returned(worth, seen, g.add("Gather", after_two, self._whole([1, 2]), axis=6), 6)
 
         rights = g.add("Gather", after_three, self._whole([1, 2, 3]), axis=7)
         returned = g.add("ReduceMax", rights, axes=[7], keepdims=0)  # (n, K, K, K, B, B, patterns)
@@ -195,7 +195,7 @@ class _PlanGraph:
         later = g.add("Mul", worth, g.constant(_TIE * np.arange(n)[:, None]))
         whom = g.add("ArgMax", g.add("Sub", value, later), axis=3, keepdims=0)
         worth = self._shaped("worth_usd", [0, -1, 1, 1])
-        stopped = self._returned(worth, right, 3)
+        stopped = self._returned(worth, g.add("Squeeze", seen, self._whole([3])), right, 3)
         g.add("Where", g.add("Greater", asked, stopped), whom, self._nobody(), output="second")
         return g.add("ReduceSum", g.add("Max", asked, stopped), self._whole([3]), keepdims=0)
 
@@ -204,8 +204,8 @@ class _PlanGraph:
         g = self._graph
         cost, worth = g.add("Unsqueeze", price, self._whole([1])), g.add("Unsqueeze", "worth_usd", self._whole([2]))
         planned = g.add("Sub", g.add("Sub", value_one, cost), "check_usd")  # (n, W, K)
-        # A plan has had its preference once for each thing that may be seen, so that of asking alone is larger.
-        preferred = g.add("Add", success, g.constant(8 * _TIE))
+        # A plan has had the preference for stopping once, so that for asking alone is larger.
+        preferred = g.add("Add", success, g.constant(2 * _TIE))
         direct = g.add("Sub", g.add("Mul", worth, g.add("Unsqueeze", preferred, self._whole([1]))), cost)
         later = g.add("Mul", worth, g.constant(_TIE * np.arange(self._n_tiers)))
         g.add("ArgMax", g.add("Sub", planned, later), axis=2, keepdims=0, output="first")
@@ -215,11 +215,15 @@ class _PlanGraph:
 
     # ---- small parts ---------------------------------------------------------------------------------------------
 
-    def _returned(self, worth: str, rights: str, axis: int) -> str:
-        """The value of returning the answer that is right with the highest probability, a little preferred."""
+    def _returned(self, worth: str, seen: str, rights: str, axis: int) -> str:
+        """The value of returning the answer that is right with the highest probability, a little preferred.
+
+        seen: P(seen), by which the preference is weighed, so that it is the same whatever can be seen.
+        """
         g = self._graph
         right = g.add("ReduceMax", rights, axes=[axis], keepdims=0)
-        preferred = g.add("Unsqueeze", g.add("Add", right, g.constant(_TIE)), self._whole([1]))
+        preferred = g.add("Add", right, g.add("Mul", seen, g.constant(_TIE)))
+        preferred = g.add("Unsqueeze", preferred, self._whole([1]))
         return g.add("Mul", worth, preferred)
 
     def _shaped(self, value: str, shape: list[int]) -> str:

@@ -15,7 +15,7 @@ from training.fit.joint import JointModel
 from training.fit.plan_graph import plan_graph
 from training.fit.verifiers import fit_verifier
 from training.log.sample import evenly
-from training.log.table import OutcomeTable
+from training.log.table import OutcomeTable, is_partial
 
 MAX_TIERS = 12
 """Plans are weighed one by one, and there are K (K - 1)^2 of them."""
@@ -58,7 +58,9 @@ class PlanModel:
             for name, cells in sorted(table.checks.items())
             if (check := fit_verifier(name, success, table.correct, cells.score, cells.cost_usd)) is not None
         }
-        complete = np.flatnonzero(np.isfinite(table.correct).all(axis=1))
+        # Where most prompts were asked of one tier, those that all answered are no sample of the rest: plans and their
+        # kin ask more tiers where answers look wrong.
+        complete = np.flatnonzero(np.isfinite(table.correct).all(axis=1) & (not is_partial(table.correct)))
         rows = complete[evenly(len(complete), MAX_CALIBRATION_PROMPTS)]
         return cls(
             joint=JointModel.fit(success, table.correct),

@@ -27,7 +27,7 @@ _LEAST = 1e-4
 def fit_verifier(
     name: str, success: np.ndarray, correct: np.ndarray, score: np.ndarray, usd: np.ndarray
 ) -> CheckModel | None:
-    """Learn a check; None where the log has too few verdicts on right or on wrong answers.
+    """Learn a check; None where the log has too few verdicts on right or on wrong answers, or all are the same.
 
     success: out-of-fold estimates; correct: 0..1, NaN where not observed; score: 0..1, NaN where the check was not
     made; usd: what each check cost. All (n_prompts, n_tiers).
@@ -38,7 +38,7 @@ def fit_verifier(
     """
     seen = np.isfinite(correct) & np.isfinite(score)
     right = correct >= 0.5
-    if min((seen & right).sum(), (seen & ~right).sum()) < MIN_VERDICTS:
+    if min((seen & right).sum(), (seen & ~right).sum()) < MIN_VERDICTS or np.ptp(score[seen]) == 0:
         return None
     thresholds = _thresholds(score[seen])
     classes = np.searchsorted(thresholds, np.nan_to_num(score), side="right")
