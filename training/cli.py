@@ -36,6 +36,7 @@ from training.tracking import ambient_tracking_uri, default_tracking_uri
 
 DEMO_BUNDLE = Path("models/demo")
 AUDIT_QUARANTINE = Path("audit-quarantine.parquet")
+DEMO_CHECKS = ["rubric"]
 DEMO_PROMPTS = (
     "Good morning! How are you today?",
     "Write a SQL query that returns the three newest orders of each customer.",
@@ -287,9 +288,9 @@ def _demo(options: argparse.Namespace) -> int:
     for prompt in DEMO_PROMPTS:
         decision = router.route(prompt)
         say(f"> {prompt}\n  {decision.reason} (USD {decision.cost_usd[decision.tier]:.6f})")
-    router.prove_plans()
-    say(f"\nThe same, with a look at the answers (docs/plans.md):\n> {DEMO_PROMPTS[-1]}")
-    say("\n".join(f"  {line}" for line in str(router.plan(DEMO_PROMPTS[-1])).splitlines()))
+    router.prove_plans(DEMO_CHECKS)
+    say(f"\nA plan, which looks at answers by the log's simulated check (docs/plans.md):\n> {DEMO_PROMPTS[1]}")
+    say("\n".join(f"  {line}" for line in str(router.plan(DEMO_PROMPTS[1], checks=DEMO_CHECKS)).splitlines()))
     say(
         f"\nWhere to look next:\n  {options.out / 'report.html'}   pictures and tables of this run"
         f'\n  broker route --bundle {options.out} --quality 0.95 --explain "your prompt"'
