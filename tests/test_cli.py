@@ -146,7 +146,7 @@ def test_a_whole_stream_of_requests_is_done(run, bundle, monkeypatch):
 def test_plan_prints_reason_and_tree(run, bundle):
     code, stdout, stderr = run("plan", "--bundle", bundle, "--quality", "0.9", PROMPT)
     lines = stdout.splitlines()
-    assert (code, stderr) == (0, "") and "proven" not in lines[0] and lines[1].startswith("ask ")
+    assert (code, stderr) == (0, "") and "being proven" not in lines[0] and lines[1].startswith("ask ")
     assert any("return the answer of" in line for line in lines[2:])
 
 

@@ -331,9 +331,10 @@ def logged_attempts(proxy: Proxy, decision_id: str, n_rows: int = 1) -> list[dic
 def logged(proxy: Proxy, decision_id: str) -> dict:
     """The row that training reads of a decision, once the proxy has told what became of it."""
     while True:
-        row = logged_attempts(proxy, decision_id)[0]
-        if row["ended"] is not None:
+        row = logged_attempts(proxy, decision_id)[0]  # until its own row is there, that of an attempt which failed
+        if pd.isna(row["attempt_id"]) and row["ended"] is not None:
             return row
+        time.sleep(0.2)
 
 
 # ---- laws ------------------------------------------------------------------------------------------
