@@ -33,6 +33,8 @@ class Decision:
     cluster: the logged prompts that this one is most like; None where the prompt could not be read.
     best_tier: the best tier of the log, where it answers unless another is worth more, because the bundle does not
         promise the quality (router.rule.or_best_tier); None where the slack alone decides.
+    shadow_usd: what caps and budgets add to the cost of each tier's best offer, since it is short; empty where nothing
+        is. The rule chose at cost and shadow price together.
     """
 
     tier: str
@@ -56,6 +58,14 @@ class Decision:
     eligible: tuple[str, ...] = ()
     cluster: Cluster | None = None
     best_tier: str | None = None
+    shadow_usd: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def price_usd(self) -> Mapping[str, float]:
+        """What the rule compared: expected cost and shadow price of each tier together."""
+        if not self.shadow_usd:
+            return self.cost_usd
+        return {name: usd + self.shadow_usd.get(name, 0.0) for name, usd in self.cost_usd.items()}
 
     def explain(self) -> Explanation:
         """Why this tier, and what would make another one win, in words; `str` of it is some lines of text.
@@ -126,9 +136,9 @@ def _explained(decision: Decision) -> Explanation:
     lines = [decision.reason]
     if decision.eligible:
         tiers = admissible(decision.eligible, decision.success, decision.slack)
-        winner = best(tiers, decision.success, decision.cost_usd, decision.worth_usd)
+        winner = best(tiers, decision.success, decision.price_usd, decision.worth_usd)
         if decision.best_tier is not None:
-            winner = or_best_tier(winner, decision.best_tier, decision.success, decision.cost_usd, decision.worth_usd)
+            winner = or_best_tier(winner, decision.best_tier, decision.success, decision.price_usd, decision.worth_usd)
             tiers = [name for name in decision.eligible if name in tiers or name == decision.best_tier]
         changes = [_change(decision, winner, name, tiers) for name in decision.eligible if name != winner]
         changes.sort(key=lambda change: _distance(change, decision.worth_usd))
@@ -145,16 +155,17 @@ def _explained(decision: Decision) -> Explanation:
 
 
 def _change(decision: Decision, winner: str, other: str, tiers: list[str]) -> Change:
-    success, cost, worth = decision.success, decision.cost_usd, decision.worth_usd
+    success, cost, price, worth = decision.success, decision.cost_usd, decision.price_usd, decision.worth_usd
     if other not in tiers:
         return Change(other, slack=max(success[name] for name in decision.eligible) - success[other])
-    gain, extra = success[other] - success[winner], cost[other] - cost[winner]
+    gain, extra = success[other] - success[winner], price[other] - price[winner]
     no_worth_would_do = gain == 0 or extra / gain < 0  # Better and cheaper, or worse and dearer, at any worth.
     needed = None if no_worth_would_do else extra / gain
     if decision.best_tier is not None and worth == 0:  # The best tier answers at any price.
         any_would_do = gain >= 0 >= extra and gain != extra
         return Change(other, worth_usd=0.0 if any_would_do else needed)
-    factor = (worth * gain + cost[winner]) / cost[other] if cost[other] > 0 else None
+    shadow = price[other] - cost[other]
+    factor = (worth * gain + price[winner] - shadow) / cost[other] if cost[other] > 0 else None
     return Change(other, price_factor=None if factor is None or factor <= 0 else factor, worth_usd=needed)
 
 
@@ -172,6 +183,9 @@ def _facts(decision: Decision, winner: str) -> list[str]:
         lines.append(
             f"{strongest} has the highest success: {success[strongest]:.1%}, for USD {cost[strongest]:.6f}{share}."
         )
+    if short := [name for name in decision.eligible if decision.shadow_usd.get(name, 0.0) > 0]:
+        added = ", ".join(f"USD {decision.shadow_usd[name]:.6f} to {name}" for name in short)
+        lines.append(f"Caps and budgets make offers short, which adds {added}.")
     if decision.best_tier is not None:
         lines.append(
             f"The bundle does not promise to keep {decision.quality:g} of the best tier's accuracy, so the best tier "
@@ -213,7 +227,7 @@ def _line(decision: Decision, winner: str, change: Change) -> str:
     if change.worth_usd == 0 and decision.best_tier is not None:
         ways.append("a correct answer were given any worth")
     elif change.worth_usd is not None:
-        is_dearer = decision.cost_usd[change.tier] > decision.cost_usd[winner]
+        is_dearer = decision.price_usd[change.tier] > decision.price_usd[winner]
         bound = "at least" if is_dearer else "at most"
         ways.append(f"a correct answer were worth {bound} USD {change.worth_usd:.6f}")
     if change.price_factor is not None:

@@ -163,7 +163,7 @@ def _planned(
 ) -> Plan:
     names = tuple(decision.success)
     success = np.array([list(decision.success.values())], np.float32)
-    cost_usd = np.array([list(decision.cost_usd.values())], np.float32)
+    cost_usd = np.array([list(decision.price_usd.values())], np.float32)
     eligible = np.array([[name in decision.eligible for name in names]])
     tables = planner.engine.run(success, cost_usd, eligible, np.array([[worth]], np.float32), looks.inputs)
     is_direct = not tables.is_plan[0, 0]

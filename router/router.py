@@ -17,6 +17,7 @@ from router.planning import PlanDials, make_plan
 from router.plans.checks import CheckModel
 from router.plans.dial import PlanDial
 from router.policy import Policy, offer_filter, resolve_dials
+from router.portfolio.portfolio import Portfolio
 from router.portfolio.prices import PriceTable
 from router.prompt import Messages, prompt_text
 from router.request import needed_capabilities
@@ -36,7 +37,8 @@ class Router:
 
     def __init__(self, bundle: Bundle, policy: Policy = _DEFAULT_POLICY) -> None:
         """Use a bundle at its own prices; raises BundleError where it lacks the policy's fallback tier."""
-        self._snapshot = Snapshot(bundle, bundle.prices, policy)
+        self._portfolio = Portfolio(bundle.prices)
+        self._snapshot = Snapshot(bundle, bundle.prices, policy, self._portfolio)
         self._one_change_at_a_time = Lock()
 
     @classmethod
@@ -76,6 +78,11 @@ class Router:
         return self._snapshot.policy
 
     @property
+    def portfolio(self) -> Portfolio:
+        """Who has been asked how much under the caps and budgets of the price table."""
+        return self._portfolio
+
+    @property
     def snapshot(self) -> Snapshot:
         """Bundle and prices in use now, for work in several steps that must all see the same two."""
         return self._snapshot
@@ -92,13 +99,16 @@ class Router:
             bundle = Bundle.load(path, n_threads=present.n_threads, trusted_keys=present.trusted_keys)
             bundle = proven(bundle)
             table = bundle.prices if prices is None else PriceTable.read(prices, bundle.manifest.tiers)
-            self._snapshot = Snapshot(bundle, table, self.policy)
+            self._portfolio.take_prices(table)
+            self._snapshot = Snapshot(bundle, table, self.policy, self._portfolio)
 
     def update_prices(self, path: str | Path) -> None:
         """Take the prices of a file in the format of tiers.toml; raises PriceError and keeps the present ones."""
         with self._one_change_at_a_time:
             before, bundle = self._snapshot, self.bundle
-            self._snapshot = Snapshot(bundle, PriceTable.read(path, bundle.manifest.tiers), self.policy)
+            table = PriceTable.read(path, bundle.manifest.tiers)
+            self._portfolio.take_prices(table)
+            self._snapshot = Snapshot(bundle, table, self.policy, self._portfolio)
             self._snapshot.prove_plans_of(before)
 
     def route(
@@ -200,13 +210,15 @@ class Router:
 class Snapshot:
     """One bundle at one price table under one policy, which the router swaps as one.
 
-    A snapshot never changes: all that is asked of it agrees, even if the router takes others meanwhile.
+    A snapshot never changes: all that is asked of it agrees, even if the router takes others meanwhile. Only the
+    portfolio counts what is decided, where there are limits.
     Raises BundleError where the bundle lacks the policy's fallback tier.
     """
 
     bundle: Bundle
     prices: PriceTable
     policy: Policy
+    portfolio: Portfolio | None = field(default=None, repr=False, compare=False)
     plan_dials: PlanDials | None = field(init=False, repr=False, compare=False)
     _known_calls: dict[tuple[float | None, float | None, bool], Call] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -243,6 +255,7 @@ class Snapshot:
                 policy=self.policy,
                 dials=resolve_dials(self.bundle.manifest, self.policy, quality, worth_usd, critical=critical),
                 accepts=offer_filter(self.policy.regions, ()),
+                portfolio=self.portfolio,
             )
             if len(self._known_calls) < _MAX_KNOWN_CALLS:
                 self._known_calls[key] = call

@@ -13,14 +13,15 @@ import numpy as np
 from router.bundle.bundle import Bundle
 from router.bundle.clusters import Cluster
 from router.bundle.engine import batches, padded
+from router.choosing import Ask, Choice, choose
 from router.decision import Decision
 from router.errors import DialError, PromptError
 from router.policy import Dials, OfferFilter, Policy
+from router.portfolio.portfolio import Portfolio
 from router.portfolio.prices import PriceTable
 from router.portfolio.quote import Quote, graph_inputs, usable_offers
 from router.portfolio.tiers import Offer
 from router.prompt import Messages, prompt_text
-from router.rule import admissible, explored, or_best_tier
 
 _MOST_TOKENS = 1e12
 
@@ -53,6 +54,7 @@ class Call:
     """All that is the same for every prompt of one call; what it returns is of one bundle and one price table.
 
     accepts: which offers the request accepts; None accepts all.
+    portfolio: what limits who may answer how much; None limits nobody.
     """
 
     bundle: Bundle
@@ -60,6 +62,7 @@ class Call:
     policy: Policy
     dials: Dials
     accepts: OfferFilter | None
+    portfolio: Portfolio | None = None
 
     def needing(self, capabilities: Collection[str]) -> Call:
         """The same call for offers that have these capabilities too."""
@@ -119,40 +122,44 @@ class Call:
         """The offers for a request, in the order to try them, of a decision that this call has made.
 
         First those of the chosen tier, then those of each tier with a higher success on this prompt, the least of them
-        first. Within a tier they are the offers that the request could use, cheapest first, so the decision's own offer
-        is the first of all. In a fallback, offers whose context window is too small follow at the end of their tier:
-        the estimate of the tokens may be wrong, and the provider has the last word.
+        first. Within a tier they are the offers that the request could use, cheapest first. The decision's own offer is
+        the first of all; offers that are down or have reached a limit come last. In a fallback, offers whose context
+        window is too small follow at the end of their tier: the estimate of the tokens may be wrong, and the provider
+        has the last word.
         """
         success, tiers = decision.success, self.prices.tiers
         request = (tiers, decision.context_tokens, self.bundle.manifest.output_tokens, self.accepts)
-        usable = usable_offers(*request)
+        minute = self.prices.minute()
+        usable = usable_offers(*request, minute=minute)
         if decision.fallback:
-            every = usable_offers(*request, any_window=True)
+            every = usable_offers(*request, any_window=True, minute=minute)
             usable = [list(dict.fromkeys(fit + offers)) for fit, offers in zip(usable, every, strict=True)]
-        offers = {
-            tier.name: [tier.offers[number] for _, number in found] for tier, found in zip(tiers, usable, strict=True)
-        }
+        offers = {tier.name: [offer for _, _, offer in found] for tier, found in zip(tiers, usable, strict=True)}
         bar = success.get(decision.tier, math.inf)
         may_answer = self.prices.may_answer(critical=self.dials.critical)
         better = [name for name in may_answer if success.get(name, 0.0) > bar]
         order = [decision.tier, *sorted(better, key=success.__getitem__)]
-        return [offer for name in order for offer in offers[name]]
+        found = [(name, offer) for name in order for offer in offers[name]]
+        if self.portfolio is not None and not self.portfolio.is_idle:
+            chosen, portfolio, cost = decision.offer, self.portfolio, decision.cost_usd
+            found.sort(
+                key=lambda each: (each[1] != chosen, portfolio.is_closed(each[0], each[1], cost.get(each[0], 0.0)))
+            )
+        return [offer for _, offer in found]
 
     def usable_offers(self, decision: Decision) -> dict[str, tuple[Offer, ...]]:
-        """The offers of each tier that the request of a decision could use, cheapest first."""
-        tiers = self.prices.tiers
-        usable = usable_offers(tiers, decision.context_tokens, self.bundle.manifest.output_tokens, self.accepts)
-        return {
-            tier.name: tuple(tier.offers[number] for _, number in found)
-            for tier, found in zip(tiers, usable, strict=True)
-        }
+        """The offers of each tier that the request of a decision could use, cheapest first, without those down."""
+        tiers, minute = self.prices.tiers, self.prices.minute()
+        n_output = self.bundle.manifest.output_tokens
+        usable = usable_offers(tiers, decision.context_tokens, n_output, self.accepts, minute=minute)
+        return {tier.name: tuple(offer for _, _, offer in found) for tier, found in zip(tiers, usable, strict=True)}
 
     def _decisions(self, texts: list[str]) -> list[Decision]:
         ids = self.bundle.token_ids(texts)
         encoder, dials = self.bundle.manifest.encoder, self.dials
         context = [encoder.context_tokens(len(text), len(row)) for text, row in zip(texts, ids, strict=True)]
         quotes = [self._quote(tokens) for tokens in context]
-        decisions: dict[int, Decision] = {}
+        found: dict[int, _Answer] = {}
         for rows in batches(ids):
             answers = self._answers(
                 {
@@ -163,9 +170,9 @@ class Call:
                     "slack": np.repeat(dials.slack_input, len(rows)),
                 }
             )
-            for row, answer in zip(rows.tolist(), answers, strict=True):
-                decisions[row] = self._decision(answer, quotes[row], context[row], None)
-        return [decisions[row] for row in range(len(texts))]
+            found.update(zip(rows.tolist(), answers, strict=True))
+        # In their own order: limits of the portfolio count who came first.
+        return [self._decision(found[row], quotes[row], context[row], None) for row in range(len(texts))]
 
     def _answers(self, feeds: Mapping[str, np.ndarray]) -> list[_Answer]:
         """What the graph says of each prompt; where it cannot be run, no answer to any, and why."""
@@ -181,8 +188,13 @@ class Call:
         return self._decision(answer, self._quote(0.0), 0.0, request_id)
 
     def _quote(self, context_tokens: float) -> Quote:
-        output_tokens = self.bundle.manifest.output_tokens
-        return self.prices.quote(context_tokens, output_tokens, self.accepts, critical=self.dials.critical)
+        return self.prices.quote(
+            context_tokens,
+            self.bundle.manifest.output_tokens,
+            self.accepts,
+            critical=self.dials.critical,
+            minute=self.prices.minute(),
+        )
 
     def _decision(self, answer: _Answer, quote: Quote, context_tokens: float, request_id: str | None) -> Decision:
         """The decision that the graph's answer comes to, or the fallback and its trouble.
@@ -192,49 +204,51 @@ class Call:
         manifest, dials = self.bundle.manifest, self.dials
         names, decision_id = manifest.tiers, new_decision_id()
         success = dict(zip(names, answer.success, strict=False))  # All three are empty where the prompt was not read.
-        is_fallback = not (0 <= answer.tier < len(names) and names[answer.tier] in quote.open)
+        output_tokens = dict(zip(names, answer.output_tokens, strict=False))
         cost_usd = dict(zip(names, answer.cost_usd, strict=False))
+        is_fallback = not (0 <= answer.tier < len(names) and names[answer.tier] in quote.open)
         is_unfamiliar = answer.familiarity is not None and answer.familiarity < 1
-        best_tier = manifest.best_tier if dials.unproven and manifest.best_tier in quote.open else None
         if is_fallback:
-            tier, propensity = self._fallback_tier(quote), 1.0
+            tier = self._fallback_tier(quote)
+            choice = Choice(tier=tier, offer=quote.offers.get(tier), cost_usd=cost_usd)
             reason = f"fallback to {tier}: {answer.trouble or self._why_none(quote, context_tokens)}"
         else:
-            best, share = names[answer.tier], self.policy.exploration
-            tiers = admissible(quote.open, success, dials.slack)
-            if best_tier is not None:
-                best = or_best_tier(best, best_tier, success, cost_usd, dials.worth_usd)
-            tier, propensity = explored(best, tiers, share, decision_id) if share else (best, 1.0)
-            reason = self._reason(best, len(tiers), quote)
-            if tier != best:
-                reason = f"{tier}: explored, as {share:g} of requests are; else {reason}"
+            ask = Ask(
+                decision_id=decision_id, names=names, best=names[answer.tier], best_tier=manifest.best_tier,
+                quote=quote, success=success, output_tokens=output_tokens, cost_usd=cost_usd,
+                context_tokens=context_tokens, typical_output_tokens=manifest.output_tokens, dials=dials,
+                exploration=self.policy.exploration, accepts=self.accepts,
+            )  # fmt: skip
+            choice = choose(ask, self.portfolio)
+            reason = self._reason(choice, quote)
             if is_unfamiliar:
                 reason += (
                     f"; unlike the training log (familiarity {answer.familiarity:.2f}): "
                     "estimates drawn towards the means"
                 )
         return Decision(
-            tier=tier,
-            offer=quote.offers.get(tier),
+            tier=choice.tier,
+            offer=choice.offer,
             success=success,
-            output_tokens=dict(zip(names, answer.output_tokens, strict=False)),
-            cost_usd=cost_usd,
+            output_tokens=output_tokens,
+            cost_usd=choice.cost_usd,
             reason=reason,
             context_tokens=context_tokens,
             quality=dials.quality,
             worth_usd=dials.worth_usd,
             slack=dials.slack,
-            promised=dials.promised and not is_fallback and not is_unfamiliar,
+            promised=dials.promised and choice.covered and not is_fallback and not is_unfamiliar,
             fallback=is_fallback,
             bundle_id=manifest.bundle_id,
             price_table_id=self.prices.id,
             decision_id=decision_id,
             request_id=request_id,
-            propensity=propensity,
+            propensity=choice.propensity,
             familiarity=answer.familiarity,
-            eligible=() if is_fallback else quote.open,
+            eligible=choice.eligible,
             cluster=self._cluster(answer.cluster),
-            best_tier=None if is_fallback else best_tier,
+            best_tier=choice.best_tier,
+            shadow_usd=choice.shadow_usd,
         )
 
     def _cluster(self, number: int | None) -> Cluster | None:
@@ -267,9 +281,10 @@ class Call:
             f"the largest context window is {widest} tokens"
         )
 
-    def _reason(self, tier: str, n_admissible: int, quote: Quote) -> str:
-        """Why the graph chose this tier, in a sentence."""
+    def _reason(self, choice: Choice, quote: Quote) -> str:
+        """Why the tier was chosen, in a sentence."""
         dials, names, best_tier = self.dials, self.bundle.manifest.tiers, self.bundle.manifest.best_tier
+        tier, n_admissible = choice.best, choice.n_admissible
         if dials.unproven and tier == best_tier:
             why = "the best tier of the log"
         elif dials.critical:
@@ -282,17 +297,26 @@ class Call:
             why = f"largest worth x success - cost of {n_admissible} admissible tiers"
         else:
             why = f"cheapest of {n_admissible} tiers within {dials.slack:.3f} of the highest success"
+        why += choice.why_limited
         if dials.unproven:
-            if best_tier not in quote.open:
-                why += f"; the best tier of the log, {best_tier}, may not answer"
-            why += f"; the training log carries no promise of quality {dials.quality:g}"
-            if dials.n_needed:
-                rests_on = self.bundle.manifest.promise
-                why += f", which takes about {dials.n_needed:,} {rests_on.get('prompts', 'prompts')}"
-                why += f": there are {rests_on.get('n_prompts', 0):,}"
+            why += self._why_unproven(quote)
         if len(quote.open) < len(names):
             why += f"; not eligible: {', '.join(name for name in names if name not in quote.open)}"
+        if choice.tier != tier:
+            return f"{choice.tier}: explored, as {self.policy.exploration:g} of requests are; else {tier}: {why}"
         return f"{tier}: {why}"
+
+    def _why_unproven(self, quote: Quote) -> str:
+        """That the quality is not promised, and what it would take."""
+        dials, manifest = self.dials, self.bundle.manifest
+        why = ""
+        if manifest.best_tier not in quote.open:
+            why += f"; the best tier of the log, {manifest.best_tier}, may not answer"
+        why += f"; the training log carries no promise of quality {dials.quality:g}"
+        if dials.n_needed:
+            why += f", which takes about {dials.n_needed:,} {manifest.promise.get('prompts', 'prompts')}"
+            why += f": there are {manifest.promise.get('n_prompts', 0):,}"
+        return why
 
 
 def _in_range(context_tokens: object) -> bool:

@@ -98,6 +98,13 @@ BROKEN_PRICES = {
     "no context window": ("context_window = 32768", "context_window = 0"),
     "region is empty": ('region = "eu"', 'region = ""'),
     "capabilities is a text": ('capabilities = ["tools"]', 'capabilities = "tools"'),
+    "above is a number": ('region = "eu"', 'region = "eu"\nabove = 3'),
+    "above lacks a price": ('region = "eu"', 'region = "eu"\nabove = [{ input_tokens = 10 }]'),
+    "hours lack a factor": ('region = "eu"', 'region = "eu"\nhours = [{ utc_start = "01:00", utc_end = "02:00" }]'),
+    "no time of day": (
+        'region = "eu"',
+        'region = "eu"\nhours = [{ utc_start = "1:00", utc_end = "02:00", factor = 0.5 }]',
+    ),
     "max_share above 1": ('region = "eu"', 'region = "eu"\nmax_share = 2'),
 }
 PASSAGES = [
@@ -473,8 +480,21 @@ def test_a_broken_price_table_never_replaces_a_good_one(service, python, prices,
         replace_file(prices, PRICES)
 
 
-def test_a_new_price_table_is_taken_without_a_restart(service, python, prices):
-    text = PRICES.replace("usd_per_mtok_output = 4", "usd_per_mtok_output = 400")
+ALWAYS = (
+    'hours = [{ utc_start = "00:00", utc_end = "12:00", factor = 100 }, '
+    '{ utc_start = "12:00", utc_end = "00:00", factor = 100 }]'
+)
+NEW_PRICES = {
+    "dearer answers": "usd_per_mtok_output = 400",
+    "dearer hours": f"usd_per_mtok_output = 4\n{ALWAYS}",
+    "dearer above": "usd_per_mtok_output = 4\n"
+    "above = [{ input_tokens = 1, usd_per_mtok_input = 90, usd_per_mtok_output = 400 }]",
+}
+
+
+@pytest.mark.parametrize("name", NEW_PRICES)
+def test_a_new_price_table_is_taken_without_a_restart(service, python, prices, name):
+    text = PRICES.replace("usd_per_mtok_output = 4", NEW_PRICES[name])
     before = service.route({"prompt": "Hello!"})
     try:
         replace_file(prices, text)

@@ -7,6 +7,10 @@ const TIER_KEYS = ["name", "offers", "critical"];
 const OFFER_KEYS = [
   "model", "provider", "region", "context_window", "usd_per_mtok_input", "usd_per_mtok_output",
   "usd_per_mtok_cached_input", "usd_per_mtok_cache_write", "aliases", "capabilities", "max_share", "self_hosted",
+  "above", "hours",
+];
+const PRICES = [
+  "usd_per_mtok_input", "usd_per_mtok_output", "usd_per_mtok_cached_input", "usd_per_mtok_cache_write",
 ];
 const SELF_HOSTED_KEYS = [
   "electricity_usd_per_hour", "bandwidth_usd_per_hour", "hardware_usd_per_hour", "utilization", "mtok_per_hour",
@@ -37,7 +41,7 @@ export class PriceTable {
     } catch (error) {
       throw new PriceError(`price table refused: not valid TOML: ${error.message}`);
     }
-    refuseUnknown(document, ["tiers"], "the file");
+    refuseUnknown(document, ["tiers", "caps", "budgets"], "the file"); // Limits are kept by the service, not here.
     const found = new Map(readTiers(document.tiers).map((tier) => [tier.name, tier]));
     if (found.size !== tierNames.length || !tierNames.every((name) => found.has(name))) {
       const names = [...found.keys()].join(", ");
@@ -51,11 +55,8 @@ export class PriceTable {
     const tiers = this.tiers.map((tier) => {
       const factor = factors[tier.name] ?? 1;
       const offers = tier.offers.map((offer) => ({
-        ...offer,
-        usd_per_mtok_input: offer.usd_per_mtok_input * factor,
-        usd_per_mtok_output: offer.usd_per_mtok_output * factor,
-        usd_per_mtok_cached_input: offer.usd_per_mtok_cached_input && offer.usd_per_mtok_cached_input * factor,
-        usd_per_mtok_cache_write: offer.usd_per_mtok_cache_write && offer.usd_per_mtok_cache_write * factor,
+        ...timesFactor(offer, factor),
+        above: offer.above.map((step) => timesFactor(step, factor)),
       }));
       return { ...tier, offers };
     });
@@ -70,15 +71,17 @@ export class PriceTable {
    * contextTokens: tokens that the provider bills as input. outputTokens: typical answer of each tier; it must fit
    * into the context window too, and weighs an offer's two prices against each other.
    * accepts: further conditions on an offer (region, capability).
+   * minute: since midnight UTC, for prices that depend on the hour. The offers have the prices of this request.
    */
-  cheapestOffers(contextTokens, outputTokens, accepts) {
+  cheapestOffers(contextTokens, outputTokens, accepts, minute = minuteOfDay()) {
     return this.tiers.map((tier, index) => {
       let best = null;
       let bestUsd = Infinity;
       for (const offer of tier.offers) {
         if (contextTokens + outputTokens[index] > offer.context_window || !accepts(offer)) continue;
-        const usd = contextTokens * offer.usd_per_mtok_input + outputTokens[index] * offer.usd_per_mtok_output;
-        if (usd < bestUsd) [best, bestUsd] = [offer, usd];
+        const now = pricedFor(offer, contextTokens, minute);
+        const usd = contextTokens * now.usd_per_mtok_input + outputTokens[index] * now.usd_per_mtok_output;
+        if (usd < bestUsd) [best, bestUsd] = [now, usd];
       }
       return best;
     });
@@ -89,6 +92,26 @@ export class PriceTable {
     const reserved = critical && this.tiers.some((tier) => tier.critical);
     return this.tiers.map((tier, index) => offers[index] !== null && (tier.critical || !reserved));
   }
+}
+
+/** Minutes since midnight UTC. */
+export function minuteOfDay(date = new Date()) {
+  return date.getUTCHours() * 60 + date.getUTCMinutes();
+}
+
+/** The same offer at one request's prices: those above the highest threshold it passes, times the hour's factor. */
+function pricedFor(offer, contextTokens, minute) {
+  const step = offer.above.filter((each) => contextTokens > each.input_tokens).at(-1);
+  const isNow = ({ start, end }) => (start < end ? start <= minute && minute < end : minute >= start || minute < end);
+  const factor = offer.hours.find(isNow)?.factor ?? 1;
+  if (!step && factor === 1) return offer;
+  const { input_tokens: threshold, ...prices } = step ?? {};
+  return timesFactor({ ...offer, ...prices }, factor);
+}
+
+function timesFactor(priced, factor) {
+  const scaled = PRICES.map((name) => [name, priced[name] === null ? null : priced[name] * factor]);
+  return { ...priced, ...Object.fromEntries(scaled) };
 }
 
 function readTiers(entries) {
@@ -129,7 +152,51 @@ function readOffer(entry, place) {
     aliases: readTexts(entry, "aliases", place),
     capabilities: readTexts(entry, "capabilities", place),
     max_share: "max_share" in entry ? readNumber(entry, "max_share", place, { above: 0, most: 1 }) : 1,
+    above: readAbove(entry.above ?? [], place),
+    hours: readHours(entry.hours ?? [], place),
   };
+}
+
+/** Prices of long requests, lowest threshold first. */
+function readAbove(entries, place) {
+  if (!Array.isArray(entries)) refuse(`${place}: above is ${shown(entries)}; expected a list of tables`);
+  const steps = entries.map((entry, index) => {
+    const at = `${place}, above ${index + 1}`;
+    refuseUnknown(entry, ["input_tokens", ...PRICES], at);
+    return {
+      input_tokens: Math.trunc(readNumber(entry, "input_tokens", at, { above: 0 })),
+      usd_per_mtok_input: readNumber(entry, "usd_per_mtok_input", at),
+      usd_per_mtok_output: readNumber(entry, "usd_per_mtok_output", at),
+      usd_per_mtok_cached_input: readOptionalNumber(entry, "usd_per_mtok_cached_input", at),
+      usd_per_mtok_cache_write: readOptionalNumber(entry, "usd_per_mtok_cache_write", at),
+    };
+  });
+  steps.sort((a, b) => a.input_tokens - b.input_tokens);
+  refuseRepeated(steps.map((step) => String(step.input_tokens)), `${place}: above: input_tokens`);
+  return steps;
+}
+
+/** Times of the day with a factor of their own, as minutes since midnight UTC; no two may overlap. */
+function readHours(entries, place) {
+  if (!Array.isArray(entries)) refuse(`${place}: hours is ${shown(entries)}; expected a list of tables`);
+  const minutes = new Set();
+  return entries.map((entry, index) => {
+    const at = `${place}, hours ${index + 1}`;
+    refuseUnknown(entry, ["utc_start", "utc_end", "factor"], at);
+    const [start, end] = [readMinute(entry, "utc_start", at), readMinute(entry, "utc_end", at)];
+    if (start === end) refuse(`${at}: utc_start and utc_end are the same; state other prices instead`);
+    for (let minute = start; minute !== end; minute = (minute + 1) % 1440) {
+      if (minutes.has(minute)) refuse(`${place}: two entries of hours overlap; expected at most one at any time`);
+      minutes.add(minute);
+    }
+    return { start, end, factor: readNumber(entry, "factor", at) };
+  });
+}
+
+function readMinute(entry, key, place) {
+  const found = /^([01]\d|2[0-3]):([0-5]\d)$/.exec(readText(entry, key, place));
+  if (!found) refuse(`${place}: ${key} is ${shown(entry[key])}; expected a time from 00:00 to 23:59, such as 16:30`);
+  return Number(found[1]) * 60 + Number(found[2]);
 }
 
 /** Input and output price in USD per million tokens; of own hardware both are (E + B + H) / (utilization x Mtok/h). */

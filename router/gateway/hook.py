@@ -27,6 +27,7 @@ from router.gateway.attempts import (
     is_finished,
     streamed_text,
 )
+from router.gateway.health import Failure, Pace, failure_of, pace_of
 from router.gateway.limits import ClientLimits, operators_names
 from router.gateway.plans import PLAN_KEY, RequestPlanner, planned_of
 from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage
@@ -109,8 +110,8 @@ class BrokerHook(CustomLogger):
         data["model"], *fallbacks = dict.fromkeys(offer.model for offer in offers)
         if fallbacks:
             data["fallbacks"] = fallbacks
+        metadata[ATTEMPTS_KEY] = Attempts(decision)
         if self._outcomes is not None:
-            metadata[ATTEMPTS_KEY] = Attempts(decision)
             self._outcomes.decided(decision, request_prompt(data), messages=data.get("messages"))
         return data
 
@@ -130,6 +131,8 @@ class BrokerHook(CustomLogger):
     ) -> None:
         """Log an attempt that failed before its answer began; LiteLLM calls this before it asks the next model."""
         if attempts := attempts_of(request_data):
+            if failure := failure_of(exception):
+                self._tell_health(attempts.model, failure)
             self._log_attempt(attempts, FAILED)
 
     async def async_post_call_streaming_iterator_hook(
@@ -224,30 +227,45 @@ class BrokerHook(CustomLogger):
 
     def _log_answer(self, attempts: Attempts, model: str, call: Mapping[str, Any], text: str) -> None:
         """Log an answer that is whole. call: what LiteLLM knows of it. text: what the model has written."""
-        if self._outcomes is None:
-            return
         answer = call.get("standard_logging_object") or {}
+        decision_id, answered = attempts.decision.decision_id, self._answered_by(model)
         if call.get("cache_hit"):  # LiteLLM has given an earlier answer again: no model was asked.
             outcome: dict[str, Any] = {"cache_hit": True, "cost_usd": 0.0}
         else:
             usage = self._usage(attempts.decision, answer, text)
             outcome = self._billed(model, usage, answer.get("response_cost"))
-        outcome |= self._who(model, str(answer.get("custom_llm_provider") or ""))
-        decision_id = attempts.decision.decision_id
-        self._outcomes.outcome(decision_id, ended=COMPLETE, latency_ms=attempts.end(), **outcome)
+            if answered is not None:
+                pace = pace_of(call, usage.output_tokens) or Pace("", None)
+                self._router.portfolio.health.succeeded(answered.offer, pace.latency_ms, pace.kind)
+        if answered is not None:
+            self._router.portfolio.settle(decision_id, answered.tier, answered.offer, outcome.get("cost_usd"))
+        outcome["latency_ms"] = attempts.end()
+        if self._outcomes is not None:
+            outcome |= self._who(model, str(answer.get("custom_llm_provider") or ""))
+            self._outcomes.outcome(decision_id, ended=COMPLETE, **outcome)
 
     def _log_attempt(self, attempts: Attempts, ended: str, chunks: Sequence[Any] = ()) -> None:
         """Log an attempt that gave no whole answer, if one is under way. chunks: what the client got of a stream."""
         model = attempts.model
-        if self._outcomes is None or model is None:
+        if model is None:
             return
+        if ended == CUT:
+            self._tell_health(model, Failure("the answer broke off", None))
         outcome: dict[str, Any] = {"ended": ended, "latency_ms": attempts.end(), **self._who(model)}
+        if self._outcomes is None:
+            return
         if chunks:  # A provider may count what it has sent only at the end, so nothing before is its count.
             outcome |= self._billed(model, self._usage(attempts.decision, {}, streamed_text(chunks)))
         if chunks or ended == LEFT:
             self._outcomes.outcome(attempts.decision.decision_id, **outcome)
         else:  # Another model may be asked.
             self._outcomes.attempt(attempts.decision, **outcome)
+
+    def _tell_health(self, model: str | None, failure: Failure) -> None:
+        """An attempt at a model has failed, and its offer is at fault."""
+        answered = self._answered_by(model)
+        if answered is not None:
+            self._router.portfolio.health.failed(answered.offer, failure.why, failure.retry_after_s)
 
     def _usage(self, decision: Decision, answer: Mapping[str, Any], text: str) -> Usage:
         """The tokens of an answer as the provider counted them; what it did not count is estimated.

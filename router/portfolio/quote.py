@@ -54,14 +54,18 @@ def usable_offers(
     accepts: Callable[[Offer], bool] | None = None,
     *,
     any_window: bool = False,
-) -> list[list[tuple[float, int]]]:
-    """For each tier the offers that a request could use, cheapest first: its cost, and the offer's number in the tier.
+    minute: int | None = None,
+) -> list[list[tuple[float, int, Offer]]]:
+    """For each tier the offers that a request could use, cheapest first: its cost, the offer's number, and the offer.
+
+    The offer has the prices of this request, which may depend on its length and on the hour.
 
     context_tokens: tokens that the provider bills as input.
     output_tokens: the typical answer of each tier in tokens, (n_tiers,). Together with the input it must fit into the
         offer's context window.
     accepts: further conditions on an offer (region, capability); None accepts all.
     any_window: take the offers whose context window is too small as well.
+    minute: since midnight UTC; None takes the prices outside all `hours`.
     Costs are in millionths of a USD; among equal costs the order of the file holds.
     """
     found = []
@@ -70,8 +74,9 @@ def usable_offers(
         for number, offer in enumerate(tier.offers):
             fits = context_tokens + n_output <= offer.context_window or any_window
             if fits and (accepts is None or accepts(offer)):
-                cost = context_tokens * offer.usd_per_mtok_input + n_output * offer.usd_per_mtok_output
-                usable.append((cost, number))
+                now = offer.at(context_tokens, minute)
+                cost = context_tokens * now.usd_per_mtok_input + n_output * now.usd_per_mtok_output
+                usable.append((cost, number, now))
         if len(usable) > 1:
             usable.sort()
         found.append(usable)

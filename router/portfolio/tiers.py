@@ -5,19 +5,28 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 import tomllib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from router.errors import TierError
 from router.files import read_bounded
-
-PRICES = ("usd_per_mtok_input", "usd_per_mtok_output", "usd_per_mtok_cached_input", "usd_per_mtok_cache_write")
-"""The prices of an offer, in USD per million tokens."""
+from router.portfolio.fields import (
+    first_of,
+    number_of,
+    optional_number_of,
+    refuse_missing,
+    refuse_repeated,
+    refuse_unknown,
+    shown,
+    table_of,
+    text_of,
+    texts_of,
+)
+from router.portfolio.schedule import PRICES, Above, Hours, parse_above, parse_hours, prices_times
 
 MOST_BYTES = 16 * 2**20
 """No tiers.toml is larger: this is room for more than 50,000 offers."""
@@ -38,6 +47,7 @@ class Offer:
     aliases: other names under which a log may know the model.
     capabilities: what it can do beyond text, such as "tools".
     max_share: largest share of the requests of any rolling window, in (0, 1].
+    above: other prices for long requests, lowest threshold first. hours: cheaper or dearer times of the day.
     """
 
     model: str
@@ -51,6 +61,26 @@ class Offer:
     aliases: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     max_share: float = 1.0
+    above: tuple[Above, ...] = ()
+    hours: tuple[Hours, ...] = ()
+
+    def at(self, context_tokens: float, minute: int | None = None) -> Offer:
+        """The same offer at the prices of one request: itself where they do not depend on the request.
+
+        context_tokens: tokens billed as input. minute: since midnight UTC, 0 to 1439; None for the prices outside
+        all `hours`.
+        """
+        if not self.above and (minute is None or not self.hours):
+            return self
+        step = sum(context_tokens > each.input_tokens for each in self.above) - 1
+        factor = next((each.factor for each in self.hours if minute in each), 1.0) if minute is not None else 1.0
+        return self if step < 0 and factor == 1 else _repriced(self, step, factor)
+
+
+@lru_cache(4096)
+def _repriced(offer: Offer, step: int, factor: float) -> Offer:
+    """The offer at the prices above a threshold (-1: at its own), each times a factor."""
+    return replace(offer, **prices_times(offer if step < 0 else offer.above[step], factor))
 
 
 @dataclass(frozen=True)
@@ -104,11 +134,19 @@ def tiers_text(path: str | Path) -> str:
         raise TierError(f"{path}: byte {error.start} is not UTF-8; save the file with the encoding UTF-8") from error
 
 
-def parse_tiers(text: str, source: str = "tiers.toml", *, is_json: bool = False) -> tuple[Tier, ...]:
+def parse_tiers(text: str, source: str = "tiers.toml") -> tuple[Tier, ...]:
     """Tiers from the text of a tiers.toml.
 
-    is_json: the text is the same document in JSON, which is read in about a quarter of the time.
     Raises TierError, which names `source`, the place and the remedy.
+    """
+    return tiers_of(parse_document(text, source), source)
+
+
+def parse_document(text: str, source: str, *, is_json: bool = False) -> Mapping[str, Any]:
+    """The text of a tiers.toml as tables and lists.
+
+    is_json: the text is the same document in JSON, which is read in about a quarter of the time.
+    Raises TierError.
     """
     try:
         document = json.loads(text, object_pairs_hook=_object) if is_json else _toml(text)
@@ -118,15 +156,19 @@ def parse_tiers(text: str, source: str = "tiers.toml", *, is_json: bool = False)
         raise TierError(
             f"{source}: lists or tables are nested too deep; expected [[tiers]] and their offers"
         ) from error
-    _table(document, source)
-    _refuse_unknown(document, {"tiers"}, source)
+    refuse_unknown(table_of(document, source), _DOCUMENT_KEYS, source)
+    return document
+
+
+def tiers_of(document: Mapping[str, Any], source: str) -> tuple[Tier, ...]:
+    """The tiers of a document; raises TierError."""
     entries = document.get("tiers")
     if not isinstance(entries, list) or not entries:
         raise TierError(f"{source}: found no [[tiers]]; expected at least one")
     tiers = tuple(_tier(entry, f"{source}: tier {number}") for number, entry in enumerate(entries, 1))
-    _refuse_repeated([tier.name for tier in tiers], f"{source}: tier name")
+    refuse_repeated([tier.name for tier in tiers], f"{source}: tier name")
     model_tiers = {(name, tier.name) for tier in tiers for offer in tier.offers for name in log_names(offer)}
-    _refuse_repeated([name for name, _ in model_tiers], f"{source}: in more than one tier: model or alias")
+    refuse_repeated([name for name, _ in model_tiers], f"{source}: in more than one tier: model or alias")
     return tiers
 
 
@@ -149,29 +191,27 @@ def log_names(offer: Offer) -> tuple[str, ...]:
     return (offer.model, *offer.aliases)
 
 
+_DOCUMENT_KEYS = {"tiers", "caps", "budgets"}
 _TIER_KEYS = {"name", "offers", "critical"}
 _OFFER_KEYS = {entry.name for entry in fields(Offer)} | {"self_hosted"}
 _OFFER_NEEDS = ("model", "provider", "region", "context_window")
 _PRICE_KEYS = PRICES[:2]
 _SELF_HOSTED_KEYS = tuple(entry.name for entry in fields(SelfHosted))
 
-_LARGEST = sys.float_info.max
-_MOST_SHOWN = 80
-
 _LEAST_USD_PER_MTOK = 1e-4
 """No model is so cheap: the cheapest cost about 0.01 USD per million tokens. A price per token is below this."""
 
 
 def _tier(entry: Any, place: str) -> Tier:
-    _refuse_unknown(_table(entry, place), _TIER_KEYS, place)
-    _refuse_missing(entry, ("name",), place)
-    name = _text(entry, "name", place)
+    refuse_unknown(table_of(entry, place), _TIER_KEYS, place)
+    refuse_missing(entry, ("name",), place)
+    name = text_of(entry, "name", place)
     offers = entry.get("offers")
     if not isinstance(offers, list) or not offers:
         raise TierError(f"{place} ({name}): found no [[tiers.offers]]; expected at least one offer")
     critical = entry.get("critical", False)
     if not isinstance(critical, bool):
-        raise TierError(f"{place} ({name}): critical is {_shown(critical)}; expected true or false")
+        raise TierError(f"{place} ({name}): critical is {shown(critical)}; expected true or false")
     return Tier(
         name=name,
         offers=tuple(_offer(offer, f"{place} ({name}), offer {n}") for n, offer in enumerate(offers, 1)),
@@ -180,40 +220,42 @@ def _tier(entry: Any, place: str) -> Tier:
 
 
 def _offer(entry: Any, place: str) -> Offer:
-    _refuse_unknown(_table(entry, place), _OFFER_KEYS, place)
-    _refuse_missing(entry, _OFFER_NEEDS + (() if "self_hosted" in entry else _PRICE_KEYS), place)
+    refuse_unknown(table_of(entry, place), _OFFER_KEYS, place)
+    refuse_missing(entry, _OFFER_NEEDS + (() if "self_hosted" in entry else _PRICE_KEYS), place)
     usd_per_mtok_input, usd_per_mtok_output = _prices(entry, place)
     return Offer(
-        model=_text(entry, "model", place),
-        provider=_text(entry, "provider", place),
-        region=_text(entry, "region", place),
-        context_window=int(_number(entry, "context_window", place, above=0)),
+        model=text_of(entry, "model", place),
+        provider=text_of(entry, "provider", place),
+        region=text_of(entry, "region", place),
+        context_window=int(number_of(entry, "context_window", place, above=0)),
         usd_per_mtok_input=usd_per_mtok_input,
         usd_per_mtok_output=usd_per_mtok_output,
-        usd_per_mtok_cached_input=_optional_number(entry, "usd_per_mtok_cached_input", place),
-        usd_per_mtok_cache_write=_optional_number(entry, "usd_per_mtok_cache_write", place),
-        aliases=_texts(entry, "aliases", place),
-        capabilities=_texts(entry, "capabilities", place),
-        max_share=_number(entry, "max_share", place, above=0, most=1) if "max_share" in entry else 1.0,
+        usd_per_mtok_cached_input=optional_number_of(entry, "usd_per_mtok_cached_input", place),
+        usd_per_mtok_cache_write=optional_number_of(entry, "usd_per_mtok_cache_write", place),
+        aliases=texts_of(entry, "aliases", place),
+        capabilities=texts_of(entry, "capabilities", place),
+        max_share=number_of(entry, "max_share", place, above=0, most=1) if "max_share" in entry else 1.0,
+        above=parse_above(entry, place),
+        hours=parse_hours(entry, place),
     )
 
 
 def _prices(entry: Mapping[str, Any], place: str) -> tuple[float, float]:
     if "self_hosted" not in entry:
-        prices = _number(entry, "usd_per_mtok_input", place), _number(entry, "usd_per_mtok_output", place)
+        prices = number_of(entry, "usd_per_mtok_input", place), number_of(entry, "usd_per_mtok_output", place)
         _refuse_prices_per_token(prices, place)
         return prices
     if listed := sorted(set(_PRICE_KEYS) & set(entry)):
         raise TierError(f"{place}: both self_hosted and {', '.join(listed)}; expected one of the two")
-    hourly = _table(entry["self_hosted"], f"{place}, self_hosted")
-    _refuse_unknown(hourly, set(_SELF_HOSTED_KEYS), f"{place}, self_hosted")
-    _refuse_missing(hourly, _SELF_HOSTED_KEYS, f"{place}, self_hosted")
+    hourly = table_of(entry["self_hosted"], f"{place}, self_hosted")
+    refuse_unknown(hourly, set(_SELF_HOSTED_KEYS), f"{place}, self_hosted")
+    refuse_missing(hourly, _SELF_HOSTED_KEYS, f"{place}, self_hosted")
     cost = SelfHosted(
-        electricity_usd_per_hour=_number(hourly, "electricity_usd_per_hour", place),
-        bandwidth_usd_per_hour=_number(hourly, "bandwidth_usd_per_hour", place),
-        hardware_usd_per_hour=_number(hourly, "hardware_usd_per_hour", place),
-        utilization=_number(hourly, "utilization", place, above=0, most=1),
-        mtok_per_hour=_number(hourly, "mtok_per_hour", place, above=0),
+        electricity_usd_per_hour=number_of(hourly, "electricity_usd_per_hour", place),
+        bandwidth_usd_per_hour=number_of(hourly, "bandwidth_usd_per_hour", place),
+        hardware_usd_per_hour=number_of(hourly, "hardware_usd_per_hour", place),
+        utilization=number_of(hourly, "utilization", place, above=0, most=1),
+        mtok_per_hour=number_of(hourly, "mtok_per_hour", place, above=0),
     )
     served = cost.utilization * cost.mtok_per_hour
     if not served > 0 or not math.isfinite(cost.usd_per_mtok):
@@ -234,70 +276,3 @@ def _refuse_prices_per_token(prices: tuple[float, float], place: str) -> None:
             f"{place}: usd_per_mtok_input and usd_per_mtok_output are {found}, which look like prices per token; "
             f"expected USD per million tokens: {meant}"
         )
-
-
-def _table(entry: Any, place: str) -> Mapping[str, Any]:
-    if not isinstance(entry, Mapping):
-        raise TierError(f"{place}: found {_shown(entry)}; expected a table")
-    return entry
-
-
-def _number(
-    entry: Mapping[str, Any], key: str, place: str, *, above: float | None = None, most: float = _LARGEST
-) -> float:
-    """A finite number of at most `most`, and above `above` or, where that is None, of at least 0; raises TierError."""
-    value: Any = entry.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not (value >= 0 if above is None else value > above) or not value <= most:
-        least = "of at least 0" if above is None else f"above {above:g}"
-        limit = "" if most == _LARGEST else f" and at most {most:g}"
-        raise TierError(f"{place}: {key} is {_shown(value)}; expected a number {least}{limit}")
-    return float(value)
-
-
-def _optional_number(entry: Mapping[str, Any], key: str, place: str) -> float | None:
-    return _number(entry, key, place) if key in entry else None
-
-
-def _text(entry: Mapping[str, Any], key: str, place: str) -> str:
-    value = entry.get(key)
-    if not isinstance(value, str) or not value:
-        raise TierError(f"{place}: {key} is {_shown(value)}; expected a text")
-    return value
-
-
-def _texts(entry: Mapping[str, Any], key: str, place: str) -> tuple[str, ...]:
-    value = entry.get(key, [])
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TierError(f"{place}: {key} is {_shown(value)}; expected a list of texts")
-    return tuple(value)
-
-
-def _refuse_unknown(entry: Mapping[str, Any], known: set[str], place: str) -> None:
-    if unknown := sorted(set(entry) - known):
-        raise TierError(f"{place}: unknown {first_of(unknown)}; expected only {', '.join(sorted(known))}")
-
-
-def _refuse_missing(entry: Mapping[str, Any], needed: Sequence[str], place: str) -> None:
-    if missing := [key for key in needed if key not in entry]:
-        verb = "is" if len(missing) == 1 else "are"
-        raise TierError(f"{place}: {', '.join(missing)} {verb} missing; expected {', '.join(needed)}")
-
-
-def _refuse_repeated(names: list[str], what: str) -> None:
-    if repeated := sorted(name for name, n in Counter(names).items() if n > 1):
-        raise TierError(f"{what} {first_of(repeated)} appears more than once; each may stand once")
-
-
-def first_of(names: Iterable[str], most: int = 8) -> str:
-    """The first of many names, cut short, for a message."""
-    shown = [name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}..." for name in names]
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most:,} more" if len(shown) > most else "")
-
-
-def _shown(value: object) -> str:
-    """A wrong value as a message shows it, cut short."""
-    try:
-        return first_of([repr(value)])
-    except (ValueError, RecursionError):  # An integer of very many digits; lists in lists in lists.
-        return f"a very long {type(value).__name__}"
