@@ -83,7 +83,7 @@ router = Router.load({bundle!r})
 router.update_prices({prices!r})
 signal.signal(signal.SIGHUP, lambda *_: router.update_prices({prices!r}))
 dials = {{"quality", "worth_usd", "critical"}}
-broker = BrokerHook(router, OutcomeLog({log!r}, keep_prompts=True), allowed_dials=dials)
+broker = BrokerHook(router, OutcomeLog({log!r}, keep_prompts=True), allowed_dials=dials, watch_health={watch_health})
 """
 
 
@@ -97,6 +97,7 @@ class Provider:
     name: str
     asked: list[str]  # of all providers, in the order of arrival
     status: int = 200
+    retry_after: str | None = None
     usage: dict = field(default_factory=lambda: USAGE)
     silent_s: float = 0  # before the first byte
     pause_s: float = 0  # after each event of a stream
@@ -119,6 +120,8 @@ class Provider:
                 with suppress(ConnectionError):  # Who waited may have left.
                     self.send_response(provider.status)
                     self.send_header("Content-Type", content_type)
+                    if provider.retry_after:
+                        self.send_header("Retry-After", provider.retry_after)
                     if provider.says_length:
                         self.send_header("Content-Length", str(len(payload)))
                     self.end_headers()
@@ -248,9 +251,18 @@ def upstreams() -> Iterator[dict[str, Provider]]:
 
 @contextmanager
 def serving_proxy(
-    folder: Path, bundle: Path, prices: Path, upstreams: dict[str, Provider], router_settings: dict
+    folder: Path,
+    bundle: Path,
+    prices: Path,
+    upstreams: dict[str, Provider],
+    router_settings: dict,
+    *,
+    watch_health: bool = False,
 ) -> Iterator[Proxy]:
-    """A proxy with the hook between the client and the providers."""
+    """A proxy with the hook between the client and the providers.
+
+    watch_health: without it, what one test does to a provider says nothing to the next test.
+    """
     offers = {
         name: {"model": f"openai/{name}", "api_base": provider.url, "api_key": "x"}
         for name, provider in upstreams.items()
@@ -267,7 +279,7 @@ def serving_proxy(
     }
     (folder / "config.yaml").write_text(json.dumps(config))
     (folder / "broker_hook.py").write_text(
-        HOOK.format(bundle=str(bundle), prices=str(prices), log=str(folder / "outcomes"))
+        HOOK.format(bundle=str(bundle), prices=str(prices), log=str(folder / "outcomes"), watch_health=watch_health)
     )
     with running_proxy(folder / "config.yaml", folder / "proxy.log") as running:
         yield running
@@ -289,7 +301,7 @@ def client(proxy) -> openai.OpenAI:
 def providers(upstreams) -> dict[str, Provider]:
     """The providers, healthy and not asked yet."""
     for provider in upstreams.values():
-        provider.status = 200
+        provider.status, provider.retry_after = 200, None
         provider.usage = USAGE
         provider.silent_s = provider.pause_s = 0
         provider.cut_after, provider.says_length = None, True
@@ -718,6 +730,28 @@ def test_with_the_examples_settings_a_hanging_offer_holds_few_requests_and_long_
         assert len(hanging.bodies) == settings["allowed_fails"] + 1
 
 
+def test_an_offer_that_fails_or_throttles_loses_its_traffic_and_gets_it_back(bundle, prices, providers, tmp_path):
+    settings = {"num_retries": 0, "disable_cooldowns": True}
+    with serving_proxy(tmp_path, bundle, prices, providers, settings, watch_health=True) as proxy:
+        failing = providers["distilled-cheap"]
+        failing.status = 500
+        answered = [ask(proxy.client, "broker/worth=0") for _ in range(8)]
+        assert {name for name, _ in answered} == {"distilled-dear"}
+        assert len(failing.bodies) == 3, "it is asked until it has failed three times"
+        assert "at its limit" not in answered[0][1]["x-broker-reason"]
+        failing.status = 200
+        deadline = time.monotonic() + 30
+        while ask(proxy.client, "broker/worth=0")[0] != "distilled-cheap":  # a probe, then a growing share
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        throttling = providers["distilled-cheap"]
+        throttling.bodies.clear()
+        throttling.status, throttling.retry_after = 429, "60"
+        for _ in range(4):
+            assert ask(proxy.client, "broker/worth=0")[0] == "distilled-dear"
+        assert len(throttling.bodies) == 1, "it has said when it wants to be asked again"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -931,20 +965,6 @@ CACHED_PRICE, WRITE_PRICE = ", usd_per_mtok_cached_input = 1", ", usd_per_mtok_c
 )
 def test_what_an_answer_costs(usage, more, litellm_usd, expected):
     assert billed(usage, more, litellm_usd) == expected
-
-
-def test_anthropics_cache_is_part_of_the_input():
-    """Anthropic counts it beside its input tokens; LiteLLM adds it to the prompt's."""
-    from litellm import AnthropicConfig
-
-    from router.gateway.usage import reported_usage
-
-    counted = {
-        "input_tokens": 10, "cache_read_input_tokens": 700, "cache_creation_input_tokens": 200, "output_tokens": 5,
-    }  # fmt: skip
-    usage = reported_usage(AnthropicConfig().calculate_usage(counted, reasoning_content=None).model_dump())
-    assert (usage.input_tokens, usage.cached_input_tokens, usage.cache_write_tokens) == (910, 700, 200)
-    assert usage.output_tokens == 5 and not usage.tokens_estimated
 
 
 @pytest.mark.parametrize(

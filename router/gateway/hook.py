@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from router.decision import Decision
 from router.errors import CheckError, DialError
@@ -60,6 +60,8 @@ class BrokerHook(CustomLogger):
         headers. A client's `no-log` changes nothing of this. Logging never fails a request.
     allowed_dials: the dials that a client may set, any of `quality`, `worth_usd` and `critical`.
     max_worth_usd: the largest `worth_usd` that a client may set, in USD.
+    watch_health: offers that fail, throttle or turn slow lose their traffic (docs/portfolio.md); False leaves that to
+        LiteLLM's own cooldowns.
     declared_checks: figures of checks that the bundle has not learned, for `broker/check=NAME`, as in
         "schema:sensitivity=0.99,specificity=0.3"; see router.gateway.plans.
     Raises DialError or CheckError where one of them is none of these.
@@ -73,12 +75,14 @@ class BrokerHook(CustomLogger):
         allowed_dials: Collection[str] = ("quality", "worth_usd"),
         max_worth_usd: float = 0.1,
         declared_checks: Collection[str] = (),
+        watch_health: bool = True,
     ) -> None:
         super().__init__()
         self._router = router
         self._outcomes = outcomes
         self._limits = ClientLimits(allowed_dials=allowed_dials, max_worth_usd=max_worth_usd)
-        self._planner = RequestPlanner(outcomes, declared_checks)
+        self._health = router.portfolio.health if watch_health else None
+        self._planner = RequestPlanner(router.portfolio, outcomes, declared_checks)
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: Any
@@ -199,7 +203,7 @@ class BrokerHook(CustomLogger):
         if not isinstance(decision, Decision):
             return None
         model = _answering_model(response)
-        answered = self._answered_by(model)
+        answered = self._router.prices.find(model)
         return response_headers(decision, model, None if answered is None else answered.tier)
 
     def _route(self, data: Mapping[str, Any]) -> tuple[Decision, list[Offer]]:
@@ -228,15 +232,15 @@ class BrokerHook(CustomLogger):
     def _log_answer(self, attempts: Attempts, model: str, call: Mapping[str, Any], text: str) -> None:
         """Log an answer that is whole. call: what LiteLLM knows of it. text: what the model has written."""
         answer = call.get("standard_logging_object") or {}
-        decision_id, answered = attempts.decision.decision_id, self._answered_by(model)
+        decision_id, answered = attempts.decision.decision_id, self._router.prices.find(model)
         if call.get("cache_hit"):  # LiteLLM has given an earlier answer again: no model was asked.
             outcome: dict[str, Any] = {"cache_hit": True, "cost_usd": 0.0}
         else:
             usage = self._usage(attempts.decision, answer, text)
             outcome = self._billed(model, usage, answer.get("response_cost"))
-            if answered is not None:
+            if answered is not None and self._health is not None:
                 pace = pace_of(call, usage.output_tokens) or Pace("", None)
-                self._router.portfolio.health.succeeded(answered.offer, pace.latency_ms, pace.kind)
+                self._health.succeeded(answered.offer, pace.latency_ms, pace.kind)
         if answered is not None:
             self._router.portfolio.settle(decision_id, answered.tier, answered.offer, outcome.get("cost_usd"))
         outcome["latency_ms"] = attempts.end()
@@ -263,9 +267,9 @@ class BrokerHook(CustomLogger):
 
     def _tell_health(self, model: str | None, failure: Failure) -> None:
         """An attempt at a model has failed, and its offer is at fault."""
-        answered = self._answered_by(model)
-        if answered is not None:
-            self._router.portfolio.health.failed(answered.offer, failure.why, failure.retry_after_s)
+        answered = self._router.prices.find(model)
+        if answered is not None and self._health is not None:
+            self._health.failed(answered.offer, failure.why, failure.retry_after_s)
 
     def _usage(self, decision: Decision, answer: Mapping[str, Any], text: str) -> Usage:
         """The tokens of an answer as the provider counted them; what it did not count is estimated.
@@ -286,31 +290,18 @@ class BrokerHook(CustomLogger):
 
     def _billed(self, model: str, usage: Usage, litellm_usd: float | None = None) -> dict[str, Any]:
         """The columns of the tokens and, where the model is an offer, of their cost."""
-        answered = self._answered_by(model)
-        cost = {} if answered is None else {"cost_usd": billed_usd(answered.offer, usage, litellm_usd)}
-        return {**asdict(usage), **cost}
+        answered = self._router.prices.find(model)
+        if answered is None:
+            return asdict(usage)
+        minute = self._router.prices.minute()
+        return {**asdict(usage), "cost_usd": billed_usd(answered.offer, usage, litellm_usd, minute)}
 
     def _who(self, model: str, provider: str = "") -> dict[str, str]:
         """The columns that say who was asked. A model that is no offer has no tier, and LiteLLM's `provider`."""
-        answered = self._answered_by(model)
+        answered = self._router.prices.find(model)
         if answered is None:
             return {"model": model, "provider": provider, "tier": ""}
         return {"model": answered.offer.model, "provider": answered.offer.provider, "tier": answered.tier}
-
-    def _answered_by(self, model: object) -> _Answered | None:
-        """The offer of a model in the present price table; None where it has none."""
-        for tier in self._router.prices.tiers:
-            for offer in tier.offers:
-                if offer.model == model:
-                    return _Answered(tier.name, offer)
-        return None
-
-
-class _Answered(NamedTuple):
-    """Who has answered a request."""
-
-    tier: str
-    offer: Offer
 
 
 def _answering_model(response: object) -> str | None:

@@ -22,6 +22,8 @@ from router.plan import Plan
 from router.plan_result import Answer, PlanResult
 from router.plans.checks import AGREEMENT, CheckModel
 from router.plans.planner import MOST_CALLS
+from router.portfolio.portfolio import Portfolio
+from router.portfolio.prices import PriceTable, TierOffer
 from router.portfolio.tiers import Offer
 from router.request import MODEL, RequestDials, needed_capabilities, printable, request_prompt, response_headers
 from router.router import Snapshot
@@ -49,13 +51,21 @@ class PlannedRequest:
     """
 
     def __init__(
-        self, plan: Plan, checks: Mapping[str, Callable[..., Any]], names: Collection[str], outcomes: OutcomeLog | None
+        self,
+        plan: Plan,
+        checks: Mapping[str, Callable[..., Any]],
+        names: Collection[str],
+        outcomes: OutcomeLog | None,
+        prices: PriceTable,
+        portfolio: Portfolio,
     ) -> None:
         self.result: PlanResult | None = None
         self._plan = plan
         self._checks = checks
         self._names = names
         self._outcomes = outcomes
+        self._prices = prices
+        self._portfolio = portfolio
         self._own: dict[str, Any] = {"disable_fallbacks": True}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PlannedRequest:
@@ -89,12 +99,22 @@ class PlannedRequest:
                 **self._own,
                 **parameters,
             )
-            return _answer(offer, response)
+            base = self._prices.find(offer.model) or TierOffer(self._plan.tier, offer)
+            answer = _answer(base.offer, response, self._prices.minute())
+            self._count(base, answer.cost_usd, is_first=len(responses) == 1)
+            return answer
 
         self.result = await self._plan.arun(ask, self._checks, log=self._outcomes, parallel=True)
         response = responses[self.result.offer.model].model_copy(deep=True)
         response._hidden_params = {"response_cost": 0.0}  # LiteLLM has counted the cost of each call of the plan.
         return {**call, "mock_response": response}
+
+    def _count(self, asked: TierOffer, cost_usd: float | None, *, is_first: bool) -> None:
+        """Tell the portfolio of a call: the first stands in for what was decided, each other one counts beside it."""
+        if is_first:
+            self._portfolio.settle(self._plan.decision.decision_id, asked.tier, asked.offer, cost_usd)
+        else:
+            self._portfolio.count(asked.tier, asked.offer, cost_usd or 0.0)
 
     def headers(self) -> dict[str, str]:
         """The headers of the answer; where there is none, those of the plan."""
@@ -119,11 +139,13 @@ class PlannedRequest:
 class RequestPlanner:
     """Makes the plans of requests.
 
-    outcomes: takes every call of a plan. declared: checks with stated figures, as text, for checks that the bundle has
-    not learned, such as "schema:sensitivity=0.99,specificity=0.3". Raises CheckError where such a text is wrong.
+    portfolio: is told of every call. outcomes: takes every call of a plan. declared: checks with stated figures, as
+    text, for checks that the bundle has not learned, such as "schema:sensitivity=0.99,specificity=0.3".
+    Raises CheckError where such a text is wrong.
     """
 
-    def __init__(self, outcomes: OutcomeLog | None, declared: Collection[str] = ()) -> None:
+    def __init__(self, portfolio: Portfolio, outcomes: OutcomeLog | None, declared: Collection[str] = ()) -> None:
+        self._portfolio = portfolio
         self._outcomes = outcomes
         self._declared = {CheckModel.declared_by(text, 1).name: text for text in declared}
 
@@ -152,7 +174,9 @@ class RequestPlanner:
         if MODEL not in _litellm_router().model_names:
             raise DialError(f"plans need an entry `{MODEL}` in LiteLLM's model_list; see examples/litellm")
         body = (data.get("proxy_server_request") or {}).get("body") or data
-        data["metadata"][PLAN_KEY] = PlannedRequest(plan, checks, set(body) - _NOT_PARAMETERS, self._outcomes)
+        data["metadata"][PLAN_KEY] = PlannedRequest(
+            plan, checks, set(body) - _NOT_PARAMETERS, self._outcomes, snapshot.prices, self._portfolio
+        )
         return replace(plan.decision, reason=plan.reason)
 
     def _model(self, snapshot: Snapshot, name: str) -> str | CheckModel:
@@ -203,8 +227,11 @@ def _schema_check(response_format: str) -> Callable[..., Any] | None:
     return response_format_check(json.loads(response_format))
 
 
-def _answer(offer: Offer, response: Any) -> Answer:
-    """An answer of LiteLLM's as a plan takes it; raises ValueError where it has no text."""
+def _answer(offer: Offer, response: Any, minute: int | None) -> Answer:
+    """An answer of LiteLLM's as a plan takes it; raises ValueError where it has no text.
+
+    minute: since midnight UTC, for prices that depend on the hour.
+    """
     text = response.choices[0].message.content
     if not isinstance(text, str):
         raise ValueError("the answer has no text")
@@ -215,7 +242,7 @@ def _answer(offer: Offer, response: Any) -> Answer:
     counted = reported_usage({} if usage is None else usage.model_dump())
     return Answer(
         text,
-        cost_usd=billed_usd(offer, counted, hidden.get("response_cost")),
+        cost_usd=billed_usd(offer, counted, hidden.get("response_cost"), minute),
         input_tokens=counted.input_tokens,
         output_tokens=counted.output_tokens,
     )

@@ -76,15 +76,17 @@ def answer_text(response: object) -> str:
     return "\n".join(text for text in found if isinstance(text, str) and text)
 
 
-def billed_usd(offer: Offer, usage: Usage, litellm_usd: float | None = None) -> float | None:
+def billed_usd(offer: Offer, usage: Usage, litellm_usd: float | None = None, minute: int | None = None) -> float | None:
     """What an answer has cost in USD at the prices of the offer; None where its tokens are not known.
 
+    minute: since midnight UTC, for prices that depend on the hour; None takes those outside all `hours`.
     litellm_usd: the cost at LiteLLM's own prices. It counts only where the provider's prompt cache was at work, the
         offer states no price for that, and LiteLLM knows one (its cost is above 0). The price of fresh input would be
         wrong there.
     """
     if usage.input_tokens is None or usage.output_tokens is None:
         return None
+    offer = offer.at(usage.input_tokens, minute)
     n_cached, n_written = usage.cached_input_tokens or 0, usage.cache_write_tokens or 0
     cached_price, write_price = offer.usd_per_mtok_cached_input, offer.usd_per_mtok_cache_write
     if litellm_usd and ((n_cached and cached_price is None) or (n_written and write_price is None)):

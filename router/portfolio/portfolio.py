@@ -191,6 +191,13 @@ class Portfolio:
                 return
             self._windows.settle(number, Asked(self._limits_for(tier, offer), cost_usd), self._clock())
 
+    def count(self, tier: str, offer: Offer, cost_usd: float) -> None:
+        """Count one more call of a request that was decided before: of a plan, after its first."""
+        if not self._limits:
+            return
+        with self._lock:
+            self._windows.add(Asked(self._limits_for(tier, offer), cost_usd), self._clock())
+
     def add_spend(self, tier: str, offer: Offer, usd: float) -> None:
         """Count what an offer has cost in the present periods of its budgets before this process began."""
         with self._lock:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from router.errors import PriceError, TierError
 from router.portfolio.caps import Limit, parse_limits
@@ -17,6 +17,13 @@ from router.portfolio.fields import first_of
 from router.portfolio.quote import Quote, usable_offers
 from router.portfolio.schedule import MINUTES_PER_DAY, prices_times
 from router.portfolio.tiers import Offer, Tier, parse_document, tiers_of, tiers_text
+
+
+class TierOffer(NamedTuple):
+    """An offer, and the name of its tier."""
+
+    tier: str
+    offer: Offer
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,18 @@ class PriceTable:
     def minute(self) -> int | None:
         """Minutes since midnight UTC now; None where no price depends on it."""
         return int(time.time()) // 60 % MINUTES_PER_DAY if self.has_hours else None
+
+    def find(self, model: object) -> TierOffer | None:
+        """The tier and the offer of a model by the offer's own name, the first where several have it; None for none."""
+        return self._by_model.get(model) if isinstance(model, str) else None
+
+    @cached_property
+    def _by_model(self) -> dict[str, TierOffer]:
+        found: dict[str, TierOffer] = {}
+        for tier in self.tiers:
+            for offer in tier.offers:
+                found.setdefault(offer.model, TierOffer(tier.name, offer))
+        return found
 
     def may_answer(self, *, critical: bool) -> tuple[str, ...]:
         """Names of the tiers that a request may ask: all; for a critical one those reserved for such, if any are."""

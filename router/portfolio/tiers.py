@@ -79,8 +79,8 @@ class Offer:
 
 @lru_cache(4096)
 def _repriced(offer: Offer, step: int, factor: float) -> Offer:
-    """The offer at the prices above a threshold (-1: at its own), each times a factor."""
-    return replace(offer, **prices_times(offer if step < 0 else offer.above[step], factor))
+    """The offer at the prices above a threshold (-1: at its own), each times a factor, whatever is asked of it."""
+    return replace(offer, **prices_times(offer if step < 0 else offer.above[step], factor), above=(), hours=())
 
 
 @dataclass(frozen=True)
