@@ -21,11 +21,11 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_matrix, vstack
 
 from router.bundle.bundle import Bundle
-from router.choosing import Ask, choose
-from router.policy import Dials
+from router.choosing import choose
 from router.portfolio.caps import WINDOW_REQUESTS, Cap
 from router.portfolio.portfolio import Portfolio
 from router.portfolio.prices import PriceTable
+from router.portfolio.terms import Request
 from training import TrainingConfig, train
 from training.evaluation.bundle_graph import BundleGraph
 from training.evaluation.training_data import TrainingData
@@ -186,7 +186,6 @@ def routed(replay: Replay, portfolio: Portfolio, tick: list[float]) -> tuple[np.
     """The tier that answers each request, and how many requests met an offer that was down."""
     estimates, bundle = replay.estimates, replay.estimates.bundle
     names = bundle.manifest.tiers
-    dials = Dials(quality=None, slack=1.0, worth_usd=replay.worth_usd, critical=False, promised=False)
     values, costs = replay.values(), replay.cost_usd()
     answered, n_failed, prices = np.empty(len(values), int), 0, replay.before
     for row in range(len(values)):
@@ -199,13 +198,14 @@ def routed(replay: Replay, portfolio: Portfolio, tick: list[float]) -> tuple[np.
         quote = prices.quote(context, bundle.manifest.output_tokens)
         for attempt in range(len(names)):
             chosen = choose(
-                Ask(
-                    decision_id=f"{row}-{attempt}", names=names, best=names[int(values[row].argmax())],
-                    best_tier=bundle.manifest.best_tier, quote=quote,
+                Request(
+                    decision_id=f"{row}-{attempt}", chosen=names[int(values[row].argmax())], best_tier=None,
+                    tiers=quote.open, quoted=quote.offers,
                     success=dict(zip(names, estimates.success[row].tolist(), strict=True)),
                     output_tokens=dict(zip(names, estimates.output_tokens[row].tolist(), strict=True)),
                     cost_usd=dict(zip(names, costs[row].tolist(), strict=True)), context_tokens=context,
-                    typical_output_tokens=bundle.manifest.output_tokens, dials=dials, exploration=0.0, accepts=None,
+                    typical_output_tokens=bundle.manifest.output_tokens, worth_usd=replay.worth_usd, slack=1.0,
+                    exploration=0.0, accepts=None,
                 ),
                 portfolio,
             )  # fmt: skip

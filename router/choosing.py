@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from router.policy import Dials, OfferFilter
 from router.portfolio.portfolio import Portfolio
-from router.portfolio.quote import Quote
 from router.portfolio.terms import Request, Terms
 from router.portfolio.tiers import Offer
 from router.rule import admissible, best, explored, or_best_tier
@@ -16,29 +13,7 @@ from router.rule import admissible, best, explored, or_best_tier
 _NOTHING: Mapping[str, float] = {}
 
 
-class Ask(NamedTuple):
-    """A request and what the graph says of it.
-
-    best: the tier that the graph chose. best_tier: that of the log. success, output_tokens, cost_usd: per tier.
-    """
-
-    decision_id: str
-    names: tuple[str, ...]
-    best: str
-    best_tier: str
-    quote: Quote
-    success: Mapping[str, float]
-    output_tokens: Mapping[str, float]
-    cost_usd: Mapping[str, float]
-    context_tokens: float
-    typical_output_tokens: Sequence[float]
-    dials: Dials
-    exploration: float
-    accepts: OfferFilter | None
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """Who is asked, and why.
 
     best: the tier of the rule; `tier` is another one where it is explored. eligible: tiers that could have been asked.
@@ -55,96 +30,77 @@ class Choice:
     propensity: float = 1.0
     n_admissible: int = 0
     eligible: tuple[str, ...] = ()
-    shadow_usd: Mapping[str, float] = field(default_factory=dict)
-    covered: bool = True
     best_tier: str | None = None
+    shadow_usd: Mapping[str, float] = _NOTHING
+    covered: bool = True
     why_limited: str = ""
 
 
-def choose(ask: Ask, portfolio: Portfolio | None) -> Choice:
+def choose(request: Request, portfolio: Portfolio | None) -> Choice:
     """Who is asked. portfolio: is told of the choice; None where there are no limits."""
-    free = _by_rule(ask, ask.quote.open, ask.quote.offers, ask.cost_usd, _NOTHING)
+    free = _by_rule(request, request.chosen, request.tiers, request.quoted, request.cost_usd, request.cost_usd)
     if portfolio is None or portfolio.is_idle:
         return free
-    request = Request(
-        tiers=ask.quote.open,
-        quoted=ask.quote.offers,
-        success=ask.success,
-        output_tokens=ask.output_tokens,
-        cost_usd=ask.cost_usd,
-        admissible=tuple(admissible(ask.quote.open, ask.success, ask.dials.slack)),
-        context_tokens=ask.context_tokens,
-        worth_usd=ask.dials.worth_usd,
-        typical_output_tokens=ask.typical_output_tokens,
-        accepts=ask.accepts,
-    )
-    with portfolio.one_choice():
-        if (taken := portfolio.unlimited(request, free.tier)) is not None:
-            portfolio.take(ask.decision_id, request, taken, taken)
+    with portfolio.one_choice:
+        if portfolio.takes_freely(request, free.tier):
             return free
         terms = portfolio.terms(request)
-        limited = _within_limits(ask, free, request, terms, portfolio)
-        portfolio.take(ask.decision_id, request, terms[limited.tier], portfolio.free(request, free.tier))
+        limited = _within_limits(request, free, terms, portfolio)
+        portfolio.take(request, terms[limited.tier], portfolio.free(request, free.tier))
     return limited
 
 
-def _within_limits(
-    ask: Ask, free: Choice, request: Request, terms: Mapping[str, Terms], portfolio: Portfolio
-) -> Choice:
+def _within_limits(request: Request, free: Choice, terms: Mapping[str, Terms], portfolio: Portfolio) -> Choice:
     """The choice among the offers that are open within the limits, at their shadow prices."""
-    opened = tuple(name for name in ask.quote.open if name in terms)
-    cost_usd = {**ask.cost_usd, **{name: each.cost_usd for name, each in terms.items()}}
+    opened = tuple(name for name in request.tiers if name in terms)
+    offers = {name: each.offer for name, each in terms.items()}
+    cost_usd = {**request.cost_usd, **{name: each.cost_usd for name, each in terms.items()}}
     shadow_usd = {name: terms[name].shadow_usd for name in opened}
-    found = _by_rule(ask, opened, {name: each.offer for name, each in terms.items()}, cost_usd, shadow_usd)
-    bar = max(ask.success[name] for name in ask.quote.open) - ask.dials.slack
-    taken = terms[found.tier]
-    words = ""
-    if taken.excess > 0:
-        words = f"; every offer is closed, and the one least beyond its limit gives way: {portfolio.words(taken)}"
-    elif found.best != free.best:
-        why = portfolio.closed(request).get(free.best)
-        words = f"; without limits {free.best}: " + (f"closed, {why}" if why else "its offers are short")
-    elif found.offer is not None and free.offer is not None and found.offer != free.offer and found.tier == free.tier:
-        words = f"; from {found.offer.provider}, since the offer of {free.offer.provider} is at its limit or short"
-    return Choice(
-        tier=found.tier,
-        offer=found.offer,
-        cost_usd=cost_usd,
-        best=found.best,
-        propensity=found.propensity,
-        n_admissible=found.n_admissible,
-        eligible=opened,
+    price_usd = {name: cost_usd[name] + shadow_usd[name] for name in opened}
+    tiers = admissible(opened, request.success, request.slack)
+    chosen = best(tiers, request.success, price_usd, request.worth_usd)
+    found = _by_rule(request, chosen, opened, offers, cost_usd, price_usd)
+    bar = max(request.success[name] for name in request.tiers) - request.slack
+    return found._replace(
         shadow_usd=shadow_usd if any(shadow_usd.values()) else _NOTHING,
-        covered=ask.success[found.tier] >= bar,
-        best_tier=found.best_tier,
-        why_limited=words,
+        covered=request.success[found.tier] >= bar,
+        why_limited=_why_limited(request, free, found, terms[found.tier], portfolio),
     )
+
+
+def _why_limited(request: Request, free: Choice, found: Choice, taken: Terms, portfolio: Portfolio) -> str:
+    """What the limits changed, in words; empty for nothing."""
+    if taken.excess > 0:
+        return f"; every offer is closed, and the one least beyond its limit gives way: {portfolio.words(taken)}"
+    if taken.cached_tokens and found.tier == found.best:
+        moved = f"; without that {free.best}" if found.best != free.best else ""
+        who, n_cached = taken.offer.provider, taken.cached_tokens
+        return f"; {who} is expected to have {n_cached:,.0f} tokens of the conversation in its cache{moved}"
+    if found.best != free.best:
+        why = portfolio.closed(request).get(free.best)
+        return f"; without limits {free.best}: " + (f"closed, {why}" if why else "its offers are short")
+    if found.tier == free.tier and found.offer != free.offer and found.offer and free.offer:
+        return f"; from {found.offer.provider}, since the offer of {free.offer.provider} is at its limit or short"
+    return ""
 
 
 def _by_rule(
-    ask: Ask,
+    request: Request,
+    chosen: str,
     opened: tuple[str, ...],
     offers: Mapping[str, Offer],
     cost_usd: Mapping[str, float],
-    shadow_usd: Mapping[str, float],
+    price_usd: Mapping[str, float],
 ) -> Choice:
-    """The choice of the rule among open tiers, or the one explored."""
-    dials, success = ask.dials, ask.success
-    tiers = admissible(opened, success, dials.slack)
-    price = {name: cost_usd[name] + shadow_usd.get(name, 0.0) for name in opened} if shadow_usd else cost_usd
-    chosen = ask.best if not shadow_usd and opened is ask.quote.open else best(tiers, success, price, dials.worth_usd)
-    best_tier = ask.best_tier if dials.unproven and ask.best_tier in opened else None
+    """The choice of the rule among open tiers, or the one explored.
+
+    chosen: the best of the admissible tiers. price_usd: by which tiers are compared.
+    """
+    success = request.success
+    tiers = admissible(opened, success, request.slack)
+    best_tier = request.best_tier if request.best_tier in opened else None
     if best_tier is not None:
-        chosen = or_best_tier(chosen, best_tier, success, price, dials.worth_usd)
-    share = ask.exploration
-    tier, propensity = explored(chosen, tiers, share, ask.decision_id) if share else (chosen, 1.0)
-    return Choice(
-        tier=tier,
-        offer=offers.get(tier),
-        cost_usd=cost_usd,
-        best=chosen,
-        propensity=propensity,
-        n_admissible=len(tiers),
-        eligible=opened,
-        best_tier=best_tier,
-    )
+        chosen = or_best_tier(chosen, best_tier, success, price_usd, request.worth_usd)
+    share = request.exploration
+    tier, propensity = explored(chosen, tiers, share, request.decision_id) if share else (chosen, 1.0)
+    return Choice(tier, offers.get(tier), cost_usd, chosen, propensity, len(tiers), opened, best_tier)

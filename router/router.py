@@ -123,6 +123,7 @@ class Router:
         regions: Collection[str] | None = None,
         capabilities: Collection[str] = (),
         request_id: str | None = None,
+        session_id: str | None = None,
     ) -> Decision:
         """Decide which tier answers one request.
 
@@ -136,6 +137,8 @@ class Router:
             lower case; no regions given: the policy's. Images, files and audio in `messages` need "vision" or "audio"
             by themselves, where any offer states it.
         request_id: the caller's own, carried into the decision. It changes nothing else, so it may be a client's.
+        session_id: names the conversation; without it, a chat is known by its messages. An offer that answered the turn
+            before, and has a price for cached input, competes with the cost of what it is expected to have cached.
 
         Never raises on any prompt: where the router cannot decide, the fallback tier answers and `reason` says why.
         Raises DialError where quality, worth_usd or context_tokens is out of range, critical is no bool, or regions or
@@ -145,7 +148,7 @@ class Router:
         call = snapshot.call(quality, worth_usd, critical, regions, capabilities)
         if messages is not None:
             call = call.needing(needed_capabilities({"messages": messages}, snapshot.prices))
-        return call.route(prompt, messages, context_tokens, request_id)
+        return call.route(prompt, messages, context_tokens, request_id, session_id)
 
     def route_batch(
         self,

@@ -13,13 +13,15 @@ import numpy as np
 from router.bundle.bundle import Bundle
 from router.bundle.clusters import Cluster
 from router.bundle.engine import batches, padded
-from router.choosing import Ask, Choice, choose
+from router.choosing import Choice, choose
 from router.decision import Decision
 from router.errors import DialError, PromptError
 from router.policy import Dials, OfferFilter, Policy
 from router.portfolio.portfolio import Portfolio
 from router.portfolio.prices import PriceTable
 from router.portfolio.quote import Quote, graph_inputs, usable_offers
+from router.portfolio.sessions import Turn, turn_of
+from router.portfolio.terms import Request
 from router.portfolio.tiers import Offer
 from router.prompt import Messages, prompt_text
 
@@ -77,6 +79,7 @@ class Call:
         messages: Messages | None = None,
         context_tokens: float | None = None,
         request_id: str | None = None,
+        session_id: str | None = None,
     ) -> Decision:
         """The decision for one prompt or chat; the arguments are those of Router.route.
 
@@ -104,7 +107,9 @@ class Call:
                 "slack": self.dials.slack_input,
             }
         )
-        return self._decision(answer, quote, context_tokens, request_id)
+        has_caches = self.portfolio is not None and self.portfolio.has_caches
+        turn = turn_of(messages, session_id) if has_caches else None
+        return self._decision(answer, quote, context_tokens, request_id, turn)
 
     def route_batch(self, prompts: Sequence[str]) -> list[Decision]:
         """The decisions for many prompts; prompts of similar length go through the graph together."""
@@ -196,7 +201,9 @@ class Call:
             minute=self.prices.minute(),
         )
 
-    def _decision(self, answer: _Answer, quote: Quote, context_tokens: float, request_id: str | None) -> Decision:
+    def _decision(
+        self, answer: _Answer, quote: Quote, context_tokens: float, request_id: str | None, turn: Turn | None = None
+    ) -> Decision:
         """The decision that the graph's answer comes to, or the fallback and its trouble.
 
         A tier that may not answer, or that there is none of, is no answer.
@@ -213,13 +220,13 @@ class Call:
             choice = Choice(tier=tier, offer=quote.offers.get(tier), cost_usd=cost_usd)
             reason = f"fallback to {tier}: {answer.trouble or self._why_none(quote, context_tokens)}"
         else:
-            ask = Ask(
-                decision_id=decision_id, names=names, best=names[answer.tier], best_tier=manifest.best_tier,
-                quote=quote, success=success, output_tokens=output_tokens, cost_usd=cost_usd,
-                context_tokens=context_tokens, typical_output_tokens=manifest.output_tokens, dials=dials,
-                exploration=self.policy.exploration, accepts=self.accepts,
+            log_best = manifest.best_tier if dials.unproven else None
+            request = Request(
+                decision_id, names[answer.tier], log_best, quote.open, quote.offers, success, output_tokens, cost_usd,
+                context_tokens, manifest.output_tokens, dials.worth_usd, dials.slack, self.policy.exploration,
+                self.accepts, turn, self.portfolio.sessions.warm(turn) if self.portfolio is not None else None,
             )  # fmt: skip
-            choice = choose(ask, self.portfolio)
+            choice = choose(request, self.portfolio)
             reason = self._reason(choice, quote)
             if is_unfamiliar:
                 reason += (

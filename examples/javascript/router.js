@@ -200,6 +200,7 @@ export class Router {
       eligible: fallback ? [] : this.manifest.tiers.filter((_, index) => eligible[index]),
       cluster,
       best_tier: bestTier === null ? null : this.manifest.tiers[bestTier],
+      shadow_usd: {}, // Caps and budgets are kept by the service in Python.
     };
   }
 

@@ -225,7 +225,10 @@ class BrokerHook(CustomLogger):
             decision = self._planner.decide(snapshot, call, dials, data)
         else:
             decision = call.route(
-                request_prompt(data), messages=data.get("messages"), request_id=data.get("litellm_call_id")
+                request_prompt(data),
+                messages=data.get("messages"),
+                request_id=data.get("litellm_call_id"),
+                session_id=_session_id(data),
             )
         return decision, call.offers_to_try(decision)
 
@@ -309,6 +312,13 @@ def _answering_model(response: object) -> str | None:
     headers = (getattr(response, "_hidden_params", None) or {}).get("additional_headers") or {}
     model = headers.get("x-litellm-model-group")
     return model if isinstance(model, str) else None
+
+
+def _session_id(data: Mapping[str, Any]) -> str | None:
+    """The name that a client has given the conversation, as LiteLLM takes it; None where it has given none."""
+    metadata = data.get("metadata")
+    names = data.get("litellm_session_id"), metadata.get("session_id") if isinstance(metadata, Mapping) else None
+    return next((name for name in names if isinstance(name, str) and name), None)
 
 
 def _refusal(message: str) -> ProxyException:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
 
@@ -23,9 +22,11 @@ from router.portfolio.clearing import clearing_prices
 from router.portfolio.health import Health, key_of
 from router.portfolio.prices import PriceTable
 from router.portfolio.quote import usable_offers
+from router.portfolio.sessions import Sessions
 from router.portfolio.terms import Request, Terms
 from router.portfolio.tiers import Offer
 from router.portfolio.windows import Asked, Windows, seconds_left
+from router.rule import admissible
 
 LOOK_BACK, EVERY = 150, 25
 """Shadow prices are those of the last 150 requests, found anew after each 25. A longer look back is a little better
@@ -67,23 +68,30 @@ class LimitState:
 class Portfolio:
     """The offers of a price table under its limits, without those that are down; safe to share between threads.
 
-    clock: seconds since 1970. health: is told how each attempt ended, and says which offers get requests.
+    clock: seconds since 1970. sessions: conversations that are in a provider's cache.
+    health: is told how each attempt ended, and says which offers get requests.
+    one_choice: whoever holds this lock chooses alone, so that what `terms` says still holds when `take` is called.
     """
 
     def __init__(self, prices: PriceTable, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._lock = RLock()
+        self._lock = self.one_choice = RLock()
+        self.sessions = Sessions(clock)
+        self._has_caches = False
         self.health = Health(clock, on_change=lambda _: self.solve())
         self._limits: tuple[Limit, ...] = ()
         self._recent: deque[_Recent] = deque(maxlen=LOOK_BACK)
         self._seconds_between = 0.0
         self._last_at: float | None = None
-        self._numbers: OrderedDict[str, int] = OrderedDict()  # decision_id -> its number in the windows
+        self._is_used = False
+        self._until_solved = EVERY
+        self._numbers: dict[str, int] = {}  # decision_id -> its number in the windows
         self._begin(prices)
 
     def take_prices(self, prices: PriceTable) -> None:
         """Take another price table. Where its limits are the same ones, what was counted and learned stays."""
         with self._lock:
+            self._has_caches = prices.has_caches
             if prices.limits == self._limits:
                 self._prices = prices
                 for recent in self._recent:
@@ -94,23 +102,28 @@ class Portfolio:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to say: no cap, no budget, and no offer that is down."""
-        return not self._limits and self.health.all_up
+        """Whether there is nothing to say: no cap, no budget, no offer that is down, and no price of cached input."""
+        return not self._limits and self.health.all_up and not self.has_caches
 
-    @contextmanager
-    def one_choice(self) -> Iterator[None]:
-        """Nobody else chooses meanwhile, so that what `terms` says still holds when `take` is called."""
-        with self._lock:
-            yield
+    @property
+    def has_caches(self) -> bool:
+        """Whether any offer has a price of its own for cached input."""
+        return self._has_caches
 
-    def unlimited(self, request: Request, tier: str) -> Terms | None:
-        """The terms of a tier's cheapest offer where no limit says anything of it; None where limits have a say."""
-        if any(self._shadow) or not self.health.all_up:
-            return None
-        terms, now = self.free(request, tier), self._clock()
-        if any(self._windows.excess(limit, terms.cost_usd, now) > 0 for limit in terms.limits):
-            return None
-        return terms
+    def takes_freely(self, request: Request, tier: str) -> bool:
+        """Count a request that goes to its tier's cheapest offer, where no limit says anything of it.
+
+        Returns False, and counts nothing, where limits have a say.
+        """
+        if any(self._shadow) or not self.health.all_up or request.warm is not None:
+            return False
+        terms = self.free(request, tier)
+        if terms.limits:
+            now = self._clock()
+            if any(self._windows.excess(limit, terms.cost_usd, now) > 0 for limit in terms.limits):
+                return False
+        self.take(request, terms, terms)
+        return True
 
     def free(self, request: Request, tier: str) -> Terms:
         """The terms of a tier's cheapest offer, as if there were no limits."""
@@ -157,25 +170,28 @@ class Portfolio:
         """The limit that an offer is beyond, or that it is down, in words."""
         return "down" if terms.excess == DOWN else str(self._limits[terms.fullest])
 
-    def take(self, decision_id: str, request: Request, terms: Terms, free: Terms) -> None:
+    def take(self, request: Request, terms: Terms, free: Terms) -> None:
         """Count a request that goes to an offer.
 
         free: of the offer that would have been best without limits.
         """
-        now = self._clock()
-        self._numbers[decision_id] = self._windows.add(Asked(terms.limits, terms.cost_usd), now)
-        if len(self._numbers) > 4 * WINDOW_REQUESTS:
-            self._numbers.popitem(last=False)
-        if self._last_at is not None:
-            gap = max(0.0, now - self._last_at)
-            self._seconds_between = _MEMORY * self._seconds_between + (1 - _MEMORY) * gap if self._n else gap
-        self._last_at = now
+        now = self._clock() if self._has_budgets or terms.limits else 0.0
+        number = self._windows.add(Asked(terms.limits, terms.cost_usd), now)
+        self._numbers[request.decision_id] = number
+        if number >= 4 * WINDOW_REQUESTS:
+            del self._numbers[next(iter(self._numbers))]
+        if self._has_budgets:
+            self._note_rate(now)
         if not self.health.all_up:
             self.health.asked(terms.offer)
+        self.sessions.answered(request.turn, terms.offer, request.context_tokens)
         self._recent.append(_Recent(request, free.limits, free.cost_usd))
-        self._n += 1
-        if self._n % EVERY == 0:
-            self._solve(now)
+        self._is_used |= bool(free.limits)
+        self._until_solved -= 1
+        if self._until_solved == 0:
+            self._until_solved = EVERY
+            if self._is_used:  # While no limited offer is wanted, there is nothing to solve.
+                self._solve(self._clock())
 
     def settle(self, decision_id: str, tier: str, offer: Offer, cost_usd: float | None) -> None:
         """Count who has answered a request and what it has cost, in place of what was decided and expected.
@@ -224,12 +240,15 @@ class Portfolio:
 
     def _begin(self, prices: PriceTable) -> None:
         self._prices = prices
+        self._has_caches = prices.has_caches
         self._limits = prices.limits
         self._windows = Windows(self._limits)
         self._shadow = [0.0] * len(self._limits)
         self._limits_of: dict[tuple[str, str, str, str], tuple[int, ...]] = {}
         self._recent.clear()
-        self._n = 0
+        self._until_solved = EVERY
+        self._is_used = False
+        self._has_budgets = any(isinstance(limit, Budget) for limit in self._limits)
         self._seconds_between, self._last_at = 0.0, None
 
     def _every(self, request: Request, now: float) -> Iterator[Terms]:
@@ -247,13 +266,25 @@ class Portfolio:
             n_input = _billed_input(request.cost_usd[name], quoted, n_output, request.context_tokens)
             for _, _, offer in offers:
                 cost = (n_input * offer.usd_per_mtok_input + n_output * offer.usd_per_mtok_output) / 1e6
+                n_cached = 0.0
+                if request.warm is not None and (cached_price := offer.usd_per_mtok_cached_input) is not None:
+                    n_cached = request.warm.cached_tokens(offer, n_input)
+                    cost -= n_cached * (offer.usd_per_mtok_input - cached_price) / 1e6
                 limits = self._limits_for(name, offer)
                 excess, fullest = (0.0, -1) if self.health.all_up or self.health.admits(offer) else (DOWN, -1)
                 for limit in limits:
                     over = self._windows.excess(limit, cost, now)
                     if over > excess:
                         excess, fullest = over, limit
-                yield Terms(name, offer, cost, self._shadow_usd(limits, cost), limits, excess, fullest)
+                yield Terms(name, offer, cost, self._shadow_usd(limits, cost), limits, excess, fullest, n_cached)
+
+    def _note_rate(self, now: float) -> None:
+        """Learn how often requests come, by which budgets are paced."""
+        if self._last_at is not None:
+            gap = max(0.0, now - self._last_at)
+            before = self._seconds_between
+            self._seconds_between = _MEMORY * before + (1 - _MEMORY) * gap if before else gap
+        self._last_at = now
 
     def _shadow_usd(self, limits: tuple[int, ...], cost_usd: float) -> float:
         """What the limits add to the price of one request."""
@@ -279,6 +310,7 @@ class Portfolio:
         targets = [self._target_usd(number, now) for number in range(len(self._limits))]
         budgets = [None if target is None else n * target for target in targets]
         if not any(self._shadow) and self.health.all_up and self._free_choices_keep_to(budgets):
+            self._is_used = any(recent.limits for recent in self._recent)
             return
         values, costs, counts = self._arrays(now)
         self._shadow = clearing_prices(values, costs, counts, self._limits, budgets, self._shadow)
@@ -294,10 +326,12 @@ class Portfolio:
         values, costs = np.full(shape, -np.inf), np.zeros(shape)
         for row, recent in enumerate(self._recent):
             if recent.offers is None:
+                request = recent.request
+                tiers = admissible(request.tiers, request.success, request.slack)
                 recent.offers = [
-                    (numbers[terms.tier, key_of(terms.offer)], _value(recent.request, terms), terms.cost_usd)
-                    for terms in self._every(recent.request, now)
-                    if terms.tier in recent.request.admissible
+                    (numbers[terms.tier, key_of(terms.offer)], _value(request, terms), terms.cost_usd)
+                    for terms in self._every(request, now)
+                    if terms.tier in tiers
                 ]
             for number, value, cost in recent.offers:
                 values[row, number], costs[row, number] = value, cost

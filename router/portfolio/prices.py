@@ -125,6 +125,11 @@ class PriceTable:
         return any(offer.hours or offer.above for tier in self.tiers for offer in tier.offers)
 
     @cached_property
+    def has_caches(self) -> bool:
+        """Whether any offer has a price of its own for cached input."""
+        return any(offer.usd_per_mtok_cached_input is not None for tier in self.tiers for offer in tier.offers)
+
+    @cached_property
     def has_hours(self) -> bool:
         """Whether any price depends on the hour of the day."""
         return any(offer.hours for tier in self.tiers for offer in tier.offers)

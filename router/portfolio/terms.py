@@ -5,26 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from router.portfolio.sessions import Turn, Warm
 from router.portfolio.tiers import Offer
 
 
 class Request(NamedTuple):
-    """What the choice of an offer takes to know of a request.
+    """A request, what the graph says of it, and its dials.
 
-    tiers: those that may answer. success, output_tokens, cost_usd: by tier; the cost is that of `quoted`, the tier's
-    cheapest offer. admissible: the tiers within the slack.
+    chosen: the tier that the graph chose. best_tier: that of the log, where it answers unless another is worth more
+    (router.rule.or_best_tier); else None. tiers: those that may answer; quoted: the cheapest offer of each.
+    success, output_tokens, cost_usd: by tier; the cost is that of the quoted offer.
+    typical_output_tokens: of every tier in the order of the price table, by which the quote was made.
+    exploration: share of requests that ask another admissible tier. accepts: which offers may answer; None for all.
+    turn: of its conversation; warm: who has the beginning of it in a cache. None where there is none.
     """
 
+    decision_id: str
+    chosen: str
+    best_tier: str | None
     tiers: tuple[str, ...]
     quoted: Mapping[str, Offer]
     success: Mapping[str, float]
     output_tokens: Mapping[str, float]
     cost_usd: Mapping[str, float]
-    admissible: tuple[str, ...]
     context_tokens: float
-    worth_usd: float
     typical_output_tokens: Sequence[float]
+    worth_usd: float
+    slack: float
+    exploration: float
     accepts: Callable[[Offer], bool] | None
+    turn: Turn | None = None
+    warm: Warm | None = None
 
 
 class Terms(NamedTuple):
@@ -42,3 +53,4 @@ class Terms(NamedTuple):
     limits: tuple[int, ...]
     excess: float
     fullest: int
+    cached_tokens: float = 0.0

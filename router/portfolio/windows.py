@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from router.portfolio.caps import REQUESTS, SECONDS, WINDOW_REQUESTS, Budget, Cap, Limit
+from router.portfolio.caps import REQUESTS, SECONDS, USD, WINDOW_REQUESTS, Budget, Cap, Limit
 
 
 class Asked(NamedTuple):
@@ -27,9 +26,10 @@ class Windows:
 
     def __init__(self, limits: Sequence[Limit]) -> None:
         self._limits = limits
-        self._asked: deque[Asked] = deque()
-        self._n_gone = 0  # how many have left the window since the beginning
+        self._asked: list[Asked] = []  # of the window, the next one to leave it at `_n % WINDOW_REQUESTS`
+        self._n = 0  # requests since the beginning
         self._requests = [0] * len(limits)
+        self._of_usd = any(isinstance(limit, Cap) and limit.of == USD for limit in limits)
         self._usd = [0.0] * len(limits)
         self._total_usd = 0.0
         self._periods = [_period(limit, 0.0) for limit in limits]
@@ -37,20 +37,27 @@ class Windows:
 
     def add(self, asked: Asked, now: float) -> int:
         """Count one more request; returns the number by which `settle` finds it."""
-        if len(self._asked) == WINDOW_REQUESTS:
-            self._count(self._asked.popleft(), -1)
-            self._n_gone += 1
-            if self._n_gone % WINDOW_REQUESTS == 0:
-                self._sum_again()
-        self._asked.append(asked)
-        self._count(asked, 1)
-        self._spend(asked.limits, asked.usd, now)
-        return self._n_gone + len(self._asked) - 1
+        number = self._n
+        if number < WINDOW_REQUESTS:
+            self._asked.append(asked)
+        else:
+            at = number % WINDOW_REQUESTS
+            gone = self._asked[at]
+            self._asked[at] = asked
+            if gone.limits or self._of_usd:
+                self._count(gone, -1)
+            if at == 0 and self._of_usd:
+                self._sum_again(without=asked)
+        if asked.limits or self._of_usd:
+            self._count(asked, 1)
+            self._spend(asked.limits, asked.usd, now)
+        self._n = number + 1
+        return number
 
     def settle(self, number: int, asked: Asked, now: float) -> None:
         """Put who has answered, and what it has cost, in place of what was expected of a request."""
-        at = number - self._n_gone
-        if at >= 0:
+        if number >= self._n - len(self._asked):
+            at = number % WINDOW_REQUESTS
             before = self._asked[at]
             self._asked[at] = asked
             self._count(before, -1)
@@ -66,8 +73,7 @@ class Windows:
         rule = self._limits[limit]
         if isinstance(rule, Budget):
             return (self.spent_usd(limit, now) + usd) / rule.usd - 1
-        is_full = len(self._asked) == WINDOW_REQUESTS
-        leaves = self._asked[0] if is_full else None
+        leaves = self._asked[self._n % WINDOW_REQUESTS] if self._n >= WINDOW_REQUESTS else None
         if rule.of == REQUESTS:
             n = self._requests[limit] + 1 - (leaves is not None and limit in leaves.limits)
             return (n - 1e-9) / (rule.max_share * WINDOW_REQUESTS) - 1 if n > rule.max_share * WINDOW_REQUESTS else 0.0
@@ -108,11 +114,12 @@ class Windows:
             self._usd[limit] += sign * asked.usd
         self._total_usd += sign * asked.usd
 
-    def _sum_again(self) -> None:
+    def _sum_again(self, without: Asked) -> None:
         """Adding and taking away leaves rounding errors, which must not grow for ever."""
-        self._total_usd = math.fsum(each.usd for each in self._asked)
+        counted = [each for each in self._asked if each is not without]
+        self._total_usd = math.fsum(each.usd for each in counted)
         for limit in range(len(self._limits)):
-            self._usd[limit] = math.fsum(each.usd for each in self._asked if limit in each.limits)
+            self._usd[limit] = math.fsum(each.usd for each in counted if limit in each.limits)
 
 
 def _period(limit: Limit, now: float) -> object:
