@@ -100,8 +100,9 @@ def table(results: Sequence[dict[str, PlanEvaluation]]) -> list[str]:
         lines.append(row("direct", [each[checks[0]].direct for each in results]))
     for check in checks:
         of_check = [each[check] for each in results]
-        lines.append(row(f"fixed cascade, {check}", [each.fixed_cascade for each in of_check]))
-        lines.append(row(f"**plans, {check}**", [each.plans for each in of_check]))
+        for name in of_check[0].families:
+            title = f"**{name}, {check}**" if name == "plans" else f"{name}, {check}"
+            lines.append(row(title, [each.families[name] for each in of_check]))
     lines.append("")
     for check in checks:
         at = [next(point for point in each[check].dial if point.quality == 0.98) for each in results]

@@ -69,8 +69,9 @@ class Conditional:
 class PlanEvaluation:
     """Plans with one check.
 
-    simulated: verdicts were drawn with stated figures. plans, direct, fixed_cascade: their curves. dial: at each
-    quality. n_prompts: that this rests on. expected_success, expected_cost: what plans expect at the default quality,
+    simulated: verdicts were drawn with stated figures. plans, direct, fixed_cascade, threshold_cascade,
+    cascade_routing: their curves (training.evaluation.plan_rivals says what the last three are). dial: at each quality.
+    n_prompts: that this rests on. expected_success, expected_cost: what plans expect at the default quality,
     relative to what was measured; None where no plan is promised there. shapes: the plans most used at the default
     quality, with their shares of requests. conditionals: "right after a failure" of another tier and, where answers are
     compared, "right where two agree".
@@ -82,11 +83,23 @@ class PlanEvaluation:
     plans: CurveFigures
     direct: CurveFigures
     fixed_cascade: CurveFigures
+    threshold_cascade: CurveFigures
+    cascade_routing: CurveFigures
     dial: tuple[PlanDialResult, ...]
     expected_success: float | None
     expected_cost: float | None
     shapes: Mapping[str, float]
     conditionals: Mapping[str, Conditional]
+
+    @property
+    def families(self) -> dict[str, CurveFigures]:
+        """All ways to ask several tiers, by their names; plans are the last."""
+        return {
+            "fixed cascade": self.fixed_cascade,
+            "thresholds": self.threshold_cascade,
+            "cascade routing": self.cascade_routing,
+            "plans": self.plans,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """The entry of a check in "plans"."""
@@ -96,6 +109,8 @@ class PlanEvaluation:
             **self.plans.to_json(),
             "dial": [each.to_json() for each in self.dial],
             "fixed_cascade": self.fixed_cascade.to_json(),
+            "threshold_cascade": self.threshold_cascade.to_json(),
+            "cascade_routing": self.cascade_routing.to_json(),
             "direct": self.direct.to_json(),
             "expected_over_measured": {"success": self.expected_success, "cost": self.expected_cost},
             "shapes": dict(self.shapes),

@@ -173,7 +173,7 @@ def _plan_table(evaluation: FullEvaluation) -> Table:
     plans = list(evaluation.plans.values())
     families = [("direct", plans[0].direct)]
     for found in plans:
-        families += [(f"fixed cascade, {found.check}", found.fixed_cascade), (f"plans, {found.check}", found.plans)]
+        families += [(f"{name}, {found.check}", figures) for name, figures in found.families.items()]
     return Table.of(
         "Plans: cost relative to the best tier, and the highest accuracy relative to it",
         families,
