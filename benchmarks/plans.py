@@ -103,33 +103,39 @@ def table(results: Sequence[dict[str, PlanEvaluation]]) -> list[str]:
         for name in of_check[0].families:
             title = f"**{name}, {check}**" if name == "plans" else f"{name}, {check}"
             lines.append(row(title, [each.families[name] for each in of_check]))
-    lines.append("")
+    lines += ["", f"- {together(results)}"] if checks else []
     for check in checks:
         at = [next(point for point in each[check].dial if point.quality == 0.98) for each in results]
         expected = [each[check].expected_cost for each in results if each[check].expected_cost is not None]
         shapes = list(results[0][check].shapes.items())[:3]
         lines.append(
-            f"{check}: quality 0.98 promised in {sum(p.promised and not p.is_direct for p in at)} of {len(at)} splits "
-            f"by plans; the dial keeps {cell([p.kept.value for p in at])} at {cell([p.cost_share.value for p in at])} "
-            "of the cost of always-best"
+            f"- {check}: quality 0.98 promised in {sum(p.promised and not p.is_direct for p in at)} of {len(at)} "
+            f"splits by plans; the dial keeps {cell([p.kept.value for p in at])} at "
+            f"{cell([p.cost_share.value for p in at])} of the cost of always-best"
             + (f"; expected / measured cost {cell(expected)}" if expected else "")
-            + "".join(f"; {what}" for what in conditionals(check, results))
             + (f"; most used in the first split: {', '.join(f'{k} {v:.0%}' for k, v in shapes)}" if shapes else "")
             + "."
         )
     return lines
 
 
-def conditionals(check: str, results: Sequence[dict[str, PlanEvaluation]]) -> list[str]:
-    """How often an answer is right after what was seen: expected, measured, and if nothing had been seen."""
-    found = []
-    for name in results[0][check].conditionals:
-        each = [result[check].conditionals[name] for result in results]
+def together(results: Sequence[dict[str, PlanEvaluation]]) -> str:
+    """How well bundles know which models are right together, and how often one is after what was seen."""
+    found = [next(iter(result.values())) for result in results]
+    gain = cell([each.joint.gain.value for each in found])
+    parts = [f"Log likelihood of which of {found[0].joint.n_tiers} models are right: {gain} nats above independence"]
+    for name in {name: None for result in results for each in result.values() for name in each.conditionals}:
+        seen = [next(each.conditionals[name] for each in r.values() if name in each.conditionals) for r in results]
         expected, measured, alone = (
-            np.mean([getattr(one, what) for one in each]) for what in ("expected", "measured", "if_independent")
+            np.mean([getattr(one, what) for one in seen]) for what in ("expected", "measured", "if_independent")
         )
-        found.append(f"{name}: expected {expected:.3f}, measured {measured:.3f}, if independent {alone:.3f}")
-    return found
+        error = cell([one.calibration_error.value for one in seen])
+        error_alone = cell([one.calibration_error_if_independent.value for one in seen])
+        parts.append(
+            f"{name}: measured {measured:.3f}, expected {expected:.3f} (ECE {error}), "
+            f"if independent {alone:.3f} (ECE {error_alone})"
+        )
+    return "; ".join(parts) + "."
 
 
 # ---- the promise ---------------------------------------------------------------------------------------------------

@@ -12,9 +12,11 @@ from router.plans.engine import PlanEngine
 from router.plans.planner import MOST_CALLS, Looks
 from router.plans.replay import LoggedAnswers
 from training.evaluation.cascades import cascades, verified
+from training.evaluation.metrics import resamples
 from training.evaluation.plan_prompts import PlanPrompts
 from training.evaluation.plan_rivals import cascade_routing, fixed_cascades, threshold_cascades
 from training.evaluation.posteriors import Posteriors
+from training.evaluation.together import judge_agreement, judge_joint
 from training.fit.agreement import AgreementModel
 from training.fit.joint import JointModel
 from training.fit.plan_graph import plan_graph
@@ -155,3 +157,60 @@ def test_thresholds_and_a_perfect_check_do_what_the_fixed_cascade_does(worlds, r
     assert len(outcomes) > 1
     by_cost = np.argsort(costs)
     assert (np.diff(outcomes[by_cost]) > -0.02).all()
+
+
+# ---- what one answer says of another -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def together(worlds, engine):
+    """Of a world in which tiers fail together, and of one in which they do not, each judged on prompts not seen."""
+
+    def of(engine, world):
+        prompts = prompts_of(world, "agreement")
+        weights = resamples(prompts.n_prompts, n_bootstrap=100)
+        return judge_joint(engine, prompts, weights), judge_agreement(engine, prompts, weights)
+
+    seen, alone = (Simulated(n=1500, seed=seed, loading=0.0) for seed in (2, 3))
+    agreement = AgreementModel.fit(seen.success, seen.correct, seen.answers)
+    of_alone = PlanEngine(plan_graph(JointModel.fit(seen.success, seen.correct), agreement).SerializeToString())
+    return of(engine, worlds[1]), of(of_alone, alone)
+
+
+def test_the_likelihood_gains_where_tiers_fail_together_and_only_there(worlds, together):
+    (fit, _), _ = together[0]
+    assert fit.n_tiers == 3 and fit.gain.low > 0.05
+    world = worlds[1]
+    exact = world.joint.log_likelihood(world.success, world.correct).mean()
+    assert fit.log_likelihood.value == pytest.approx(exact, abs=0.01)
+    assert fit.log_likelihood.value - fit.if_independent.value == pytest.approx(fit.gain.value, abs=1e-4)
+    (fit, _), _ = together[1]
+    assert abs(fit.gain.value) < 0.01
+
+
+def test_what_is_expected_after_an_answer_is_calibrated_and_what_ignores_it_is_not(worlds, together):
+    (_, after_failure), agreed = together[0]
+    correct, n_pairs = worlds[1].correct, N_TIERS - 1
+    assert after_failure.n_cases == (correct < 0.5).sum() * n_pairs
+    for found in (after_failure, agreed):
+        assert found.expected == pytest.approx(found.measured, abs=0.02)
+        assert found.calibration_error.value < 0.04
+        assert found.calibration_error_if_independent.low > 2 * found.calibration_error.value
+    (_, after_failure), _ = together[1]
+    assert after_failure.calibration_error_if_independent.value < 0.04
+
+
+def test_two_tiers_have_a_likelihood_too():
+    world = Simulated(n=800, n_tiers=2)
+    joint = JointModel.fit(world.success, world.correct)
+    agreement = AgreementModel.fit(world.success, world.correct, world.answers)
+    engine = PlanEngine(plan_graph(joint, agreement).SerializeToString())
+    shape = world.correct.shape
+    prompts = PlanPrompts(
+        success=world.success, cost_usd=np.ones(shape), eligible=np.ones(shape, bool), correct=world.correct,
+        paid=np.ones(shape), answers=LoggedAnswers(world.answers, np.zeros(shape, int), np.zeros(shape)),
+        fees=np.zeros(2),
+    )  # fmt: skip
+    fit, _ = judge_joint(engine, prompts, resamples(prompts.n_prompts, n_bootstrap=20))
+    expected = joint.log_likelihood(world.success, world.correct).mean()
+    assert fit.n_tiers == 2 and fit.log_likelihood.value == pytest.approx(expected, abs=0.01)

@@ -43,6 +43,18 @@ class PlanPrompts:
         """Number of tiers."""
         return int(self.correct.shape[1])
 
+    @property
+    def agree(self) -> np.ndarray:
+        """Whether two tiers gave the same answer, bool (n_prompts, n_tiers, n_tiers).
+
+        As if all did where answers are not compared.
+        """
+        numbers = self.answers.answer_number
+        if numbers is None:
+            return np.ones((self.n_prompts, self.n_tiers, self.n_tiers), bool)
+        one, other = numbers[:, :, None], numbers[:, None, :]
+        return np.asarray((one >= 0) & (one == other))
+
     def rows(self, rows: np.ndarray | slice) -> PlanPrompts:
         """Some of the prompts."""
         numbers = self.answers.answer_number

@@ -57,12 +57,38 @@ class Conditional:
     """How often an answer is right, given what was seen, over all pairs of tiers.
 
     expected: by the bundle. measured: on the judged prompts. if_independent: what the tiers' own estimates say, as if
-    nothing had been seen.
+    nothing had been seen. n_cases: prompts times pairs of tiers. calibration_error: the ECE of what is expected, and
+    the same of what the tiers' own estimates say.
     """
 
     expected: float
     measured: float
     if_independent: float
+    n_cases: int
+    calibration_error: Interval
+    calibration_error_if_independent: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of "conditionals"."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class JointFit:
+    """The log likelihood, in nats, of which of `n_tiers` tiers are right on a prompt: the mean over all such sets.
+
+    log_likelihood: by the bundle. if_independent: of the tiers' own estimates, as if tiers failed on their own.
+    gain: the difference, paired by prompts.
+    """
+
+    n_tiers: int
+    log_likelihood: Interval
+    if_independent: Interval
+    gain: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry "joint" of a check."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -74,7 +100,7 @@ class PlanEvaluation:
     n_prompts: that this rests on. expected_success, expected_cost: what plans expect at the default quality,
     relative to what was measured; None where no plan is promised there. shapes: the plans most used at the default
     quality, with their shares of requests. conditionals: "right after a failure" of another tier and, where answers are
-    compared, "right where two agree".
+    compared, "right where two agree". joint: how well the bundle knows which tiers fail together; it hangs on no check.
     """
 
     check: str
@@ -90,6 +116,7 @@ class PlanEvaluation:
     expected_cost: float | None
     shapes: Mapping[str, float]
     conditionals: Mapping[str, Conditional]
+    joint: JointFit
 
     @property
     def families(self) -> dict[str, CurveFigures]:
@@ -114,5 +141,6 @@ class PlanEvaluation:
             "direct": self.direct.to_json(),
             "expected_over_measured": {"success": self.expected_success, "cost": self.expected_cost},
             "shapes": dict(self.shapes),
-            "conditionals": {name: asdict(found) for name, found in self.conditionals.items()},
+            "conditionals": {name: found.to_json() for name, found in self.conditionals.items()},
+            "joint": self.joint.to_json(),
         }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from router.bundle.manifest import DialPoint
 from router.planning import PlanDials
 from router.plans.checks import AGREEMENT, CheckModel
 from router.plans.dial import replayed
-from router.plans.engine import PlanTables, look_inputs
+from router.plans.engine import PlanTables
 from router.plans.planner import MOST_CALLS, Looks, Planner
 from router.plans.replay import Replayed
 from router.plans.tree import Choices
@@ -20,13 +19,13 @@ from router.policy import Dials
 from training.evaluation.judged import LEAST_ACCURACY, JudgedPrompts
 from training.evaluation.metrics import hull, interval
 from training.evaluation.plan_prompts import PlanPrompts, held_out_prompts, judged_rows, training_prompts
-from training.evaluation.plan_result import Conditional, CurveFigures, PlanDialResult, PlanEvaluation
+from training.evaluation.plan_result import Conditional, CurveFigures, JointFit, PlanDialResult, PlanEvaluation
 from training.evaluation.plan_rivals import cascade_routing, fixed_cascades, threshold_cascades
-from training.evaluation.posteriors import Posteriors
+from training.evaluation.posteriors import Posteriors, tables_in_batches
+from training.evaluation.together import MAX_PROMPTS, judge_agreement, judge_joint
 from training.log.sample import evenly
 
 N_WORTHS = 40
-_MOST_CONDITIONALS = 500
 _LEAST_COST = 1e-12
 _SHARES = {"cost_at_95": 0.95, "cost_at_98": 0.98, "cost_at_100": 1.0}
 
@@ -48,6 +47,13 @@ class _Judged:
         weights = judged.weights[:, judged_rows(judged)]
         weights = weights / weights.sum(axis=1, keepdims=True)
         return cls(prompts=held_out_prompts(judged, looks), weights=weights, best=judged.outcomes.best)
+
+    @property
+    def sample(self) -> tuple[PlanPrompts, np.ndarray]:
+        """The prompts that together.py looks at, and their weights."""
+        rows = np.arange(self.prompts.n_prompts)[evenly(self.prompts.n_prompts, MAX_PROMPTS)]
+        weights = self.weights[:, rows]
+        return self.prompts.rows(rows), weights / weights.sum(axis=1, keepdims=True)
 
     def figures(self, outcomes: np.ndarray, costs: np.ndarray) -> CurveFigures:
         """Of a family of policies; outcomes, costs: (n_prompts, n_policies). Single tiers are part of every family."""
@@ -102,15 +108,26 @@ def judge_plans(
     known += [name for name in planner.known.verifiers if name in table.checks]
     looks = [planner.looks([name], MOST_CALLS) for name in known]
     looks += [planner.looks([check], MOST_CALLS) for check in simulated]
+    if not looks:
+        return {}
     dials = PlanDials(planner, bundle.manifest, bundle.prices)
     grid = worths[np.linspace(0, len(worths) - 1, min(N_WORTHS, len(worths))).round().astype(int)]
-    return {look.names[0]: _judge(judged, planner, dials, look, grid) for look in looks}
+    joint, after_failure = judge_joint(planner.engine, *_Judged.of(judged, looks[0]).sample)
+    found = {}
+    for look in looks:
+        part = _Judged.of(judged, look)
+        conditionals = {"right after a failure": after_failure}
+        if look.agreement:
+            conditionals["right where two agree"] = judge_agreement(planner.engine, *part.sample)
+        found[look.names[0]] = _judge(judged, part, planner, dials, look, grid, joint, conditionals)
+    return found
 
 
 def _judge(
-    judged: JudgedPrompts, planner: Planner, dials: PlanDials, looks: Looks, worths: np.ndarray
-) -> PlanEvaluation:
-    part = _Judged.of(judged, looks)
+    judged: JudgedPrompts, part: _Judged, planner: Planner, dials: PlanDials, looks: Looks, worths: np.ndarray,
+    joint: JointFit, conditionals: Mapping[str, Conditional],
+) -> PlanEvaluation:  # fmt: skip
+    """Plans with one check. joint, conditionals: what stands in the result."""
     prompts, fees = part.prompts, part.prompts.answers.check_usd
 
     def replays(at: np.ndarray, looks: Looks = looks) -> list[Replayed]:
@@ -151,7 +168,8 @@ def _judge(
         expected_success=expected[0],
         expected_cost=expected[1],
         shapes={} if default is None else _shapes(of_dial[default], judged.tiers),
-        conditionals=_conditionals(planner, prompts, looks),
+        conditionals=conditionals,
+        joint=joint,
         **_rivals(judged, planner, part, looks, worths),
     )
 
@@ -185,69 +203,25 @@ def _expected(
     planner: Planner, prompts: PlanPrompts, looks: Looks, worth: float, found: Replayed
 ) -> tuple[float, float]:
     """Expected over measured, of success and of cost, at one worth."""
-    fees = prompts.fees.tolist()
-    success, cost = np.empty(prompts.n_prompts), np.empty(prompts.n_prompts)
-    names = tuple(str(tier) for tier in range(prompts.n_tiers))
-    for row in range(prompts.n_prompts):
-        one = slice(row, row + 1)
-        tables: PlanTables = planner.engine.run(
-            prompts.success[one],
-            prompts.cost_usd[one],
-            prompts.eligible[one],
-            np.array([[worth]], np.float32),
-            looks.inputs,
-        )
-        if tables.is_plan[0, 0]:
-            choices = Choices.of(tables, names, agreement=looks.agreement)
-            success[row], cost[row] = choices.expected(prompts.cost_usd[row].tolist(), fees)
-        else:
-            tier = int(tables.direct[0, 0])
-            success[row], cost[row] = prompts.success[row, tier], prompts.cost_usd[row, tier]
-    outcome = found.outcome(prompts.correct)
-    paid = found.cost_usd(prompts.paid, prompts.answers.check_usd)
-    return float(success.mean() / max(outcome.mean(), LEAST_ACCURACY)), float(
-        cost.mean() / max(paid.mean(), _LEAST_COST)
+    fees, names = prompts.fees.tolist(), tuple(str(tier) for tier in range(prompts.n_tiers))
+    success, cost = [], []
+    for rows, tables in tables_in_batches(planner.engine, prompts, looks.inputs, worth):
+        for at, (own_success, own_cost) in enumerate(zip(prompts.success[rows], prompts.cost_usd[rows], strict=True)):
+            if tables.is_plan[at, 0]:
+                one = PlanTables(*(getattr(tables, name)[at : at + 1] for name in PlanTables.__slots__))
+                choices = Choices.of(one, names, agreement=looks.agreement)
+                expected = choices.expected(own_cost.tolist(), fees)
+            else:
+                tier = int(tables.direct[at, 0])
+                expected = float(own_success[tier]), float(own_cost[tier])
+            success.append(expected[0])
+            cost.append(expected[1])
+    outcome = found.outcome(prompts.correct).mean()
+    paid = found.cost_usd(prompts.paid, prompts.answers.check_usd).mean()
+    return (
+        float(np.mean(success) / max(outcome, LEAST_ACCURACY)),
+        float(np.mean(cost) / max(paid, _LEAST_COST)),
     )
-
-
-def _conditionals(planner: Planner, prompts: PlanPrompts, looks: Looks) -> dict[str, Conditional]:
-    """What the bundle expects of an answer after another one, against what the log shows."""
-    prompts = prompts.rows(evenly(prompts.n_prompts, _MOST_CONDITIONALS))
-    n_tiers = prompts.correct.shape[1]
-    perfect = CheckModel.with_figures("perfect", n_tiers, sensitivity=1.0, specificity=1.0)
-    worth = np.zeros((len(prompts.correct), 1), np.float32)
-
-    def after_two(check: CheckModel | None, *, agreement: bool) -> np.ndarray:
-        inputs = look_inputs(check, n_tiers, agreement=agreement, max_calls=MOST_CALLS)
-        return planner.engine.run(prompts.success, prompts.cost_usd, prompts.eligible, worth, inputs).after_two
-
-    pairs = list(permutations(range(n_tiers), 2))
-    failed = after_two(perfect, agreement=False)[:, :, :, 0, :, 0].sum(axis=3)  # (n, first, second, 3)
-    expected, measured, alone = [], [], []
-    for first, second in pairs:
-        rows = prompts.correct[:, first] < 0.5
-        seen, _, right = failed[rows, first, second].T
-        expected.append(right / np.maximum(seen, _LEAST_COST))
-        measured.append(prompts.correct[rows, second])
-        alone.append(prompts.success[rows, second])
-    found = {"right after a failure": _conditional(expected, measured, alone)}
-    if looks.agreement:
-        compared = after_two(None, agreement=True)[:, :, :, 0, 0, 0]  # (n, first, second, 3), where they agree
-        expected, measured, alone = [], [], []
-        for first, second in pairs:
-            at = np.arange(len(prompts.correct))
-            rows = prompts.answers.agree(at, np.full(len(at), first), np.full(len(at), second))
-            seen, right, _ = compared[rows, first, second].T
-            expected.append(right / np.maximum(seen, _LEAST_COST))
-            measured.append(prompts.correct[rows, first])
-            alone.append(prompts.success[rows, first])
-        found["right where two agree"] = _conditional(expected, measured, alone)
-    return found
-
-
-def _conditional(expected: list[np.ndarray], measured: list[np.ndarray], alone: list[np.ndarray]) -> Conditional:
-    means = (float(np.concatenate(each).mean()) if sum(map(len, each)) else 0.0 for each in (expected, measured, alone))
-    return Conditional(*means)
 
 
 def _shapes(found: Replayed, tiers: Sequence[str]) -> dict[str, float]:

@@ -5,13 +5,14 @@ All of it is read from the plan graph, so rivals that decide by it see the same 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from router.plans.engine import PlanEngine, PlanTables
 from router.plans.planner import Looks
-from router.plans.replay import ALL, FIRST_SECOND, FIRST_THIRD, NONE, SECOND_THIRD, LoggedAnswers
+from router.plans.replay import ALL, FIRST_SECOND, FIRST_THIRD, NONE, SECOND_THIRD
 from training.evaluation.plan_prompts import PlanPrompts
 
 _MOST_VALUES = 4_000_000
@@ -50,26 +51,39 @@ class Posteriors:
     @classmethod
     def of(cls, engine: PlanEngine, looks: Looks, prompts: PlanPrompts) -> Posteriors:
         """Run the plan graph on the prompts, at least one, and follow the logged answers."""
-        per_prompt = 20 * prompts.n_tiers**3 * looks.inputs["verdicts"].shape[1] ** 2
-        size = int(np.clip(_MOST_VALUES // per_prompt, 1, 256))
-        parts = []
-        for start in range(0, prompts.n_prompts, size):
-            rows = slice(start, start + size)
-            success = np.ascontiguousarray(prompts.success[rows], np.float32)
-            cost_usd = np.ascontiguousarray(prompts.cost_usd[rows], np.float32)
-            worth = np.ones((len(success), 1), np.float32)  # Any: what is expected of answers hangs on no worth.
-            tables = engine.run(success, cost_usd, np.ascontiguousarray(prompts.eligible[rows]), worth, looks.inputs)
-            parts.append(_posteriors(success, tables, prompts.answers.rows(rows)))
+        classes, agree = prompts.answers.classes, prompts.agree
+        parts = [
+            _posteriors(prompts.success[rows], tables, classes[rows], agree[rows])
+            for rows, tables in tables_in_batches(engine, prompts, looks.inputs)
+        ]
         return cls(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
-def _posteriors(success: np.ndarray, tables: PlanTables, answers: LoggedAnswers) -> dict[str, np.ndarray]:
-    """The fields of Posteriors for a batch."""
+def tables_in_batches(
+    engine: PlanEngine, prompts: PlanPrompts, inputs: Mapping[str, np.ndarray], worth_usd: float = 1.0
+) -> Iterator[tuple[slice, PlanTables]]:
+    """The tables of the plan graph at one worth, for some prompts at a time, which saves memory.
+
+    inputs: of router.plans.engine.look_inputs. What is expected of answers hangs on no worth.
+    """
+    per_prompt = 20 * prompts.n_tiers**3 * inputs["verdicts"].shape[1] ** 2
+    size = int(np.clip(_MOST_VALUES // per_prompt, 1, 256))
+    for start in range(0, prompts.n_prompts, size):
+        rows = slice(start, start + size)
+        success = np.ascontiguousarray(prompts.success[rows], np.float32)
+        cost_usd = np.ascontiguousarray(prompts.cost_usd[rows], np.float32)
+        worth = np.full((len(success), 1), worth_usd, np.float32)
+        yield rows, engine.run(success, cost_usd, np.ascontiguousarray(prompts.eligible[rows]), worth, inputs)
+
+
+def _posteriors(
+    success: np.ndarray, tables: PlanTables, classes: np.ndarray, agree: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The fields of Posteriors for a batch. classes: of the logged verdicts, (n, K); agree: as PlanPrompts has it."""
     n, k = success.shape
     row, first = np.ogrid[:n, :k]
     row2, first2, second2 = np.ogrid[:n, :k, :k]
     row3, first3, second3, third3 = np.ogrid[:n, :k, :k, :k]
-    classes, agree = answers.classes, _agree(answers, n, k)
 
     unchecked = tables.after_two.sum(axis=4)  # (n, K, K, B, 2, 3)
     two = unchecked[..., 1:].max(axis=-1).sum(axis=-1)  # (n, K, K, B)
@@ -98,14 +112,6 @@ def _posteriors(success: np.ndarray, tables: PlanTables, answers: LoggedAnswers)
         "best_of_two_seen": seen_two[..., 1:].argmax(axis=-1),
         "best_of_three": at_the_end.argmax(axis=-1).astype(np.int8),
     }
-
-
-def _agree(answers: LoggedAnswers, n: int, k: int) -> np.ndarray:
-    """Whether each pair of tiers gave the same answer, bool (n, K, K); as if all did where answers are not compared."""
-    if answers.answer_number is None:
-        return np.ones((n, k, k), bool)
-    one, other = answers.answer_number[:, :, None], answers.answer_number[:, None, :]
-    return np.asarray((one >= 0) & (one == other))
 
 
 def _patterns(agree: np.ndarray) -> np.ndarray:
