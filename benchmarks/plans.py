@@ -1,6 +1,6 @@
 """What plans keep and cost on public logs with answers or verdicts, and whether their promise holds.
 
-    BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/plans.py [--splits 5] [--logs mmlu_pro ...]
+    BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/plans.py [--splits 5] [--logs mmlu_pro ...] [--no-simulated]
     BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/plans.py --promise [--draws 300]
 
 FOLDER is that of benchmarks/real_logs.py, and logs are split and trained on as there. Each bundle is judged on the
@@ -50,7 +50,7 @@ QUALITIES = (0.90, 0.95, 0.98, 1.00)
 CONFIDENCE = 0.95
 PRICE_RANGE = 1000.0
 CALIBRATION_PROMPTS = 1000
-MOST_PROMPTS = 3000
+MOST_PROMPTS = 2000
 COLUMNS = ("cost at 95 %", "at 98 %", "at 100 %", "most kept")
 
 
@@ -60,13 +60,15 @@ def tiers_of(log: Path) -> Path:
     return own if own.exists() else log.parent / "pools" / own.name
 
 
-def evaluations(log: Path, splits: int, folder: Path, bar: tqdm) -> list[dict[str, PlanEvaluation]]:
+def evaluations(
+    log: Path, splits: int, folder: Path, bar: tqdm, *, is_simulated: bool
+) -> list[dict[str, PlanEvaluation]]:
     """One evaluation of all checks per split."""
     results = []
     n_tiers = len(read_tiers(tiers_of(log)))
     simulated = [
         CheckModel.with_figures(f"simulated_{int(100 * s)}_{int(100 * t)}", n_tiers, sensitivity=s, specificity=t)
-        for s, t in (SIMULATED if n_tiers >= MIN_SIMULATED_TIERS else ())
+        for s, t in (SIMULATED if is_simulated and n_tiers >= MIN_SIMULATED_TIERS else ())
     ]
     for seed in range(splits):
         out, cache = folder / f"{log.name}-{seed}", folder / f"cache-{seed}"
@@ -227,6 +229,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Plans on public logs.")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--logs", nargs="+", default=LOGS, choices=LOGS)
+    parser.add_argument("--no-simulated", action="store_true", help="leave the simulated verifiers out")
     parser.add_argument("--promise", action="store_true", help="draw calibration prompts again and again")
     parser.add_argument("--draws", type=int, default=300)
     options = parser.parse_args()
@@ -245,7 +248,9 @@ def main() -> int:
             return 0
         with tqdm(total=len(options.logs) * options.splits, unit="run") as bar:
             for name in options.logs:
-                results = evaluations(Path(root) / name, options.splits, Path(folder), bar)
+                results = evaluations(
+                    Path(root) / name, options.splits, Path(folder), bar, is_simulated=not options.no_simulated
+                )
                 print("\n".join([f"**{name}**", "", *table(results), ""]), flush=True)
     return 0
 

@@ -12,6 +12,7 @@ Tiers, order and thresholds of the first two are chosen on the training part: al
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -112,10 +113,15 @@ def threshold_cascades(
     """The cascades and thresholds on the hull of the training prompts, replayed on the held-out ones."""
     tried: list[tuple[Cascade, tuple[float, ...]]] = []
     accuracy, cost = [], []
+
+    @cache
+    def tries(asked: Cascade) -> np.ndarray:
+        seen = of_training.one_seen[:, asked[0]] if len(asked) == 1 else of_training.two_seen[:, asked[0], asked[1]]
+        return np.append(np.unique(np.quantile(seen, np.linspace(0, 1, N_THRESHOLDS))), np.inf)
+
     for cascade in cascades(training.n_tiers, agreement=False):
         steps = _Steps.of(cascade, training, of_training)
-        levels = np.linspace(0, 1, N_THRESHOLDS)
-        thresholds = tuple(np.append(np.unique(np.quantile(each, levels)), np.inf) for each in steps.posteriors)
+        thresholds = tuple(tries(cascade[:n_asked]) for n_asked in range(1, len(cascade)))
         combinations = np.stack(np.meshgrid(*thresholds, indexing="ij"), axis=-1).reshape(-1, len(thresholds))
         tried += [(cascade, tuple(each)) for each in combinations.tolist()]
         accuracy.append(steps.means(steps.outcomes, thresholds).ravel())
