@@ -95,12 +95,14 @@ class JointFit:
 class PlanEvaluation:
     """Plans with one check.
 
-    simulated: verdicts were drawn with stated figures. plans, direct, fixed_cascade, threshold_cascade,
-    cascade_routing: their curves (training.evaluation.plan_rivals says what the last three are). dial: at each quality.
-    n_prompts: that this rests on. expected_success, expected_cost: what plans expect at the default quality,
-    relative to what was measured; None where no plan is promised there. shapes: the plans most used at the default
-    quality, with their shares of requests. conditionals: "right after a failure" of another tier and, where answers are
-    compared, "right where two agree". joint: how well the bundle knows which tiers fail together; it hangs on no check.
+    simulated: verdicts were drawn with stated figures. n_prompts: that this rests on.
+    plans, direct: their curves. fixed_cascade, threshold_cascade, cascade_routing: those of other ways to ask several
+    tiers; training.evaluation.plan_rivals says what they are. dial: at each quality.
+    expected_success, expected_cost: what plans expect at the default quality, relative to what was measured; None where
+    no plan is promised there. asked: the sequences of tiers that plans ask at the default quality, with their shares of
+    requests, the most frequent first; empty where no plan is promised there.
+    conditionals: "right after a failure" of another tier and, where answers are compared, "right where two agree".
+    joint: how well the bundle knows which tiers fail together; it hangs on no check.
     """
 
     check: str
@@ -112,11 +114,17 @@ class PlanEvaluation:
     threshold_cascade: CurveFigures
     cascade_routing: CurveFigures
     dial: tuple[PlanDialResult, ...]
+    default_quality: float
     expected_success: float | None
     expected_cost: float | None
-    shapes: Mapping[str, float]
+    asked: Mapping[tuple[str, ...], float]
     conditionals: Mapping[str, Conditional]
     joint: JointFit
+
+    @property
+    def shapes(self) -> dict[str, float]:
+        """`asked` with each sequence in words."""
+        return {" -> ".join(tiers): share for tiers, share in self.asked.items()}
 
     @property
     def families(self) -> dict[str, CurveFigures]:
@@ -140,7 +148,8 @@ class PlanEvaluation:
             "cascade_routing": self.cascade_routing.to_json(),
             "direct": self.direct.to_json(),
             "expected_over_measured": {"success": self.expected_success, "cost": self.expected_cost},
-            "shapes": dict(self.shapes),
+            "default_quality": self.default_quality,
+            "shapes": self.shapes,
             "conditionals": {name: found.to_json() for name, found in self.conditionals.items()},
             "joint": self.joint.to_json(),
         }

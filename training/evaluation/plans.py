@@ -156,7 +156,8 @@ def _judge(
             outcome, paid = prompts.correct[rows, choice], prompts.paid[rows, choice]
         promised = worth is not None or point.promised
         results.append(part.dial_result(point.quality, outcome, paid, promised=promised, is_direct=worth is None))
-    default = dial.point(judged.graph.bundle.manifest.default_quality).worth_usd
+    quality = judged.graph.bundle.manifest.default_quality
+    default = dial.point(quality).worth_usd
     expected = (None, None) if default is None else _expected(planner, prompts, looks, default, of_dial[default])
     return PlanEvaluation(
         check=looks.names[0],
@@ -165,9 +166,10 @@ def _judge(
         plans=curve(replays(worths)),
         direct=curve(replays(worths, planner.looks([], 1))),
         dial=tuple(results),
+        default_quality=quality,
         expected_success=expected[0],
         expected_cost=expected[1],
-        shapes={} if default is None else _shapes(of_dial[default], judged.tiers),
+        asked={} if default is None else _asked(of_dial[default], judged.tiers),
         conditionals=conditionals,
         joint=joint,
         **_rivals(judged, planner, part, looks, worths),
@@ -224,11 +226,10 @@ def _expected(
     )
 
 
-def _shapes(found: Replayed, tiers: Sequence[str]) -> dict[str, float]:
+def _asked(found: Replayed, tiers: Sequence[str]) -> dict[tuple[str, ...], float]:
     """The sequences of tiers that were asked, the most frequent first."""
     sequences, counts = np.unique(found.asked, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return {
-        " -> ".join(tiers[tier] for tier in sequences[at] if tier >= 0): float(counts[at] / len(found.asked))
-        for at in order
+        tuple(tiers[tier] for tier in sequences[at] if tier >= 0): float(counts[at] / len(found.asked)) for at in order
     }
