@@ -10,7 +10,7 @@ import numpy as np
 from router.bundle.manifest import DialPoint
 from router.planning import PlanDials
 from router.plans.checks import AGREEMENT, CheckModel
-from router.plans.dial import replayed
+from router.plans.dial import PlanDial, replayed
 from router.plans.engine import PlanTables
 from router.plans.planner import MOST_CALLS, Looks, Planner
 from router.plans.replay import Replayed
@@ -112,22 +112,19 @@ def judge_plans(
         return {}
     dials = PlanDials(planner, bundle.manifest, bundle.prices)
     grid = worths[np.linspace(0, len(worths) - 1, min(N_WORTHS, len(worths))).round().astype(int)]
-    joint, after_failure = judge_joint(planner.engine, *_Judged.of(judged, looks[0]).sample)
-    found = {}
-    for look in looks:
-        part = _Judged.of(judged, look)
-        conditionals = {"right after a failure": after_failure}
-        if look.agreement:
-            conditionals["right where two agree"] = judge_agreement(planner.engine, *part.sample)
-        found[look.names[0]] = _judge(judged, part, planner, dials, look, grid, joint, conditionals)
-    return found
+    joint = judge_joint(planner.engine, *_Judged.of(judged, looks[0]).sample)
+    return {look.names[0]: _judge(judged, planner, dials, look, grid, joint) for look in looks}
 
 
 def _judge(
-    judged: JudgedPrompts, part: _Judged, planner: Planner, dials: PlanDials, looks: Looks, worths: np.ndarray,
-    joint: JointFit, conditionals: Mapping[str, Conditional],
+    judged: JudgedPrompts, planner: Planner, dials: PlanDials, looks: Looks, worths: np.ndarray,
+    joint: tuple[JointFit, Conditional],
 ) -> PlanEvaluation:  # fmt: skip
-    """Plans with one check. joint, conditionals: what stands in the result."""
+    """Plans with one check. worths: (n_worths,). joint: of `judge_joint`."""
+    part = _Judged.of(judged, looks)
+    conditionals = {"right after a failure": joint[1]}
+    if looks.agreement:
+        conditionals["right where two agree"] = judge_agreement(planner.engine, *part.sample)
     prompts, fees = part.prompts, part.prompts.answers.check_usd
 
     def replays(at: np.ndarray, looks: Looks = looks) -> list[Replayed]:
@@ -144,18 +141,6 @@ def _judge(
     dial = dials.proven(looks)
     proven = [point.worth_usd for point in dial.points if point.worth_usd is not None]
     of_dial = dict(zip(proven, replays(np.array(proven)), strict=True)) if proven else {}
-    results = []
-    for point in judged.graph.bundle.manifest.dial:
-        worth = dial.point(point.quality).worth_usd
-        if worth is not None:
-            found = of_dial[worth]
-            outcome, paid = found.outcome(prompts.correct), found.cost_usd(prompts.paid, fees)
-        else:
-            rows = np.arange(prompts.n_prompts)
-            choice = _direct_choice(judged, point)
-            outcome, paid = prompts.correct[rows, choice], prompts.paid[rows, choice]
-        promised = worth is not None or point.promised
-        results.append(part.dial_result(point.quality, outcome, paid, promised=promised, is_direct=worth is None))
     quality = judged.graph.bundle.manifest.default_quality
     default = dial.point(quality).worth_usd
     expected = (None, None) if default is None else _expected(planner, prompts, looks, default, of_dial[default])
@@ -165,15 +150,33 @@ def _judge(
         n_prompts=prompts.n_prompts,
         plans=curve(replays(worths)),
         direct=curve(replays(worths, planner.looks([], 1))),
-        dial=tuple(results),
+        dial=_dial_results(judged, part, dial, of_dial),
         default_quality=quality,
         expected_success=expected[0],
         expected_cost=expected[1],
         asked={} if default is None else _asked(of_dial[default], judged.tiers),
         conditionals=conditionals,
-        joint=joint,
+        joint=joint[0],
         **_rivals(judged, planner, part, looks, worths),
     )
+
+
+def _dial_results(
+    judged: JudgedPrompts, part: _Judged, dial: PlanDial, of_dial: Mapping[float, Replayed]
+) -> tuple[PlanDialResult, ...]:
+    """What is kept and paid at each quality. of_dial: plans by the worth that a quality was proven for."""
+    prompts, rows, results = part.prompts, np.arange(part.prompts.n_prompts), []
+    for point in judged.graph.bundle.manifest.dial:
+        worth = dial.point(point.quality).worth_usd
+        if worth is not None:
+            found = of_dial[worth]
+            outcome, paid = found.outcome(prompts.correct), found.cost_usd(prompts.paid, prompts.answers.check_usd)
+        else:
+            choice = _direct_choice(judged, point)
+            outcome, paid = prompts.correct[rows, choice], prompts.paid[rows, choice]
+        promised = worth is not None or point.promised
+        results.append(part.dial_result(point.quality, outcome, paid, promised=promised, is_direct=worth is None))
+    return tuple(results)
 
 
 def _rivals(

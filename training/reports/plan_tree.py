@@ -91,10 +91,11 @@ def _rows(branch: Branch) -> int:
 def _draw(axes: Axes, branch: Branch, call: int, row: float, colors: Colors) -> float:
     """Draw a branch into the rows from `row` on; returns the row where it begins itself."""
     own = row + (_rows(branch) - 1) / 2
+    share = "<1%" if branch.share < 0.005 else f"{branch.share:.0%}"
     color = colors[branch.tier] if branch.tier is not None else _GRAY
     axes.plot([call], [own], "o", ms=5, color=color, zorder=3)
     label = axes.text(
-        call + 0.04, own, f"{branch.words} {branch.share:.0%}", fontsize=8, va="center", zorder=4,
+        call + 0.04, own, f"{branch.words} {share}", fontsize=8, va="center", zorder=4,
         color=_TEXT if branch.tier is not None else _GRAY,
     )  # fmt: skip
     label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85})
