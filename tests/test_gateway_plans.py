@@ -221,12 +221,12 @@ def test_a_check_that_cannot_be_made_is_a_400(client, providers, model, more, ex
     assert not providers[ENTRY].asked
 
 
-def test_checks_in_the_models_name():
+def test_checks_in_the_models_name(bundle):
     assert read_dials("broker/check=agreement,check=schema,quality=0.9").checks == ("agreement", "schema")
     with pytest.raises(DialError):
         read_dials("broker/check=agreement,check=agreement")
     with pytest.raises(CheckError):
-        BrokerHook(None, declared_checks=["schema:sensitivity=2,specificity=1"])
+        BrokerHook(Router.load(bundle), declared_checks=["schema:sensitivity=2,specificity=1"])
 
 
 def test_a_cached_call_of_a_plan_costs_nothing(client, providers):
