@@ -1,6 +1,6 @@
 """What plans keep and cost on public logs with answers or verdicts, and whether their promise holds.
 
-    BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/plans.py [--splits 5] [--logs mmlu_pro ...]
+    BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/plans.py [--splits 5] [--logs mmlu_pro ...] [--no-simulated]
     BROKER_REAL_LOGS=FOLDER .venv/bin/python benchmarks/plans.py --promise [--draws 300]
 
 FOLDER is that of benchmarks/real_logs.py, and logs are split and trained on as there. Each bundle is judged on the
@@ -50,7 +50,7 @@ QUALITIES = (0.90, 0.95, 0.98, 1.00)
 CONFIDENCE = 0.95
 PRICE_RANGE = 1000.0
 CALIBRATION_PROMPTS = 1000
-MOST_PROMPTS = 3000
+MOST_PROMPTS = 2000
 COLUMNS = ("cost at 95 %", "at 98 %", "at 100 %", "most kept")
 
 
@@ -60,13 +60,15 @@ def tiers_of(log: Path) -> Path:
     return own if own.exists() else log.parent / "pools" / own.name
 
 
-def evaluations(log: Path, splits: int, folder: Path, bar: tqdm) -> list[dict[str, PlanEvaluation]]:
+def evaluations(
+    log: Path, splits: int, folder: Path, bar: tqdm, *, is_simulated: bool
+) -> list[dict[str, PlanEvaluation]]:
     """One evaluation of all checks per split."""
     results = []
     n_tiers = len(read_tiers(tiers_of(log)))
     simulated = [
         CheckModel.with_figures(f"simulated_{int(100 * s)}_{int(100 * t)}", n_tiers, sensitivity=s, specificity=t)
-        for s, t in (SIMULATED if n_tiers >= MIN_SIMULATED_TIERS else ())
+        for s, t in (SIMULATED if is_simulated and n_tiers >= MIN_SIMULATED_TIERS else ())
     ]
     for seed in range(splits):
         out, cache = folder / f"{log.name}-{seed}", folder / f"cache-{seed}"
@@ -100,35 +102,42 @@ def table(results: Sequence[dict[str, PlanEvaluation]]) -> list[str]:
         lines.append(row("direct", [each[checks[0]].direct for each in results]))
     for check in checks:
         of_check = [each[check] for each in results]
-        lines.append(row(f"fixed cascade, {check}", [each.fixed_cascade for each in of_check]))
-        lines.append(row(f"**plans, {check}**", [each.plans for each in of_check]))
-    lines.append("")
+        for name in of_check[0].families:
+            title = f"**{name}, {check}**" if name == "plans" else f"{name}, {check}"
+            lines.append(row(title, [each.families[name] for each in of_check]))
+    lines += ["", f"- {together(results)}"] if checks else []
     for check in checks:
         at = [next(point for point in each[check].dial if point.quality == 0.98) for each in results]
         expected = [each[check].expected_cost for each in results if each[check].expected_cost is not None]
         shapes = list(results[0][check].shapes.items())[:3]
         lines.append(
-            f"{check}: quality 0.98 promised in {sum(p.promised and not p.is_direct for p in at)} of {len(at)} splits "
-            f"by plans; the dial keeps {cell([p.kept.value for p in at])} at {cell([p.cost_share.value for p in at])} "
-            "of the cost of always-best"
+            f"- {check}: quality 0.98 promised in {sum(p.promised and not p.is_direct for p in at)} of {len(at)} "
+            f"splits by plans; the dial keeps {cell([p.kept.value for p in at])} at "
+            f"{cell([p.cost_share.value for p in at])} of the cost of always-best"
             + (f"; expected / measured cost {cell(expected)}" if expected else "")
-            + "".join(f"; {what}" for what in conditionals(check, results))
             + (f"; most used in the first split: {', '.join(f'{k} {v:.0%}' for k, v in shapes)}" if shapes else "")
             + "."
         )
     return lines
 
 
-def conditionals(check: str, results: Sequence[dict[str, PlanEvaluation]]) -> list[str]:
-    """How often an answer is right after what was seen: expected, measured, and if nothing had been seen."""
-    found = []
-    for name in results[0][check].conditionals:
-        each = [result[check].conditionals[name] for result in results]
+def together(results: Sequence[dict[str, PlanEvaluation]]) -> str:
+    """How well bundles know which models are right together, and how often one is after what was seen."""
+    found = [next(iter(result.values())) for result in results]
+    gain = cell([each.joint.gain.value for each in found])
+    parts = [f"Log likelihood of which of {found[0].joint.n_tiers} models are right: {gain} nats above independence"]
+    for name in {name: None for result in results for each in result.values() for name in each.conditionals}:
+        seen = [next(each.conditionals[name] for each in r.values() if name in each.conditionals) for r in results]
         expected, measured, alone = (
-            np.mean([getattr(one, what) for one in each]) for what in ("expected", "measured", "if_independent")
+            np.mean([getattr(one, what) for one in seen]) for what in ("expected", "measured", "if_independent")
         )
-        found.append(f"{name}: expected {expected:.3f}, measured {measured:.3f}, if independent {alone:.3f}")
-    return found
+        error = cell([one.calibration_error.value for one in seen])
+        error_alone = cell([one.calibration_error_if_independent.value for one in seen])
+        parts.append(
+            f"{name}: measured {measured:.3f}, expected {expected:.3f} (ECE {error}), "
+            f"if independent {alone:.3f} (ECE {error_alone})"
+        )
+    return "; ".join(parts) + "."
 
 
 # ---- the promise ---------------------------------------------------------------------------------------------------
@@ -220,6 +229,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Plans on public logs.")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--logs", nargs="+", default=LOGS, choices=LOGS)
+    parser.add_argument("--no-simulated", action="store_true", help="leave the simulated verifiers out")
     parser.add_argument("--promise", action="store_true", help="draw calibration prompts again and again")
     parser.add_argument("--draws", type=int, default=300)
     options = parser.parse_args()
@@ -238,7 +248,9 @@ def main() -> int:
             return 0
         with tqdm(total=len(options.logs) * options.splits, unit="run") as bar:
             for name in options.logs:
-                results = evaluations(Path(root) / name, options.splits, Path(folder), bar)
+                results = evaluations(
+                    Path(root) / name, options.splits, Path(folder), bar, is_simulated=not options.no_simulated
+                )
                 print("\n".join([f"**{name}**", "", *table(results), ""]), flush=True)
     return 0
 

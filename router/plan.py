@@ -90,6 +90,7 @@ class Plan:
         normalise: what two answers are compared by; answers for which it returns None agree with none.
         log: takes every attempt, with a digest of its answer, and what was said of it.
         parallel: make the first two calls at once, in threads, where the plan makes both for sure, at the same cost.
+            Where the first of them fails, the other's answer is returned unless a better tier is worth its price.
 
         Raises CheckError, before anything is asked, where a verifier of the plan is missing in `checks`, and PlanError
         where all calls failed. An error of one call never loses the answer of another.
@@ -123,6 +124,7 @@ class Plan:
             normalise=normalise,
             log=log,
             is_parallel=parallel,
+            worth_usd=self.worth_usd,
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ class Walk:
     offers: usable ones per tier, cheapest first. verifiers: that look at answers, in the order of the plan.
     prompt: for them and for the log.
     checks: functions by name. is_parallel: the first two calls are made at once where both are certain.
+    worth_usd: what the plan takes a correct answer to be worth.
     Raises CheckError where a verifier has no function.
     """
 
@@ -60,6 +62,7 @@ class Walk:
     normalise: Normaliser
     log: OutcomeLog | None
     is_parallel: bool
+    worth_usd: float
     attempts: list[Attempt] = field(default_factory=list)
     _began: datetime = field(default_factory=lambda: datetime.now(UTC))
     _answers: dict[str, int] = field(default_factory=dict)  # tier -> its place in `attempts`
@@ -67,6 +70,8 @@ class Walk:
     _failed: set[str] = field(default_factory=set)
     _stand_ins: set[str] = field(default_factory=set)
     _seen: list[Seen] = field(default_factory=list)
+    _under_way: tuple[tuple[str, Offer], ...] = ()
+    _called_at: float = 0.0
 
     def __post_init__(self) -> None:
         if missing := [check.name for check in self.verifiers if check.name not in self.checks]:
@@ -116,9 +121,7 @@ class Walk:
         if self.first.is_checked or len(self.first.branches) > 1 or second is None:
             return
         tiers = [tier for tier in (self.first.tier, second.tier) if self.offers.get(tier)]
-        happened = yield tuple(partial(self.ask, self.offers[tier][0]) for tier in tiers)
-        for tier, came in zip(tiers, happened, strict=True):
-            self._take(tier, self.offers[tier][0], came)
+        yield from self._call(*((tier, self.offers[tier][0]) for tier in tiers))
 
     def _ask(self, tier: str) -> Part:
         """Ask the tier's offers until one answers; whether one did."""
@@ -126,9 +129,16 @@ class Walk:
         for offer in self.offers.get(tier, ())[n_asked:]:
             if tier in self._answers:
                 break
-            [came] = yield (partial(self.ask, offer),)
-            self._take(tier, offer, came)
+            yield from self._call((tier, offer))
         return tier in self._answers
+
+    def _call(self, *asked: tuple[str, Offer]) -> Part:
+        """Ask offers of tiers at the same time, and note what came of it."""
+        self._under_way, self._called_at = asked, time.perf_counter()
+        happened = yield tuple(partial(self.ask, offer) for _, offer in asked)
+        self._under_way = ()  # Whoever calls the plan off leaves them.
+        for (tier, offer), came in zip(asked, happened, strict=True):
+            self._take(tier, offer, came)
 
     def _take(self, tier: str, offer: Offer, came: Happened) -> None:
         """Note what came of a call."""
@@ -155,10 +165,14 @@ class Walk:
         n_input, n_output = answer.input_tokens, answer.output_tokens
         if n_input is not None and n_output is not None:
             return _usd(offer, n_input, n_output), False
-        decision = self.decision
-        if offer == self.offers[tier][0] and tier in decision.cost_usd:
-            return decision.cost_usd[tier], True
-        return _usd(offer, decision.context_tokens, decision.output_tokens.get(tier, 0.0)), True
+        return self._expected_usd(tier, offer), True
+
+    def _expected_usd(self, tier: str, offer: Offer | None = None) -> float:
+        """What a call of a tier is expected to cost in USD, at one of its offers or at the cheapest."""
+        decision, cheapest = self.decision, self.offers[tier][0]
+        if offer in (None, cheapest) and tier in decision.cost_usd:
+            return decision.cost_usd[tier]
+        return _usd(offer or cheapest, decision.context_tokens, decision.output_tokens.get(tier, 0.0))
 
     def _form(self, text: str) -> str | None:
         try:
@@ -207,13 +221,20 @@ class Walk:
         return 2 if agree(0, 2) else 3 if agree(1, 2) else 4
 
     def _step_instead(self) -> Step | None:
-        """Asks the tier with the highest expected success that has neither failed nor been looked at; None: no such."""
+        """Asks the tier with the highest expected success that has neither failed nor been looked at; None: no such.
+
+        An answer that is there already, since it was asked for at the same time as the one that failed, is taken
+        unless the other tier is worth its price.
+        """
         done = self._failed | {seen.tier for seen in self._seen}
         able = [tier for tier in self.decision.eligible if self.offers.get(tier) and tier not in done]
         if not able:
             return None
         success = self.decision.success
         tier = max(able, key=success.__getitem__)
+        for there in able:
+            if there in self._answers and self.worth_usd * (success[tier] - success[there]) <= self._expected_usd(tier):
+                tier = there
         self._stand_ins.add(tier)
         if self.choices is not None and self._seen:
             return self.choices.step_instead(tier, self._seen)
@@ -250,7 +271,10 @@ class Walk:
         )
 
     def _write(self, returned: int | None) -> None:
-        """Log all attempts. The one that is returned is the decision's own row, so it is judged by the decision_id."""
+        """Log all attempts. The one that is returned is the decision's own row, so it is judged by the decision_id.
+
+        Where the plan was called off, that row is the first of the calls that were under way.
+        """
         if self.log is None:
             return
         is_planned = self.choices is not None
@@ -274,6 +298,18 @@ class Walk:
             else:
                 prompt = self.prompt if is_whole else None
                 self.log.attempt(self.decision, attempt_id=attempt.attempt_id, prompt=prompt, **columns)
+        for place, (tier, offer) in enumerate(self._under_way):
+            took_ms = (time.perf_counter() - self._called_at) * 1000
+            left: dict[str, Any] = {
+                "model": offer.model,
+                "provider": offer.provider,
+                "tier": tier,
+                "latency_ms": took_ms,
+            }
+            if place == 0:
+                self.log.outcome(self.decision.decision_id, ended="left", **left)
+            else:
+                self.log.attempt(self.decision, ended="left", **left)
 
 
 def _usd(offer: Offer, input_tokens: float, output_tokens: float) -> float:

@@ -234,7 +234,9 @@ def test_evaluate_judges_plans_with_checks_of_stated_figures(run, small_bundle, 
     words = ["evaluate", "--bundle", small_bundle, "--logs", small_log, "--simulate-check", check]
     code, stdout, _ = run(*words)
     assert code == 0 and "PLANS: COST RELATIVE TO THE BEST TIER" in stdout
-    assert "plans, perfect" in stdout and "fixed cascade, agreement" in stdout
+    for who in ("fixed cascade", "thresholds", "cascade routing", "plans"):
+        assert f"{who}, perfect" in stdout and f"{who}, agreement" in stdout
+    assert "LOG LIKELIHOOD" in stdout and "right after a failure" in stdout and "right where two agree" in stdout
     assert_refused(run(*words[:-1], "perfect"), 2, "expected")
 
 

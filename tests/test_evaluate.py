@@ -103,6 +103,23 @@ def test_the_document_has_the_keys_of_the_contract_and_known_ones_beside(trained
             assert_figure(point[name])
 
 
+def test_plans_and_their_rivals_have_the_same_figures(trained):
+    plans = trained.evaluation.to_json()["plans"]
+    assert set(plans) == {"agreement", "rubric"}
+    figures = {"curve", "cost_at_95", "cost_at_98", "cost_at_100", "max_kept"}
+    for found in plans.values():
+        assert figures <= set(found)
+        for rival in ("direct", "fixed_cascade", "threshold_cascade", "cascade_routing"):
+            assert set(found[rival]) == figures
+            assert found[rival]["curve"] == sorted(found[rival]["curve"])
+            for name in figures - {"curve"}:
+                assert_figure(found[rival][name])
+        for name in ("log_likelihood", "if_independent", "gain"):
+            assert_figure(found["joint"][name])
+        assert_figure(found["conditionals"]["right after a failure"]["calibration_error"])
+    assert "right where two agree" in plans["agreement"]["conditionals"]
+
+
 def test_two_tiers_have_apgr_and_three_have_none(trained, two_tiers):
     three, two = trained.evaluation.to_json(), two_tiers.evaluation.to_json()
     for name in ("apgr", "cpt50", "cpt80"):

@@ -14,11 +14,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -257,6 +258,7 @@ def serving_proxy(
     upstreams: dict[str, Provider],
     router_settings: dict,
     *,
+    general_settings: Mapping[str, object] = MappingProxyType({}),
     watch_health: bool = False,
 ) -> Iterator[Proxy]:
     """A proxy with the hook between the client and the providers.
@@ -275,7 +277,7 @@ def serving_proxy(
             "cache_params": {"type": "local", "mode": "default_off"},
         },
         "router_settings": router_settings,
-        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
+        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY", **general_settings},
     }
     (folder / "config.yaml").write_text(json.dumps(config))
     (folder / "broker_hook.py").write_text(
@@ -848,6 +850,8 @@ def test_the_operator_says_which_dials_clients_set(reference):
     assert "quality" in refused(hook, "broker/quality=0.9")
     closed = BrokerHook(reference, allowed_dials=())
     route_by_hook(closed, "broker")
+    for limited in (hook, closed):
+        assert "check is not for clients" in refused(limited, "broker/check=agreement")
     assert "no dial" in refused(closed, "broker/worth=0")
 
 

@@ -1,23 +1,28 @@
 """Laws of plans at the endpoint: LiteLLM's real proxy asks as the plan says, and the headers say what came of it."""
 
 import importlib.util
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
 if importlib.util.find_spec("litellm") is None:
     pytest.skip("litellm is not installed: make test-gateway installs it", allow_module_level=True)
 
+import httpx
 import openai
 import pandas as pd
 import test_gateway
 from test_gateway import MODELS, PRICES, TOOLS, USAGE, Provider, Proxy, ask, logged_attempts, serving_proxy
 
 from router import DialError, Router
-from router.errors import CheckError
+from router.errors import CheckError, PlanError
 from router.gateway import BrokerHook
+from router.gateway.plans import _upstream_error
+from router.outcomes import OutcomeLog
 from router.plans.checks import CheckModel
 from router.request import read_dials
 
@@ -25,9 +30,14 @@ ENTRY = "broker"  # the entry of model_list that LiteLLM chooses for a planned r
 CHAT = [{"role": "user", "content": "What is 17 * 23?"}]
 WORTH = "worth=0.03"
 FIGURES = "schema:sensitivity=0.99,specificity=0.6"
-HOOK = test_gateway.HOOK.replace("dials)", f"dials, max_worth_usd=10, declared_checks=[{FIGURES!r}])")
+HOOK = test_gateway.HOOK.replace("=dials", f"=[*dials, 'check'], max_worth_usd=10, declared_checks=[{FIGURES!r}]")
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}
+
+
+def openai_error(status: int) -> openai.APIStatusError:
+    response = httpx.Response(status, request=httpx.Request("POST", "http://upstream"))
+    return openai.APIStatusError("simulated", response=response, body=None)
 
 
 @dataclass
@@ -63,7 +73,8 @@ def proxy(bundle, prices, upstreams, tmp_path_factory) -> Iterator[Proxy]:
     settings = {"num_retries": 0, "disable_cooldowns": True}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(test_gateway, "HOOK", HOOK)
-        with serving_proxy(tmp_path_factory.mktemp("gateway"), bundle, prices, upstreams, settings) as running:
+        folder, more = tmp_path_factory.mktemp("gateway"), {"cancel_on_disconnect": True}
+        with serving_proxy(folder, bundle, prices, upstreams, settings, general_settings=more) as running:
             yield running
 
 
@@ -75,7 +86,7 @@ def client(proxy) -> openai.OpenAI:
 @pytest.fixture
 def providers(upstreams) -> dict[str, Speaker]:
     for provider in upstreams.values():
-        provider.status, provider.text, provider.usage = 200, "42", USAGE
+        provider.status, provider.text, provider.usage, provider.silent_s = 200, "42", USAGE, 0
         provider.bodies.clear()
         provider.asked.clear()
     return upstreams
@@ -120,11 +131,49 @@ def test_a_failed_call_is_replaced_and_the_answer_comes(client, providers, plan)
     providers[first].status = 500
     text, headers = ask(client, f"broker/check=agreement,{WORTH}", messages=CHAT)
     assert text == "42" and "failed: InternalServerError" in headers["x-broker-reason"]
-    for provider in providers.values():
-        provider.status = 500
-    with pytest.raises(openai.InternalServerError, match="no answer: all calls failed"):
-        ask(client, f"broker/check=agreement,{WORTH}", messages=CHAT)
     assert ENTRY not in providers[ENTRY].asked
+
+
+@pytest.mark.parametrize(("status", "error"), [(503, openai.InternalServerError), (429, openai.RateLimitError)])
+def test_where_all_calls_fail_the_client_gets_the_status_of_the_last_and_what_happened(
+    client, providers, plan, status, error
+):
+    for provider in providers.values():
+        provider.status = status
+    with pytest.raises(error, match="no answer: all calls failed") as caught:
+        ask(client, f"broker/check=agreement,{WORTH}", messages=CHAT)
+    assert caught.value.status_code == status
+    assert all(model in str(caught.value) for model in set(providers[ENTRY].asked))
+    assert caught.value.response.headers["x-broker-first-tier"] == plan("agreement").tier
+
+
+@pytest.mark.parametrize(
+    ("failures", "status"),
+    [([], 503), ([OSError()], 502), ([OSError(), openai_error(401)], 401), ([openai_error(200)], 502)],
+)
+def test_the_status_of_a_plan_without_an_answer(failures, status):
+    attempts = tuple(SimpleNamespace(error=failure) for failure in failures)
+    found = _upstream_error(PlanError("no answer", attempts=attempts))
+    assert found.status_code == status and "no answer" in str(found)
+
+
+def test_a_client_that_leaves_while_its_plan_runs_is_logged_as_left(proxy, client, providers, plan):
+    """LiteLLM calls the plan off, since the proxy is set to `cancel_on_disconnect`."""
+    expected = plan("agreement")
+    for provider in providers.values():
+        provider.silent_s = 20
+    with pytest.raises(openai.APITimeoutError):
+        ask(client.with_options(timeout=2), f"broker/check=agreement,{WORTH}", messages=CHAT)
+    deadline = time.monotonic() + 30
+    left = pd.DataFrame()
+    while left.empty and time.monotonic() < deadline:
+        time.sleep(0.2)
+        OutcomeLog(proxy.outcomes).compact()
+        rows = pd.concat([pd.read_parquet(path) for path in proxy.outcomes.rglob("*.parquet")])
+        left = rows[rows.ended == "left"]
+    assert set(left.model) == set(providers[ENTRY].asked) and expected.first.offer.model in set(left.model)
+    assert left.decision_id.nunique() == 1 and left.attempt_id.isna().sum() == 1
+    assert left.latency_ms.between(1000, 20_000).all() and left.propensity.isna().all()
 
 
 def test_an_answer_that_does_not_fit_the_response_format_is_asked_for_again(client, providers, plan):
@@ -172,12 +221,12 @@ def test_a_check_that_cannot_be_made_is_a_400(client, providers, model, more, ex
     assert not providers[ENTRY].asked
 
 
-def test_checks_in_the_models_name():
+def test_checks_in_the_models_name(bundle):
     assert read_dials("broker/check=agreement,check=schema,quality=0.9").checks == ("agreement", "schema")
     with pytest.raises(DialError):
         read_dials("broker/check=agreement,check=agreement")
     with pytest.raises(CheckError):
-        BrokerHook(None, declared_checks=["schema:sensitivity=2,specificity=1"])
+        BrokerHook(Router.load(bundle), declared_checks=["schema:sensitivity=2,specificity=1"])
 
 
 def test_a_cached_call_of_a_plan_costs_nothing(client, providers):

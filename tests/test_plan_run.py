@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+from dataclasses import replace
 from uuid import uuid4
 
 import numpy as np
@@ -334,6 +335,16 @@ def test_parallel_asks_the_first_two_at_once_at_the_same_cost():
     assert time.monotonic() - began < 0.55
 
 
+@pytest.mark.parametrize(("worth_usd", "asked", "returned"), [(1.0, "a b a c", "c"), (0.2, "a b a", "b")])
+def test_where_the_first_of_two_fails_the_other_answers_unless_a_better_tier_is_worth_its_price(
+    worth_usd, asked, returned
+):
+    found = replace(compare(), worth_usd=worth_usd)
+    result = found.run(asker({"a": OSError(), "b": "4", "c": "4"}), parallel=True)
+    assert " ".join(tiers(result)) == asked and result.tier == returned
+    assert result.cost_usd == pytest.approx(sum(USD[tier] for tier in asked.replace("a", "").split()))
+
+
 def test_parallel_asks_one_by_one_where_the_first_answer_is_looked_at():
     asked = []
     result = look().run(asker({}, asked), {"tests": lambda prompt, answer: True}, parallel=True)
@@ -376,6 +387,23 @@ def test_whoever_is_cancelled_has_logged_what_was_answered(tmp_path):
     with pytest.raises(TimeoutError):
         asyncio.run(main())
     assert OutcomeLog(tmp_path).compact().attempts == 2
+    found = rows(tmp_path)
+    assert (found["a1"]["ended"], found["b1"]["ended"]) == ("complete", "left")
+    assert found["b1"]["attempt_id"] is None and found["b1"]["latency_ms"] > 200
+
+
+def test_two_calls_that_nobody_waits_for_are_both_logged_as_left(tmp_path):
+    async def ask(offer):
+        await asyncio.sleep(60)
+
+    async def main():
+        async with asyncio.timeout(0.2):
+            await compare().arun(ask, log=OutcomeLog(tmp_path), parallel=True)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
+    OutcomeLog(tmp_path).compact()
+    assert {model: row["ended"] for model, row in rows(tmp_path).items()} == {"a1": "left", "b1": "left"}
 
 
 # ---- the log ---------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class BrokerHook(CustomLogger):
         latency. Tokens that the provider did not count are estimated. An answer from LiteLLM's own cache costs nothing
         and has no tokens. Whether the answer was right is for someone else to say later, by the decision_id in the
         headers. A client's `no-log` changes nothing of this. Logging never fails a request.
-    allowed_dials: the dials that a client may set, any of `quality`, `worth_usd` and `critical`.
+    allowed_dials: the dials that a client may set, any of `quality`, `worth_usd`, `critical` and `check`.
     max_worth_usd: the largest `worth_usd` that a client may set, in USD.
     watch_health: offers that fail, throttle or turn slow lose their traffic (docs/portfolio.md); False leaves that to
         LiteLLM's own cooldowns.
@@ -72,7 +72,7 @@ class BrokerHook(CustomLogger):
         router: Router,
         outcomes: OutcomeLog | None = None,
         *,
-        allowed_dials: Collection[str] = ("quality", "worth_usd"),
+        allowed_dials: Collection[str] = ("quality", "worth_usd", "check"),
         max_worth_usd: float = 0.1,
         declared_checks: Collection[str] = (),
         watch_health: bool = True,

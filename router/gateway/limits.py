@@ -10,7 +10,7 @@ from typing import Any
 from router.errors import DialError
 from router.request import RequestDials
 
-DIALS = ("quality", "worth_usd", "critical")
+DIALS = ("quality", "worth_usd", "critical", "check")
 
 _WHO_ANSWERS = {
     "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "max_fallbacks",
@@ -47,8 +47,13 @@ class ClientLimits:
 
     def check(self, dials: RequestDials) -> None:
         """Raises DialError where a client may not set a dial, or not so high."""
-        asked = {"quality": dials.quality is not None, "worth_usd": dials.worth_usd is not None}
-        for name, is_set in {**asked, "critical": dials.critical}.items():
+        asked = {
+            "quality": dials.quality is not None,
+            "worth_usd": dials.worth_usd is not None,
+            "critical": dials.critical,
+            "check": bool(dials.checks),
+        }
+        for name, is_set in asked.items():
             if is_set and name not in self.allowed_dials:
                 allowed = ", ".join(each for each in DIALS if each in self.allowed_dials) or "no dial"
                 raise DialError(f"{name} is not for clients of this endpoint to set; expected {allowed}")

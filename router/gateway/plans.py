@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from router.decision import Decision
-from router.errors import DialError
+from router.errors import DialError, PlanError
 from router.gateway.usage import billed_usd, reported_usage
 from router.outcomes.log import OutcomeLog
 from router.plan import Plan
@@ -85,7 +85,7 @@ class PlannedRequest:
     async def answered(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of LiteLLM's call with the plan's answer in them, in place of a provider's.
 
-        Raises PlanError where all calls of the plan failed.
+        Raises litellm.APIError where all calls of the plan failed, with the HTTP status of the last one.
         """
         responses: dict[str, Any] = {}
         parameters = {name: call[name] for name in self._names if name in call}
@@ -104,7 +104,10 @@ class PlannedRequest:
             self._count(base, answer.cost_usd, is_first=len(responses) == 1)
             return answer
 
-        self.result = await self._plan.arun(ask, self._checks, log=self._outcomes, parallel=True)
+        try:
+            self.result = await self._plan.arun(ask, self._checks, log=self._outcomes, parallel=True)
+        except PlanError as error:
+            raise _upstream_error(error) from error
         response = responses[self.result.offer.model].model_copy(deep=True)
         response._hidden_params = {"response_cost": 0.0}  # LiteLLM has counted the cost of each call of the plan.
         return {**call, "mock_response": response}
@@ -246,6 +249,20 @@ def _answer(offer: Offer, response: Any, minute: int | None) -> Answer:
         input_tokens=counted.input_tokens,
         output_tokens=counted.output_tokens,
     )
+
+
+def _upstream_error(error: PlanError) -> Exception:
+    """What LiteLLM raises for a provider that failed, of a plan all of whose calls failed.
+
+    Its status is that of the last call, as after LiteLLM's own fallbacks; 502 where that has none, 503 where nobody was
+    asked.
+    """
+    from litellm import APIError
+
+    status = getattr(error.attempts[-1].error, "status_code", None) if error.attempts else 503
+    is_error = isinstance(status, int) and 400 <= status <= 599
+    found: Exception = APIError(status if is_error else 502, str(error), llm_provider="", model=MODEL)
+    return found
 
 
 def _litellm_router() -> Any:

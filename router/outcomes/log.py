@@ -167,7 +167,8 @@ class OutcomeLog:
 
         It becomes a row of its own, with an `attempt_id`, beside the decision's, and has no propensity. Training uses
         it where it has a prompt and a whole answer.
-        ended: "failed" where no answer began, "cut" where it broke off, "complete" where the answer is whole.
+        ended: "failed" where no answer began, "cut" where it broke off, "complete" where the answer is whole, "left"
+            where nobody waited for it.
         model, provider, tier: who was asked. attempt_id: 32 hexadecimal digits by which `outcome` finds the row; drawn
         where missing. prompt: what was asked, where the answer is whole.
         answer, checks: as `outcome` takes them, and so are the others: the tokens, `tokens_estimated`, `cost_usd` and

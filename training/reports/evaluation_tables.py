@@ -9,7 +9,7 @@ from router.bundle.manifest import DialPoint, Manifest
 from training.evaluation.dials import DialResult, dials_text
 from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.off_policy import OffPolicyReport
-from training.evaluation.plan_result import PlanEvaluation
+from training.evaluation.plan_result import Conditional, PlanEvaluation
 from training.evaluation.result import Evaluation, FullEvaluation, OffPolicyEvaluation, PolicyResult
 from training.reports.tables import Table
 
@@ -94,6 +94,7 @@ def _full_tables(evaluation: FullEvaluation) -> list[Table]:
         tables.append(_worth_table(evaluation))
     if evaluation.plans:
         tables += [_plan_table(evaluation), *(_plan_dial_table(found) for found in evaluation.plans.values())]
+        tables += [_conditional_table(evaluation), _joint_table(evaluation)]
     if evaluation.segments:
         tables.append(_segment_table(evaluation))
     return tables
@@ -173,7 +174,7 @@ def _plan_table(evaluation: FullEvaluation) -> Table:
     plans = list(evaluation.plans.values())
     families = [("direct", plans[0].direct)]
     for found in plans:
-        families += [(f"fixed cascade, {found.check}", found.fixed_cascade), (f"plans, {found.check}", found.plans)]
+        families += [(f"{name}, {found.check}", figures) for name, figures in found.families.items()]
     return Table.of(
         "Plans: cost relative to the best tier, and the highest accuracy relative to it",
         families,
@@ -200,6 +201,38 @@ def _plan_dial_table(found: PlanEvaluation) -> Table:
             ("accuracy kept", lambda point: _cell(point.kept)),
             ("cost relative to the best tier", lambda point: _cell(point.cost_share)),
             ("USD per 1,000 requests", lambda point: _cell(point.usd_per_1k)),
+        ],
+    )
+
+
+def _conditional_table(evaluation: FullEvaluation) -> Table:
+    found: dict[str, Conditional] = {}
+    for plans in evaluation.plans.values():
+        found |= plans.conditionals
+    return Table.of(
+        "What one answer says of another: how often it is right",
+        found.items(),
+        [
+            ("answers", lambda entry: entry[0]),
+            ("cases", lambda entry: f"{entry[1].n_cases:,}"),
+            ("measured", lambda entry: f"{entry[1].measured:.3f}"),
+            ("expected", lambda entry: f"{entry[1].expected:.3f}"),
+            ("ECE", lambda entry: _cell(entry[1].calibration_error)),
+            ("expected if tiers failed on their own", lambda entry: f"{entry[1].if_independent:.3f}"),
+            ("its ECE", lambda entry: _cell(entry[1].calibration_error_if_independent)),
+        ],
+    )
+
+
+def _joint_table(evaluation: FullEvaluation) -> Table:
+    joint = next(iter(evaluation.plans.values())).joint
+    return Table.of(
+        f"Which of {joint.n_tiers} tiers are right on a prompt: log likelihood in nats",
+        [joint],
+        [
+            ("by the bundle", lambda fit: _cell(fit.log_likelihood)),
+            ("if tiers failed on their own", lambda fit: _cell(fit.if_independent)),
+            ("gain", lambda fit: _cell(fit.gain)),
         ],
     )
 

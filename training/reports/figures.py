@@ -11,6 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from training.evaluation.result import Evaluation, FullEvaluation
 from training.reports.html import drawn_hull, new_figure
+from training.reports.plan_tree import plan_trees_figure
 
 _ROUTER, _BASELINES, _TIERS, _ORACLE = "#0b6e4f", "#8a8f98", "#1f2933", "#c8963e"
 _BASELINE_STYLES = {"knn": "--", "kmeans": ":", "linear": "-."}
@@ -28,7 +29,11 @@ def report_figures(evaluation: Evaluation) -> dict[str, Figure]:
         "tier_mix": tier_mix_figure(evaluation),
         "net_value": net_value_figure(evaluation),
     }
-    return figures | ({"plans": plans_figure(evaluation)} if evaluation.plans else {})
+    if evaluation.plans:
+        figures["plans"] = plans_figure(evaluation)
+    if used := [found for found in evaluation.plans.values() if found.asked]:
+        figures["plan_trees"] = plan_trees_figure(used, _tier_colors(evaluation))
+    return figures
 
 
 def cost_quality_figure(evaluation: FullEvaluation) -> Figure:

@@ -103,6 +103,7 @@ def _html(evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table],
         "calibration": "Predicted success against the share that was correct. Points on the line are exactly right.",
         "tier_mix": "Where requests go at each quality asked for.",
         "plans": "Plans: ask, look at the answer, go up only where it pays. Points: single tiers.",
+        "plan_trees": "Whom plans ask, with shares of all requests; answered: the plan ends there.",
         "net_value": "Net value with worth_usd as the only dial, against the best single tier at each worth.",
     }
     pictures = "".join(picture(figure, captions[name]) for name, figure in figures.items())
