@@ -109,10 +109,14 @@ class OutcomeLog:
         ended: str | None = None,
         answer: str | None = None,
         checks: Mapping[str, Verdict] | None = None,
-    ) -> None:
+        judged_by: str | None = None,
+        comment: str | None = None,
+    ) -> bool:
         """Take what became of a decision, at once or piece by piece; a later value replaces an earlier one.
 
+        Returns whether it is in the log; False where it could not be stored.
         correct: whether the answer was right, or a score from 0 to 1; missing as long as nobody has judged it.
+        judged_by, comment: who or what judged the answer, and what they said of it.
         cached_input_tokens, cache_write_tokens: those of the input tokens that the provider read from its prompt cache,
             or wrote into it. reasoning_tokens: those of the output tokens that are not in the visible answer.
         tokens_estimated: the provider has not counted the tokens, so input_tokens, output_tokens or both are estimates.
@@ -141,6 +145,8 @@ class OutcomeLog:
                 "provider": provider,
                 "tier": tier,
                 "ended": ended,
+                "judged_by": judged_by,
+                "comment": comment,
                 **_looked_at(answer, checks),
             }
             values = {name: checked(name, value) for name, value in given.items() if value is not None}
@@ -148,6 +154,8 @@ class OutcomeLog:
             self._append(json.dumps(event, ensure_ascii=False) + "\n")
         except Exception as error:  # Whatever it is, it must not stop serving.
             self._lose("an outcome", error)
+            return False
+        return True
 
     def attempt(
         self,

@@ -1,0 +1,193 @@
+"""LiteLLM's proxy in this process, with the router, the outcomes API and the watcher in it.
+
+LiteLLM sets itself up from its configuration as its own command does. Around its start and its end stand ours: the
+hook comes in after it has read the configuration; at the end, running requests finish first, then what LiteLLM still
+has to log is logged, then the outcome log is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import litellm
+import uvicorn
+from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
+from litellm.proxy._types import LiteLLMRoutes
+
+from router.errors import ServiceError
+from router.gateway.hook import BrokerHook
+from router.outcomes.feedback import Feedback
+from router.outcomes.log import OutcomeLog
+from router.outcomes.reading import LogReader
+from router.router import Router
+from router.serve.outcomes_api import PATH, outcomes_router
+from router.watch import Watcher
+
+logger = logging.getLogger(__name__)
+
+COMPACT_EVERY_S = 3600.0
+"""Seconds between two compactions of the outcome log."""
+
+LAST_LINES_S = 10.0
+"""Seconds in which LiteLLM must log the answers that it gave last."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is served. outcomes: folder or fsspec URL of the outcome log, which `log` writes."""
+
+    router: Router
+    watcher: Watcher
+    log: OutcomeLog
+    outcomes: str
+
+    @classmethod
+    def load(cls, bundle: Path, prices: Path | None, outcomes: str, *, keep_prompts: bool) -> Service:
+        """A router on a bundle, which follows it and the prices on disk; raises what Router.load raises."""
+        router = Router.load(bundle)
+        if prices is not None:
+            router.update_prices(prices)
+        log = OutcomeLog(outcomes, keep_prompts=keep_prompts)
+        return cls(router=router, watcher=Watcher(router, bundle, prices=prices), log=log, outcomes=outcomes)
+
+
+def serve(
+    service: Service, config: Path, *, host: str, port: int, drain_s: float, announce: Callable[[], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT; returns when running requests have finished and all is logged.
+
+    config: LiteLLM's configuration. drain_s: seconds that running requests get to finish. announce: called once, when
+    requests are answered.
+    Raises ServiceError where LiteLLM's configuration names a BrokerHook of its own, or where LiteLLM does not start.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        app = _litellm_app(config, host, port)
+        hook = BrokerHook(service.router, service.log)
+        app.include_router(outcomes_router(Feedback(service.log, LogReader(service.outcomes))))
+        _allow_every_key(PATH)
+        app.router.lifespan_context = _around(app.router.lifespan_context, service, hook)
+        grace_s = max(1, round(drain_s))
+        settings = uvicorn.Config(
+            app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=grace_s
+        )
+        _end_quietly_on_sigterm()
+        server = _Server(settings, announce)
+        server.run()
+    if not server.started:
+        raise ServiceError("LiteLLM's proxy did not start; what it says stands above")
+
+
+class _Server(uvicorn.Server):
+    """Calls `announce` as soon as requests are answered."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Start as uvicorn does."""
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+
+def _litellm_app(config: Path, host: str, port: int) -> Any:
+    """The app of LiteLLM's proxy, set up as its own command `litellm` does."""
+    from litellm.proxy.proxy_cli import run_server
+
+    options = ["--config", str(config), "--host", host, "--port", str(port), "--skip_server_startup"]
+    run_server.main(options, standalone_mode=False)
+    for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router"):
+        logging.getLogger(name).propagate = False  # It has a handler of its own; without this, each line stands twice.
+    from litellm.proxy.proxy_server import app
+
+    return app
+
+
+def _allow_every_key(path: str) -> None:
+    """Let keys call a path that are no admin's. LiteLLM knows only its own paths, and refuses such keys all others."""
+    allowed = LiteLLMRoutes.self_managed_routes.value
+    if path not in allowed:
+        allowed.append(path)
+
+
+def _around(
+    litellms: Callable[[Any], AbstractAsyncContextManager[Any]],
+    service: Service,
+    hook: BrokerHook,
+) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
+    """LiteLLM's beginning and end, with ours around them."""
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[Any]:
+        async with litellms(app) as state:
+            _add(hook)
+            service.watcher.start()
+            compactor = Compactor(service.outcomes).start()
+            try:
+                yield state
+            finally:  # No request runs any more.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(GLOBAL_LOGGING_WORKER.flush(), LAST_LINES_S)
+                compactor.stop()
+                service.watcher.stop()
+                service.log.close()
+
+    return lifespan
+
+
+def _add(hook: BrokerHook) -> None:
+    """Make the hook one of LiteLLM's callbacks."""
+    if any(isinstance(callback, BrokerHook) for callback in litellm.callbacks):
+        raise ServiceError(
+            "LiteLLM's configuration names a BrokerHook; leave it out of `callbacks`: serve adds its own"
+        )
+    litellm.logging_callback_manager.add_litellm_callback(hook)
+
+
+def _end_quietly_on_sigterm() -> None:
+    """Uvicorn raises the signal again once it has stopped, which would end this process before it has tidied up."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, lambda *_: None)
+
+
+class Compactor:
+    """Compacts the outcome log now and then, in a process of its own, so that no request waits for it."""
+
+    def __init__(self, outcomes: str, interval_s: float = COMPACT_EVERY_S) -> None:
+        self._command = [sys.executable, "-m", "router", "outcomes", "compact", "--outcomes", outcomes]
+        self._interval_s = interval_s
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="token-broker-compactor", daemon=True)
+
+    def start(self) -> Compactor:
+        """Begin to wait for the first interval to pass."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Compact no more. A compaction under way goes on by itself."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            try:
+                done = subprocess.run(
+                    self._command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+                )
+                if done.returncode:
+                    logger.warning("the outcome log was not compacted: %s", done.stderr.decode(errors="replace")[-500:])
+            except OSError as error:
+                logger.warning("the outcome log was not compacted: %s", error)
