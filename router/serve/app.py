@@ -24,14 +24,18 @@ from typing import Any
 import litellm
 import uvicorn
 from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
+from litellm.proxy import proxy_server
 from litellm.proxy._types import LiteLLMRoutes
+from litellm.proxy.proxy_cli import run_server
 
 from router.errors import ServiceError
 from router.gateway.hook import BrokerHook
 from router.outcomes.feedback import Feedback
 from router.outcomes.log import OutcomeLog
 from router.outcomes.reading import LogReader
+from router.portfolio.tiers import Offer
 from router.router import Router
+from router.serve.offers import OfferKeeper
 from router.serve.outcomes_api import PATH, outcomes_router
 from router.watch import Watcher
 
@@ -64,12 +68,20 @@ class Service:
 
 
 def serve(
-    service: Service, config: Path, *, host: str, port: int, drain_s: float, announce: Callable[[], None]
+    service: Service,
+    config: Path,
+    *,
+    host: str,
+    port: int,
+    drain_s: float,
+    announce: Callable[[], None],
+    entry_of: Callable[[Offer], dict[str, Any]] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; returns when running requests have finished and all is logged.
 
     config: LiteLLM's configuration. drain_s: seconds that running requests get to finish. announce: called once, when
-    requests are answered.
+    requests are answered. entry_of: makes LiteLLM's entry of an offer that comes into the price table later; None
+    where the configuration is the operator's own.
     Raises ServiceError where LiteLLM's configuration names a BrokerHook of its own, or where LiteLLM does not start.
     """
     with contextlib.redirect_stdout(sys.stderr):
@@ -77,7 +89,9 @@ def serve(
         hook = BrokerHook(service.router, service.log)
         app.include_router(outcomes_router(Feedback(service.log, LogReader(service.outcomes))))
         _allow_every_key(PATH)
-        app.router.lifespan_context = _around(app.router.lifespan_context, service, hook)
+        app.router.lifespan_context = _around(
+            app.router.lifespan_context, service, hook, OfferKeeper(service.router, entry_of)
+        )
         grace_s = max(1, round(drain_s))
         settings = uvicorn.Config(
             app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=grace_s
@@ -105,15 +119,11 @@ class _Server(uvicorn.Server):
 
 def _litellm_app(config: Path, host: str, port: int) -> Any:
     """The app of LiteLLM's proxy, set up as its own command `litellm` does."""
-    from litellm.proxy.proxy_cli import run_server
-
     options = ["--config", str(config), "--host", host, "--port", str(port), "--skip_server_startup"]
     run_server.main(options, standalone_mode=False)
     for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router"):
         logging.getLogger(name).propagate = False  # It has a handler of its own; without this, each line stands twice.
-    from litellm.proxy.proxy_server import app
-
-    return app
+    return proxy_server.app
 
 
 def _allow_every_key(path: str) -> None:
@@ -127,6 +137,7 @@ def _around(
     litellms: Callable[[Any], AbstractAsyncContextManager[Any]],
     service: Service,
     hook: BrokerHook,
+    keeper: OfferKeeper,
 ) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
     """LiteLLM's beginning and end, with ours around them."""
 
@@ -136,9 +147,11 @@ def _around(
             _add(hook)
             service.watcher.start()
             compactor = Compactor(service.outcomes).start()
+            following = asyncio.create_task(keeper.run(lambda: proxy_server.llm_router))
             try:
                 yield state
             finally:  # No request runs any more.
+                following.cancel()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(GLOBAL_LOGGING_WORKER.flush(), LAST_LINES_S)
                 compactor.stop()

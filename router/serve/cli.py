@@ -19,7 +19,14 @@ from router.errors import ServiceError
 from router.outcomes.cli import OUTCOMES
 from router.portfolio.tiers import read_tiers
 from router.router import Router
-from router.serve.config import MASTER_KEY, MissingVariable, api_base_variable, litellm_config, missing_variables
+from router.serve.config import (
+    MASTER_KEY,
+    MissingVariable,
+    api_base_variable,
+    litellm_config,
+    missing_variables,
+    model_entry,
+)
 
 DEMO_BUNDLE = Path("models/demo")
 
@@ -93,7 +100,15 @@ def _run(options: argparse.Namespace, bundle: Path, config: Mapping[str, Any], p
         stdout.write(_how_to_call(options, service.router, outcomes) + "\n")
         stdout.flush()
 
-    serve(service, path, host=options.host, port=options.port, drain_s=options.drain_s, announce=announce)
+    serve(
+        service,
+        path,
+        host=options.host,
+        port=options.port,
+        drain_s=options.drain_s,
+        announce=announce,
+        entry_of=None if options.config else lambda offer: model_entry(offer, os.environ, _known_providers()),
+    )
     say("stopped: running requests have finished, and all is logged")
 
 
@@ -120,10 +135,14 @@ def _set_up_demo(bundle: Path, stack: ExitStack) -> None:
 
 
 def _written_config(options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
+    tiers = Router.load(bundle).prices.tiers if options.prices is None else read_tiers(options.prices)
+    return litellm_config(tiers, os.environ, _known_providers())
+
+
+def _known_providers() -> set[str]:
     import litellm
 
-    tiers = Router.load(bundle).prices.tiers if options.prices is None else read_tiers(options.prices)
-    return litellm_config(tiers, os.environ, {str(getattr(each, "value", each)) for each in litellm.provider_list})
+    return {str(getattr(provider, "value", provider)) for provider in litellm.provider_list}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
+from litellm.proxy._types import ProxyException
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 
 from router.errors import OutcomeLogError
@@ -37,10 +38,8 @@ class Outcome:
     replace: bool
 
     @classmethod
-    def read(cls, body: object) -> Outcome:
+    def read(cls, body: Mapping[str, Any]) -> Outcome:
         """The outcome in the JSON of a request; raises BodyError, which says what was found and expected."""
-        if not isinstance(body, Mapping):
-            raise BodyError(f"the body is {type(body).__name__}; expected an object with {', '.join(_KEYS)}")
         if unknown := sorted(set(body) - set(_KEYS)):
             raise BodyError(f"found {', '.join(unknown)[:80]}; expected any of {', '.join(_KEYS)}")
         decision_id = body.get("decision_id")
@@ -59,7 +58,7 @@ def outcomes_router(feedback: Feedback) -> APIRouter:
     """The route, for the app of LiteLLM's proxy, whose keys it asks for."""
     router = APIRouter()
 
-    @router.post(PATH, dependencies=[Depends(user_api_key_auth)], tags=["broker"])
+    @router.post(PATH, dependencies=[Depends(_object_body), Depends(user_api_key_auth)], tags=["broker"])
     async def take_outcome(request: Request) -> JSONResponse:
         """Take whether the answer to a decision was right.
 
@@ -78,8 +77,6 @@ def outcomes_router(feedback: Feedback) -> APIRouter:
             )
         except BodyError as error:
             return _error(400, str(error))
-        except ValueError:
-            return _error(400, "the body is not JSON; expected an object, for example with decision_id and correct")
         except ContradictionError as error:
             return _error(409, str(error))
         except NotStoredError as error:
@@ -88,6 +85,17 @@ def outcomes_router(feedback: Feedback) -> APIRouter:
         return JSONResponse(answer, status_code=200 if taken.is_known else 202)
 
     return router
+
+
+async def _object_body(request: Request) -> None:
+    """Refuse a body that is no JSON object: LiteLLM's authentication reads it, too, and expects one."""
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, Mapping):
+        message = f"the body is no JSON object; expected one with {', '.join(_KEYS)}"
+        raise ProxyException(message=message, type="invalid_request_error", param=None, code=400)
 
 
 def _error(status: int, message: str) -> JSONResponse:

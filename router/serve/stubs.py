@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
             answer = _Answer(self.provider, body, is_chat=self.path.endswith("/chat/completions"))
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             self._send(400, {"error": {"message": f"{type(error).__name__}: {error}", "type": "invalid_request_error"}})
             return
         if not body.get("stream"):
