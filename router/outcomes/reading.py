@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from os import SEEK_END
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +96,15 @@ class LogReader:
         first = None if since is None else microseconds(since)
         end = None if until is None else microseconds(until)
         return self._undisturbed(lambda: self._table(first, end, columns))
+
+    def pending_bytes(self) -> int:
+        """How much of the journals is not compacted yet, in bytes: what every reading has to look through."""
+
+        def count() -> int:
+            read, _ = _state(self._state_text())
+            return sum(_size(self._files, name) - read.get(name, 0) for name in journal_names(self._files))
+
+        return self._undisturbed(count)
 
     def _undisturbed(self, read: Callable[[], _Result]) -> _Result:
         """What `read` returns, read again where a compaction has finished meanwhile."""
@@ -228,6 +238,11 @@ def _pending_lines(files: Files, read: Mapping[str, int], wanted: Collection[str
         content = content[: content.rfind(b"\n") + 1]
         lines = content.split(b"\n")[:-1] if needles is None else _lines_with(content, needles)
         yield Lines(journal=name, start=start, lines=lines)
+
+
+def _size(files: Files, name: str) -> int:
+    with files.opened(name) as file:
+        return file.seek(0, SEEK_END)
 
 
 def _lines_with(content: bytes, needles: Iterable[bytes]) -> list[bytes]:

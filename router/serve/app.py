@@ -10,15 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import litellm
@@ -35,14 +32,12 @@ from router.outcomes.log import OutcomeLog
 from router.outcomes.reading import LogReader
 from router.portfolio.tiers import Offer
 from router.router import Router
+from router.serve.compactor import Compactor
 from router.serve.offers import OfferKeeper
 from router.serve.outcomes_api import PATH, outcomes_router
 from router.watch import Watcher
 
 logger = logging.getLogger(__name__)
-
-COMPACT_EVERY_S = 3600.0
-"""Seconds between two compactions of the outcome log."""
 
 LAST_LINES_S = 10.0
 """Seconds in which LiteLLM must log the answers that it gave last."""
@@ -174,33 +169,3 @@ def _end_quietly_on_sigterm() -> None:
     """Uvicorn raises the signal again once it has stopped, which would end this process before it has tidied up."""
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, lambda *_: None)
-
-
-class Compactor:
-    """Compacts the outcome log now and then, in a process of its own, so that no request waits for it."""
-
-    def __init__(self, outcomes: str, interval_s: float = COMPACT_EVERY_S) -> None:
-        self._command = [sys.executable, "-m", "router", "outcomes", "compact", "--outcomes", outcomes]
-        self._interval_s = interval_s
-        self._stop = Event()
-        self._thread = Thread(target=self._run, name="token-broker-compactor", daemon=True)
-
-    def start(self) -> Compactor:
-        """Begin to wait for the first interval to pass."""
-        self._thread.start()
-        return self
-
-    def stop(self) -> None:
-        """Compact no more. A compaction under way goes on by itself."""
-        self._stop.set()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            try:
-                done = subprocess.run(
-                    self._command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
-                )
-                if done.returncode:
-                    logger.warning("the outcome log was not compacted: %s", done.stderr.decode(errors="replace")[-500:])
-            except OSError as error:
-                logger.warning("the outcome log was not compacted: %s", error)
