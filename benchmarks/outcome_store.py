@@ -7,7 +7,8 @@ thread, durable against the death of the process and not against loss of power (
 `NORMAL`, one transaction for each write, since a request waits for none but its own). Then three questions are asked:
 what is known of one decision (100 of them, and one that is not there), and what yesterday cost, by tier. The log
 answers as it is compacted, and with its last 20,000 decisions still in the journal; Parquet is asked through pyarrow
-(`LogReader`, which the command line uses) and through DuckDB. Prints a Markdown table; needs the extra `train`.
+(`LogReader`, which the command line uses) and through DuckDB. All times are processor time, which other work on the
+machine changes little. Prints a Markdown table; needs the extra `train`.
 """
 
 import argparse
@@ -72,10 +73,10 @@ def fill_log(log: OutcomeLog, n_rows: int, first: int = 0) -> tuple[list[str], f
     for number, (decision, when, usd) in enumerate(decisions(n_rows)):
         if number < first:
             continue
-        begun = time.perf_counter()
+        begun = time.process_time()
         log.decided(decision, decision.reason, timestamp=when)
         log.outcome(decision.decision_id, cost_usd=usd, input_tokens=500, output_tokens=200, ended="complete")
-        spent_s += time.perf_counter() - begun
+        spent_s += time.process_time() - begun
         ids.append(decision.decision_id)
     return ids, spent_s
 
@@ -88,12 +89,12 @@ def fill_sqlite(connection: sqlite3.Connection, n_rows: int) -> float:
         "UPDATE decisions SET cost_usd = ?, input_tokens = 500, output_tokens = 200, ended = ? WHERE decision_id = ?"
     )
     for decision, when, usd in decisions(n_rows):
-        begun = time.perf_counter()
+        begun = time.process_time()
         at, offer = round(when.timestamp() * 1e6), decision.offer
         row = (decision.decision_id, at, decision.tier, offer.model, offer.provider, "digest", 1.0, decision.to_json())
         connection.execute(insert, row)
         connection.execute(update, (usd, "complete", decision.decision_id))
-        spent_s += time.perf_counter() - begun
+        spent_s += time.process_time() - begun
     return spent_s
 
 
@@ -101,9 +102,9 @@ def milliseconds(ask: Callable[[], object], times: int = 5) -> float:
     """The median time of a question, after one that is not counted."""
     found = []
     for _ in range(times + 1):
-        begun = time.perf_counter()
+        begun = time.process_time()
         ask()
-        found.append((time.perf_counter() - begun) * 1000)
+        found.append((time.process_time() - begun) * 1000)
     return float(np.median(found[1:]))
 
 
@@ -117,9 +118,9 @@ def measure_log(folder: Path, n_rows: int) -> dict[str, dict[str, float]]:
     log, reader = OutcomeLog(folder), LogReader(folder)
     ids, spent_s = fill_log(log, n_rows)
     log.close()
-    begun = time.perf_counter()
+    begun = time.process_time()
     log.compact()
-    compacted_s = time.perf_counter() - begun
+    compacted_s = time.process_time() - begun
     some = random.Random(1).sample(ids, LOOKUPS)
     yesterday, per_second = TODAY - timedelta(days=1), n_rows / spent_s
     common = {"decisions a second": per_second, "MB": size_mb(folder), "compaction, s": compacted_s}

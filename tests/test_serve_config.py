@@ -51,6 +51,7 @@ def test_a_provider_that_litellm_does_not_know_is_a_server_at_an_address_of_its_
         "input_cost_per_token": 1e-6,
         "output_cost_per_token": 2e-6,
         "cache_read_input_token_cost": 5e-7,
+        "cache_creation_input_token_cost": 1e-6,
     }
 
 

@@ -15,6 +15,9 @@ from router.outcomes.storage import extra
 GROUPS = ("tier", "model", "provider", "bundle_id", "ended", "judged_by", "day")
 """By what spend can be grouped; `day` is that of the attempt, UTC."""
 
+SPEND_COLUMNS = ("cost_usd", "input_tokens", "output_tokens", "tokens_estimated", "ended", "correct", "check_*")
+"""What `spend_of` needs of a log."""
+
 _SUMS = ("usd", "input_tokens", "output_tokens", "is_request", "is_failure", "is_judged", "is_estimated")
 
 
@@ -53,8 +56,11 @@ def spend(
     """
     if unknown := [name for name in by if name not in GROUPS]:
         raise OutcomeLogError(f"cannot group by {', '.join(unknown)}; expected any of {', '.join(GROUPS)}")
-    names = ("cost_usd", "input_tokens", "output_tokens", "tokens_estimated", "cache_hit", "ended", "correct", *by)
-    table = reader.table(since=since, until=until, columns=[*names, "check_*"])
+    return spend_of(reader.table(since=since, until=until, columns=[*SPEND_COLUMNS, *by]), by)
+
+
+def spend_of(table: Any, by: Sequence[str] = ()) -> list[Spend]:
+    """As `spend`, of a table that LogReader has read with SPEND_COLUMNS and the columns in `by`."""
     measures = _measures(table, by)
     grouped = measures.group_by([f"by_{name}" for name in by]).aggregate(
         [*((name, "sum") for name in _SUMS), ("is_unpriced", "sum"), ("correct", "mean"), ("usd", "count")]

@@ -33,6 +33,7 @@ from router.outcomes.reading import LogReader
 from router.portfolio.tiers import Offer
 from router.router import Router
 from router.serve.compactor import Compactor
+from router.serve.dashboard import Dashboard, dashboard_router
 from router.serve.offers import OfferKeeper
 from router.serve.outcomes_api import PATH, outcomes_router
 from router.watch import Watcher
@@ -82,7 +83,10 @@ def serve(
     with contextlib.redirect_stdout(sys.stderr):
         app = _litellm_app(config, host, port)
         hook = BrokerHook(service.router, service.log)
-        app.include_router(outcomes_router(Feedback(service.log, LogReader(service.outcomes))))
+        reader = LogReader(service.outcomes)
+        app.include_router(outcomes_router(Feedback(service.log, reader)))
+        dashboard = Dashboard(service.router, service.watcher, reader, lambda: service.log.n_lost)
+        app.include_router(dashboard_router(dashboard))
         _allow_every_key(PATH)
         app.router.lifespan_context = _around(
             app.router.lifespan_context, service, hook, OfferKeeper(service.router, entry_of)

@@ -175,7 +175,8 @@ def _how_to_call(options: argparse.Namespace, router: Router, outcomes: str) -> 
     about = "STUB providers answer: nothing here is a model's work.\n" if options.demo else ""
     return f"""
 The broker answers at {url} (bundle {router.bundle.manifest.bundle_id[:12]}; tiers: {tiers}).
-{about}Decisions and outcomes go to {outcomes}. Ctrl-C or SIGTERM stops it when running requests have finished.
+{about}The page with all figures: {url}/broker/{"#" + key if options.demo else ""}
+Decisions and outcomes go to {outcomes}. Ctrl-C or SIGTERM stops it when running requests have finished.
 
 {shown}curl -i {url}/v1/chat/completions -H "Authorization: Bearer ${MASTER_KEY}" -H "Content-Type: application/json" \\
   -d '{{"model": "broker/quality=0.95", "messages": [{{"role": "user", "content": "What is 17 * 23?"}}]}}'

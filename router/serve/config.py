@@ -26,6 +26,10 @@ MASTER_KEY = "LITELLM_MASTER_KEY"
 ROUTER_SETTINGS = {"num_retries": 0, "stream_timeout": 3, "timeout": 60, "allowed_fails": 1, "cooldown_time": 30}
 """Seconds and counts; examples/litellm/README.md says why. An offer that fails hands over to the next one at once."""
 
+_PRICE_NAMES = (
+    "input_cost_per_token", "output_cost_per_token",
+    "cache_read_input_token_cost", "cache_creation_input_token_cost",
+)  # fmt: skip
 _REFERENCE = "os.environ/"
 _OWN_CREDENTIALS = {
     "azure", "azure_ai", "bedrock", "bedrock_converse", "sagemaker", "sagemaker_chat", "vertex_ai", "vertex_ai_beta",
@@ -51,7 +55,7 @@ def litellm_config(
     """
     offers = [offer for tier in tiers for offer in tier.offers]
     broker = {"model": f"openai/{MODEL}", "mock_response": "litellm.InternalServerError"}
-    free = {"input_cost_per_token": 0, "output_cost_per_token": 0}  # A plan's calls are billed at their own models.
+    free = dict.fromkeys(_PRICE_NAMES, 0)  # A plan's calls are billed at their own models.
     return {
         "model_list": [
             *(model_entry(offer, environment, known_providers) for offer in offers),
@@ -127,13 +131,18 @@ def _references(value: object) -> Iterator[str]:
 
 
 def _prices(offer: Offer) -> dict[str, float]:
-    prices = {
-        "input_cost_per_token": offer.usd_per_mtok_input,
-        "output_cost_per_token": offer.usd_per_mtok_output,
-        "cache_read_input_token_cost": offer.usd_per_mtok_cached_input,
-        "cache_creation_input_token_cost": offer.usd_per_mtok_cache_write,
-    }
-    return {name: price / 1e6 for name, price in prices.items() if price is not None}
+    """What LiteLLM bills for a model that is not in its price map.
+
+    Without a price of their own, cached tokens cost as much as others.
+    """
+    cached, written = offer.usd_per_mtok_cached_input, offer.usd_per_mtok_cache_write
+    prices = (
+        offer.usd_per_mtok_input,
+        offer.usd_per_mtok_output,
+        offer.usd_per_mtok_input if cached is None else cached,
+        offer.usd_per_mtok_input if written is None else written,
+    )
+    return {name: price / 1e6 for name, price in zip(_PRICE_NAMES, prices, strict=True)}
 
 
 def api_base_variable(provider: str) -> str:
