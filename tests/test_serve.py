@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from router import Router
+from router.outcomes.queries import spend
 from router.outcomes.reading import LogReader
 from router.serve.config import litellm_config
 
@@ -30,8 +32,8 @@ import openai
 from router.serve.stubs import stub_provider
 
 CHAT = [{"role": "user", "content": "What is 17 * 23?"}]
-UNKNOWN = "0" * 32
-START_LIMIT_S = 120
+UNKNOWN, SECRET = "0" * 32, "Zanzibar-4711"
+START_LIMIT_S = 240
 
 OPERATORS_CODE = """
 import sys
@@ -231,6 +233,52 @@ def test_many_clients_at_once_lose_and_double_nothing(served):
 def test_a_key_that_is_no_admins_may_tell_outcomes(served):
     """There is no database here, so the operator's own code in the service has asked LiteLLM about such a key."""
     assert "keys that are no admins may call it" in served.err.read_text()
+
+
+# ---- the page ---------------------------------------------------------------------------------------
+
+
+def figures(served, period="1h", key=None) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {key or served.client.api_key}"}
+    return served.http.get("/broker/data", params={"period": period}, headers=headers)
+
+
+def test_the_figures_of_the_page_are_those_of_the_log(served):
+    served.tell({"decision_id": served.decide(), "correct": True, "comment": SECRET})
+    data = figures(served).json()
+    groups = spend(LogReader(served.outcomes), ["tier"])
+    assert {group["group"]["tier"]: group["requests"] for group in data["tiers"]} == {
+        group.group["tier"]: group.requests for group in groups
+    }
+    assert data["total"]["usd"] == pytest.approx(sum(group.usd for group in groups)) and data["savings"]["n_judged"] > 0
+    assert {offer["model"] for offer in data["offers"]} >= {"sim/edge-4b", "sim/frontier-1"}
+    assert data["recent"][0]["reason"] and data["service"]["follows files"] is True
+    for text in (CHAT[0]["content"], SECRET):
+        assert text not in json.dumps(data)
+
+
+def test_the_page_has_no_figure_of_its_own_and_gets_none_without_an_admins_key(served):
+    page = served.http.get("/broker/")
+    assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
+    assert "http" not in page.text and "sim/" not in page.text  # nothing from elsewhere, nothing of the log
+    assert served.http.get("/broker/data").status_code >= 400
+    assert figures(served, key="sk-of-nobody").status_code >= 400
+    assert figures(served, period="1y").status_code == 400
+
+
+def test_the_page_shows_its_figures_in_a_browser(served, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("chromium is missing: the page is tested in a browser")
+    decision_id = served.decide()
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+    url = f"{served.http.base_url}/broker/#{served.client.api_key}"
+    dom = subprocess.run(
+        [browser, *options, f"--user-data-dir={tmp_path}", url], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+    for shown in (decision_id, "sim/edge-4b", "95 % interval", "against always asking"):
+        assert shown in dom
+    assert served.client.api_key not in dom
 
 
 # ---- a stub ----------------------------------------------------------------------------------------
