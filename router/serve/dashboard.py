@@ -24,6 +24,9 @@ from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 from router.outcomes.queries import SPEND_COLUMNS, Spend, spend_of
 from router.outcomes.reading import LogReader
 from router.outcomes.savings import savings
+from router.portfolio.caps import Cap
+from router.portfolio.health import OfferHealth, State, key_of
+from router.portfolio.portfolio import LimitState
 from router.router import Router
 from router.watch import Watcher
 
@@ -70,6 +73,7 @@ class Dashboard:
             "savings": found and asdict(found),
             "tiers": [asdict(group) for group in spend_of(table, ["tier"])],
             "offers": self._offers(table),
+            "limits": [_fullness(state) for state in self._router.portfolio.state()],
             "recent": [_decided(row) for row in reversed(newest) if row["attempt_id"] is None][:RECENT],
             "service": {
                 "follows files": self._watcher.alive,
@@ -96,12 +100,14 @@ class Dashboard:
         ):
             if taken is not None and ended == "complete":
                 latency[model].append(taken)
+        health = {each.offer: each for each in self._router.portfolio.health.state()}
         n_requests = sum(group.requests for group in by_model.values())
         return [
             {
                 "tier": tier.name, "model": offer.model, "provider": offer.provider, "region": offer.region,
                 "usd_per_mtok_input": offer.usd_per_mtok_input, "usd_per_mtok_output": offer.usd_per_mtok_output,
                 "max_share": offer.max_share,
+                **_healthy(health.get(key_of(offer))),
                 **_fare(by_model.get(offer.model), latency.get(offer.model, []), n_requests),
             }
             for tier in self._router.prices.tiers
@@ -121,6 +127,20 @@ def _fare(group: Spend | None, latency_ms: list[float], n_requests: int) -> dict
         "p50_ms": p50,
         "p95_ms": p95,
     }
+
+
+def _healthy(health: OfferHealth | None) -> dict[str, Any]:
+    """Whether an offer gets requests now, and why not; an offer that was never asked is up."""
+    if health is None:
+        return {"state": State.UP, "why": ""}
+    return {"state": health.state, "why": health.why if health.state != State.UP else ""}
+
+
+def _fullness(state: LimitState) -> dict[str, Any]:
+    """How full a cap or a budget is now: used, of which 1 is all."""
+    limit = state.limit
+    used = (state.share or 0.0) / limit.max_share if isinstance(limit, Cap) else (state.spent_usd or 0.0) / limit.usd
+    return {"limit": str(limit), "share": state.share, "spent_usd": state.spent_usd, "used": used}
 
 
 def _decided(row: dict[str, Any]) -> dict[str, Any]:
