@@ -37,7 +37,7 @@ _EXTRA_COMMANDS = {
     "rollback": "put the previous champion back (extra: train)",
     "store": "show a store of `broker retrain` (extra: train)",
     "serve": "serve a bundle behind LiteLLM's proxy (extra: gateway)",
-    "outcomes": "ask, compact and export an outcome log (extra: outcomes)",
+    "outcomes": "ask, compact, export and label an outcome log (extra: outcomes)",
 }
 _IN_ROUTER = {"serve": "router.serve.cli", "outcomes": "router.outcomes.cli"}
 """Modules of this package with a command of that name; the other commands are entry points of COMMAND_GROUP."""

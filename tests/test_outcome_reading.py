@@ -14,10 +14,11 @@ import pytest
 from router.checks import Verdict
 from router.cli import main
 from router.decision import Decision
-from router.errors import OutcomeLogError
+from router.errors import CheckError, OutcomeLogError
 from router.outcomes import OutcomeLog
 from router.outcomes.export import export
 from router.outcomes.feedback import RECORDED, REPEATED, WAITING, ContradictionError, Feedback, NotStoredError
+from router.outcomes.label import Labels, label
 from router.outcomes.queries import spend
 from router.outcomes.reading import LogReader
 from router.portfolio.tiers import Offer, Tier
@@ -261,6 +262,60 @@ def test_what_cannot_be_stored_is_not_acknowledged(unwritable):
     log = OutcomeLog(unwritable)
     with pytest.raises((NotStoredError, NotADirectoryError)):
         Feedback(log, LogReader(unwritable)).take("0" * 32, 1.0)
+
+
+# ---- checks over answers ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A log that keeps answers: two that are dates, one of which somebody has judged, one that is none, one cut off."""
+    log = OutcomeLog(tmp_path / "log", keep_answers=True)
+    ids = [answered(log, answer_text=text).decision_id for text in ("2026-11-26", "2026-11-27", "soon")]
+    log.outcome(ids[1], correct=False, judged_by="me")
+    log.outcome(answered(log, answer_text="2026-11-28").decision_id, ended="cut")
+    return log, ids
+
+
+def test_a_check_looks_once_at_each_whole_answer_and_leaves_what_people_said(kept, reader, tmp_path, capsys):
+    log, ids = kept
+    arguments = ["outcomes", "label", "--outcomes", str(tmp_path / "log"), "--json", "--decides"]
+    arguments += ["--check", r"date=pattern:^\d{4}-\d{2}-\d{2}$"]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == {"looked_at": 3, "passed": 2, "troubled": 0, "outcomes": 2}
+    log.compact()
+    rows = [reader.find(each).rows[0] for each in ids]
+    assert [row["check_date"] for row in rows] == [1, 1, 0]
+    assert [(row["correct"], row["judged_by"]) for row in rows] == [(1, "check date"), (0, "me"), (0, "check date")]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["looked_at"] == 0
+
+
+def test_a_check_alone_decides_nothing_and_one_that_cannot_look_is_counted(kept, reader):
+    log, ids = kept
+
+    def check(prompt, answer):
+        if answer == "soon":
+            raise CheckError("no")
+        return 0.25
+
+    assert label(reader, log, "mine", check) == Labels(looked_at=2, passed=0, troubled=1, outcomes=0)
+    assert reader.find(ids[0]).rows[0]["correct"] is None and reader.find(ids[0]).rows[0]["check_mine"] == 0.25
+
+
+def test_an_answer_is_kept_only_where_the_log_keeps_answers(log, reader, tmp_path):
+    answered(log, answer_text="secret words")
+    log.compact()
+    for path in (tmp_path / "log").rglob("*.*"):
+        assert path.is_dir() or b"secret words" not in path.read_bytes()
+    with pytest.raises(OutcomeLogError, match="no answer was kept"):
+        label(reader, log, "mine", lambda prompt, answer: True)
+
+
+@pytest.mark.parametrize("check", ["date", "date=regex:x", "a b=pattern:x", "date=pattern:(", "json=schema:nowhere"])
+def test_a_check_that_is_none_is_refused(check, capsys):
+    assert main(["outcomes", "label", "--check", check]) in (1, 2)
+    assert capsys.readouterr().err
 
 
 # ---- the command -----------------------------------------------------------------------------------

@@ -144,6 +144,7 @@ def test_the_openai_client_gets_an_answer_of_the_tier_that_was_decided(served, b
     wait_until(lambda: found(served, answer.headers["x-broker-decision-id"])["ended"] == "complete", 30)
     row = found(served, answer.headers["x-broker-decision-id"])
     assert row["output_tokens"] > 5 and row["cost_usd"] > 0 and not row["tokens_estimated"]
+    assert row["answer_text"].strip() == text.strip()  # The demo keeps answers.
 
 
 def test_an_offer_that_the_configuration_lacks_is_said_while_requests_go_on(served):

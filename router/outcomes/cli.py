@@ -1,4 +1,4 @@
-"""`broker outcomes`: ask an outcome log, compact it, and write it to one file."""
+"""`broker outcomes`: ask an outcome log, compact it, write it to one file, and let checks look at its answers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from router.checks.verdict import Check
 from router.cli import DONE, FAILED, Command, say
-from router.errors import OutcomeLogError
+from router.errors import CheckError, OutcomeLogError
 from router.outcomes.export import FORMATS, export
+from router.outcomes.label import label
 from router.outcomes.log import OutcomeLog
 from router.outcomes.queries import GROUPS, Spend, spend
 from router.outcomes.reading import LoggedDecision, LogReader
@@ -27,7 +29,7 @@ _TIME = "today, yesterday, 30m, 12h, 7d (ago), 2026-11-24 or 2026-11-24T18:00, U
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="show|compact|export")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="show|compact|export|label")
     show = _action(actions, "show", "what the log says of a decision, or what was spent", _show)
     show.add_argument("decision_id", nargs="?", metavar="DECISION_ID", help="of the header x-broker-decision-id")
     show.add_argument(
@@ -38,6 +40,21 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     written = _action(actions, "export", "write the rows of the log to one file", _export)
     written.add_argument("--out", type=Path, required=True, help=f"file to write: {', '.join(FORMATS)}")
     _span_arguments(written)
+    labels = _action(actions, "label", "let a check look at the answers that were kept", _label)
+    _label_arguments(labels)
+    _span_arguments(labels)
+
+
+def _label_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--check",
+        required=True,
+        metavar="NAME=KIND:VALUE",
+        help="json=schema:FILE, date=pattern:REGEX or tests=python:FILE (which runs the answers: only those you trust)",
+    )
+    parser.add_argument(
+        "--decides", action="store_true", help="answers that nobody has judged are right where the check says so"
+    )
 
 
 def _action(actions: Any, name: str, help: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -106,6 +123,44 @@ def _export(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _label(options: argparse.Namespace) -> int:
+    name, check = _check(options.check)
+    with OutcomeLog(options.outcomes) as log:
+        done = label(
+            LogReader(options.outcomes), log, name, check,
+            decides=options.decides, since=options.since, until=options.until,
+        )  # fmt: skip
+    text = (
+        f"check {name}: looked at {done.looked_at:,} answers, {done.passed:,} passed; could not look at "
+        f"{done.troubled:,}; set the outcome of {done.outcomes:,}"
+    )
+    say(json.dumps(asdict(done)) if options.json else text)
+    return DONE
+
+
+def _check(text: str) -> tuple[str, Check]:
+    """The name and the check that an option states; raises CheckError."""
+    name, _, stated = text.partition("=")
+    kind, colon, value = stated.partition(":")
+    if not re.fullmatch("[A-Za-z0-9_]+", name) or not colon or kind not in ("pattern", "schema", "python"):
+        raise CheckError(f"found {text[:80]!r}; expected NAME=pattern:REGEX, NAME=schema:FILE or NAME=python:FILE")
+    if kind == "pattern":
+        from router.checks.pattern import Pattern
+
+        return name, Pattern(pattern=value)
+    content = Path(value).read_text(encoding="utf-8")
+    if kind == "python":
+        from router.checks.python_tests import PythonTests
+
+        return name, PythonTests(tests=content)
+    from router.checks.schema import JsonSchema
+
+    try:
+        return name, JsonSchema(schema=json.loads(content))
+    except ValueError as error:
+        raise CheckError(f"{value}: not JSON: {error}") from error
+
+
 def _row_json(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the log for JSON: the time as ISO text, the decision as an object, and nothing that is missing."""
     known = {name: value for name, value in row.items() if value is not None}
@@ -157,4 +212,4 @@ def _reason_lines(decision: dict[str, Any]) -> list[str]:
     return lines
 
 
-outcomes = Command("ask, compact and export an outcome log (extra: outcomes)", _arguments, _run)
+outcomes = Command("ask, compact, export and label an outcome log (extra: outcomes)", _arguments, _run)

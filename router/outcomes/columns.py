@@ -16,13 +16,14 @@ COLUMNS = {
     "latency_ms": "double", "propensity": "double", "request_id": "string", "decision_id": "string", "tier": "string",
     "bundle_id": "string", "price_table_id": "string", "decision": "string", "timestamp": "timestamp",
     "ended": "string", "attempt_id": "string", "answer": "string", "judged_by": "string", "comment": "string",
+    "answer_text": "string",
 }  # fmt: skip
 """Each column with its type in Arrow, beside those of checks; `timestamp` counts microseconds since 1970, UTC."""
 
 OF_AN_OUTCOME = (
     "correct", "input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens",
     "tokens_estimated", "cache_hit", "cost_usd", "latency_ms", "model", "provider", "tier", "ended",
-    "answer", "judged_by", "comment",
+    "answer", "judged_by", "comment", "answer_text",
 )  # fmt: skip
 """The columns that an outcome may give or replace, beside those of checks."""
 

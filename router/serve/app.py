@@ -54,12 +54,11 @@ class Service:
     outcomes: str
 
     @classmethod
-    def load(cls, bundle: Path, prices: Path | None, outcomes: str, *, keep_prompts: bool) -> Service:
+    def load(cls, bundle: Path, prices: Path | None, outcomes: str, log: OutcomeLog) -> Service:
         """A router on a bundle, which follows it and the prices on disk; raises what Router.load raises."""
         router = Router.load(bundle)
         if prices is not None:
             router.update_prices(prices)
-        log = OutcomeLog(outcomes, keep_prompts=keep_prompts)
         return cls(router=router, watcher=Watcher(router, bundle, prices=prices), log=log, outcomes=outcomes)
 
 

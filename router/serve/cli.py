@@ -17,6 +17,7 @@ from router.bundle.manifest import MANIFEST_FILE
 from router.cli import DONE, Command, say
 from router.errors import ServiceError
 from router.outcomes.cli import OUTCOMES
+from router.outcomes.log import OutcomeLog
 from router.portfolio.tiers import read_tiers
 from router.router import Router
 from router.serve.config import (
@@ -53,6 +54,9 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep-prompts", action="store_true", help="store the text of prompts in the outcome log, to train on it"
+    )
+    parser.add_argument(
+        "--keep-answers", action="store_true", help="store the text of answers, for `broker outcomes label`"
     )
     parser.add_argument(
         "--drain-s", type=float, default=30.0, help="seconds that running requests get at the end; default: 30"
@@ -93,7 +97,9 @@ def _run(options: argparse.Namespace, bundle: Path, config: Mapping[str, Any], p
     for variable in missing:
         sys.stderr.write(f"broker: {_in_words(variable)}\n")
     outcomes = options.outcomes or (DEMO_OUTCOMES if options.demo else OUTCOMES)
-    service = Service.load(bundle, options.prices, outcomes, keep_prompts=options.keep_prompts or options.demo)
+    keeps_prompts, keeps_answers = options.keep_prompts or options.demo, options.keep_answers or options.demo
+    log = OutcomeLog(outcomes, keep_prompts=keeps_prompts, keep_answers=keeps_answers)
+    service = Service.load(bundle, options.prices, outcomes, log)
     stdout = sys.stdout
 
     def announce() -> None:
