@@ -173,6 +173,18 @@ def test_reading_while_others_write_and_compact_sees_every_row_once(log, reader)
             thread.join()
 
 
+def test_a_log_in_an_object_store_reads_the_same():
+    url = f"memory://{uuid4().hex}"
+    log, reader = OutcomeLog(url), LogReader(url)
+    assert reader.find("x").rows == [] and reader.pending_bytes() == 0
+    decision_id = answered(log).decision_id
+    assert Feedback(log, reader).take(decision_id, 0.5).status == RECORDED
+    before = seen(reader.find(decision_id))
+    assert before[0]["correct"] == 0.5
+    log.compact()
+    assert seen(reader.find(decision_id)) == before and len(reader.table()) == 1
+
+
 def test_what_is_not_compacted_yet_is_counted(log, reader, tmp_path):
     assert reader.pending_bytes() == 0
     for _ in range(2):

@@ -71,6 +71,7 @@ class Feedback:
         Raises ContradictionError where another outcome is there, and NotStoredError where it could not be stored.
         """
         with self._one_at_a_time:
+            self._flush(decision_id)  # Else a decision that waits for its object store is not found.
             found = self._reader.find(decision_id)
             row = next((row for row in found.rows if row_id(row) == decision_id), None)
             said = found.waiting if row is None else row
@@ -86,11 +87,12 @@ class Feedback:
         return Taken(status=RECORDED if is_new else REPEATED, is_known=True)
 
     def _store(self, decision_id: str, given: dict[str, Any]) -> None:
+        if not self._log.outcome(decision_id, **given):
+            raise NotStoredError(f"the outcome of {decision_id} could not be stored; the log of the service says why")
+        self._flush(decision_id)
+
+    def _flush(self, decision_id: str) -> None:
         try:
-            if not self._log.outcome(decision_id, **given):
-                raise NotStoredError(
-                    f"the outcome of {decision_id} could not be stored; the log of the service says why"
-                )
-            self._log.flush()  # An object store keeps nothing before that.
+            self._log.flush()
         except OSError as error:
             raise NotStoredError(f"the outcome of {decision_id} could not be stored: {error}") from error

@@ -30,6 +30,7 @@ from router.gateway.hook import BrokerHook
 from router.outcomes.feedback import Feedback
 from router.outcomes.log import OutcomeLog
 from router.outcomes.reading import LogReader
+from router.policy import Policy
 from router.portfolio.tiers import Offer
 from router.router import Router
 from router.serve.compactor import Compactor
@@ -54,9 +55,9 @@ class Service:
     outcomes: str
 
     @classmethod
-    def load(cls, bundle: Path, prices: Path | None, outcomes: str, log: OutcomeLog) -> Service:
+    def load(cls, bundle: Path, prices: Path | None, policy: Policy, outcomes: str, log: OutcomeLog) -> Service:
         """A router on a bundle, which follows it and the prices on disk; raises what Router.load raises."""
-        router = Router.load(bundle)
+        router = Router.load(bundle, policy)
         if prices is not None:
             router.update_prices(prices)
         return cls(router=router, watcher=Watcher(router, bundle, prices=prices), log=log, outcomes=outcomes)
@@ -144,7 +145,7 @@ def _around(
         async with litellms(app) as state:
             _add(hook)
             service.watcher.start()
-            compactor = Compactor(service.outcomes).start()
+            compactor = Compactor(service.log, service.outcomes).start()
             following = asyncio.create_task(keeper.run(lambda: proxy_server.llm_router))
             try:
                 yield state

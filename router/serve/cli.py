@@ -18,6 +18,7 @@ from router.cli import DONE, Command, say
 from router.errors import ServiceError
 from router.outcomes.cli import OUTCOMES
 from router.outcomes.log import OutcomeLog
+from router.policy import Policy
 from router.portfolio.tiers import read_tiers
 from router.router import Router
 from router.serve.config import (
@@ -51,6 +52,12 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=4000, help="default: 4000")
     parser.add_argument(
         "--outcomes", help=f"folder or fsspec URL of the outcome log; default: {OUTCOMES}, with --demo {DEMO_OUTCOMES}"
+    )
+    parser.add_argument(
+        "--exploration",
+        type=float,
+        default=0.0,
+        help="share of requests that ask another tier within the promised quality, to learn from; default: 0",
     )
     parser.add_argument(
         "--keep-prompts", action="store_true", help="store the text of prompts in the outcome log, to train on it"
@@ -99,7 +106,8 @@ def _run(options: argparse.Namespace, bundle: Path, config: Mapping[str, Any], p
     outcomes = options.outcomes or (DEMO_OUTCOMES if options.demo else OUTCOMES)
     keeps_prompts, keeps_answers = options.keep_prompts or options.demo, options.keep_answers or options.demo
     log = OutcomeLog(outcomes, keep_prompts=keeps_prompts, keep_answers=keeps_answers)
-    service = Service.load(bundle, options.prices, outcomes, log)
+    policy = Policy(exploration=options.exploration)
+    service = Service.load(bundle, options.prices, policy, outcomes, log)
     stdout = sys.stdout
 
     def announce() -> None:

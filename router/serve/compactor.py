@@ -1,4 +1,4 @@
-"""Compacts the outcome log of a running service now and then."""
+"""Flushes and compacts the outcome log of a running service now and then."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 import time
 from threading import Event, Thread
 
+from router.outcomes.log import OutcomeLog
 from router.outcomes.reading import LogReader
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 60.0
+LOOK_EVERY_S = 30.0
 """Seconds between two looks at the log."""
 
 AFTER_S, AFTER_BYTES = 3600.0, 8 * 1024 * 1024
@@ -22,10 +23,11 @@ AFTER_S, AFTER_BYTES = 3600.0, 8 * 1024 * 1024
 class Compactor:
     """Compacts a log in a process of its own, so that no request waits for it.
 
-    outcomes: folder or fsspec URL of the log.
+    log: of this process, which is flushed at each look. outcomes: its folder or fsspec URL.
     """
 
-    def __init__(self, outcomes: str, look_every_s: float = LOOK_EVERY_S) -> None:
+    def __init__(self, log: OutcomeLog, outcomes: str, look_every_s: float = LOOK_EVERY_S) -> None:
+        self._log = log
         self._command = [sys.executable, "-m", "router", "outcomes", "compact", "--outcomes", outcomes]
         self._reader = LogReader(outcomes)
         self._look_every_s = look_every_s
@@ -45,6 +47,7 @@ class Compactor:
         last = time.monotonic()
         while not self._stop.wait(self._look_every_s):
             try:
+                self._log.flush()
                 pending = self._reader.pending_bytes()
                 if pending >= AFTER_BYTES or (pending and time.monotonic() - last >= AFTER_S):
                     last = time.monotonic()

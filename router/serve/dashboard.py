@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
@@ -154,6 +155,7 @@ def _decided(row: dict[str, Any]) -> dict[str, Any]:
 def dashboard_router(dashboard: Dashboard) -> APIRouter:
     """The routes of the page, for the app of LiteLLM's proxy."""
     router = APIRouter()
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token-broker-page")  # LiteLLM needs its own.
     page = files("router.serve").joinpath("dashboard.html").read_text(encoding="utf-8")
 
     @router.get("/broker/", include_in_schema=False)
@@ -170,6 +172,7 @@ def dashboard_router(dashboard: Dashboard) -> APIRouter:
         period = request.query_params.get("period", "24h")
         if period not in PERIODS:
             return JSONResponse({"error": {"message": f"expected one of {', '.join(PERIODS)}"}}, status_code=400)
-        return JSONResponse(await asyncio.to_thread(dashboard.data, period), headers={"Cache-Control": "no-store"})
+        data = await asyncio.get_running_loop().run_in_executor(worker, dashboard.data, period)
+        return JSONResponse(data, headers={"Cache-Control": "no-store"})
 
     return router

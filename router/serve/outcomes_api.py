@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from litellm.proxy._types import ProxyException
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 
 from router.errors import OutcomeLogError
-from router.outcomes.feedback import ContradictionError, Feedback, NotStoredError
+from router.outcomes.feedback import ContradictionError, Feedback, NotStoredError, Taken
 
 PATH = "/v1/outcomes"
 
@@ -53,10 +54,17 @@ class Outcome:
         source, comment = _text(body, "source"), _text(body, "comment")
         return cls(decision_id, _correct(body), source, comment, replace)
 
+    def told_to(self, feedback: Feedback) -> Taken:
+        """What became of it; raises what Feedback.take raises."""
+        return feedback.take(
+            self.decision_id, self.correct, judged_by=self.source, comment=self.comment, replace=self.replace
+        )
+
 
 def outcomes_router(feedback: Feedback) -> APIRouter:
     """The route, for the app of LiteLLM's proxy, whose keys it asks for."""
     router = APIRouter()
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token-broker-outcomes")  # LiteLLM needs its own.
 
     @router.post(PATH, dependencies=[Depends(_object_body), Depends(user_api_key_auth)], tags=["broker"])
     async def take_outcome(request: Request) -> JSONResponse:
@@ -67,14 +75,7 @@ def outcomes_router(feedback: Feedback) -> APIRouter:
         """
         try:
             given = Outcome.read(await request.json())
-            taken = await asyncio.to_thread(
-                feedback.take,
-                given.decision_id,
-                given.correct,
-                judged_by=given.source,
-                comment=given.comment,
-                replace=given.replace,
-            )
+            taken = await asyncio.get_running_loop().run_in_executor(worker, given.told_to, feedback)
         except BodyError as error:
             return _error(400, str(error))
         except ContradictionError as error:
