@@ -129,6 +129,7 @@ def test_it_says_how_to_call_it_once_it_answers(served):
     said = served.out.read_text()
     for part in ("curl", "/v1/chat/completions", "/v1/outcomes", "from openai import OpenAI", "STUB"):
         assert part in said
+    assert served.client.api_key not in said + served.err.read_text()  # The operator's key is never shown.
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -307,7 +308,7 @@ def test_on_sigterm_a_running_stream_finishes_and_its_outcome_is_logged(served):
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
     assert served.process.wait(30) == 0
-    assert "stopped: running requests have finished" in served.out.read_text()
+    assert "stopped: the outcome log is closed" in served.out.read_text()
     row = found(served, stream.headers["x-broker-decision-id"])
     assert (row["ended"], row["tokens_estimated"]) == ("complete", False)
     with suppress(openai.APIConnectionError):

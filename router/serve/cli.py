@@ -31,7 +31,6 @@ from router.serve.config import (
 )
 
 DEMO_BUNDLE = Path("models/demo")
-
 DEMO_OUTCOMES = "models/demo-outcomes"
 
 
@@ -77,8 +76,7 @@ def _serve(options: argparse.Namespace) -> int:
     bundle = _bundle(options)
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # Else LiteLLM fetches its price map at import.
     with ExitStack() as stack:
-        if options.demo:
-            _set_up_demo(bundle, stack)
+        options.drawn_key = _set_up_demo(bundle, stack) if options.demo else ""
         config = _written_config(options, bundle) if options.config is None else _read_config(options.config)
         if options.print_config:
             say(_yaml().safe_dump(config, sort_keys=False).rstrip())
@@ -121,9 +119,9 @@ def _run(options: argparse.Namespace, bundle: Path, config: Mapping[str, Any], p
         port=options.port,
         drain_s=options.drain_s,
         announce=announce,
-        entry_of=None if options.config else lambda offer: model_entry(offer, os.environ, _known_providers()),
+        entry_of=None if options.config else lambda offer: model_entry(offer, os.environ, _known_providers(options)),
     )
-    say("stopped: running requests have finished, and all is logged")
+    say("stopped: the outcome log is closed")
 
 
 def _bundle(options: argparse.Namespace) -> Path:
@@ -137,25 +135,34 @@ def _bundle(options: argparse.Namespace) -> Path:
     return Path(options.bundle)
 
 
-def _set_up_demo(bundle: Path, stack: ExitStack) -> None:
-    """Start a stub for each provider of the bundle's tiers, tell where they are, and draw a key for the clients."""
+def _set_up_demo(bundle: Path, stack: ExitStack) -> str:
+    """Start a stub for each provider of the bundle's tiers, and say where they are.
+
+    Returns the key that was drawn for the clients; empty where they have one already.
+    """
     from router.serve.stubs import stub_providers
 
     tiers = Router.load(bundle).prices.tiers
     urls = stack.enter_context(stub_providers([offer.provider for tier in tiers for offer in tier.offers]))
     for provider, url in urls.items():
         os.environ[api_base_variable(provider)] = url
-    os.environ.setdefault(MASTER_KEY, f"sk-{secrets.token_hex(16)}")
+    if MASTER_KEY in os.environ:
+        return ""
+    os.environ[MASTER_KEY] = drawn = f"sk-{secrets.token_hex(16)}"
+    return drawn
 
 
 def _written_config(options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
     tiers = Router.load(bundle).prices.tiers if options.prices is None else read_tiers(options.prices)
-    return litellm_config(tiers, os.environ, _known_providers())
+    return litellm_config(tiers, os.environ, _known_providers(options))
 
 
-def _known_providers() -> set[str]:
+def _known_providers(options: argparse.Namespace) -> set[str]:
+    """The providers that LiteLLM knows; none for the demo, where all of them are stubs."""
     import litellm
 
+    if options.demo:
+        return set()
     return {str(getattr(provider, "value", provider)) for provider in litellm.provider_list}
 
 
@@ -183,13 +190,13 @@ def _in_words(missing: MissingVariable) -> str:
 
 def _how_to_call(options: argparse.Namespace, router: Router, outcomes: str) -> str:
     url = f"http://{'127.0.0.1' if options.host in ('0.0.0.0', '::') else options.host}:{options.port}"
-    key = os.environ.get(MASTER_KEY, "")
     tiers = ", ".join(tier.name for tier in router.prices.tiers)
-    shown = f"export {MASTER_KEY}={key}\n\n" if options.demo else ""
+    key = options.drawn_key
+    shown = f"export {MASTER_KEY}={key}\n\n" if key else ""
     about = "STUB providers answer: nothing here is a model's work.\n" if options.demo else ""
     return f"""
 The broker answers at {url} (bundle {router.bundle.manifest.bundle_id[:12]}; tiers: {tiers}).
-{about}The page with all figures: {url}/broker/{"#" + key if options.demo else ""}
+{about}The page with all figures: {url}/broker/{"#" + key if key else ""}
 Decisions and outcomes go to {outcomes}. Ctrl-C or SIGTERM stops it when running requests have finished.
 
 {shown}curl -i {url}/v1/chat/completions -H "Authorization: Bearer ${MASTER_KEY}" -H "Content-Type: application/json" \\
@@ -198,6 +205,7 @@ Decisions and outcomes go to {outcomes}. Ctrl-C or SIGTERM stops it when running
 curl {url}/v1/outcomes -H "Authorization: Bearer ${MASTER_KEY}" -H "Content-Type: application/json" \\
   -d '{{"decision_id": "FROM THE HEADER x-broker-decision-id", "correct": true}}'
 
+import os
 from openai import OpenAI
 client = OpenAI(base_url="{url}/v1", api_key=os.environ["{MASTER_KEY}"])
 client.chat.completions.create(model="broker", messages=[{{"role": "user", "content": "What is 17 * 23?"}}])
