@@ -21,7 +21,7 @@ import pytest
 from router import Router
 from router.outcomes.queries import spend
 from router.outcomes.reading import LogReader
-from router.serve.config import litellm_config
+from router.serve.config import litellm_config, model_entry
 
 if importlib.util.find_spec("litellm") is None:
     pytest.skip("litellm is not installed: make test-gateway installs it", allow_module_level=True)
@@ -152,6 +152,36 @@ def test_an_offer_that_the_configuration_lacks_is_said_while_requests_go_on(serv
     served.prices.write_text(served.prices.read_text().replace('"sim/distilled-14b-eu"', '"sim/another"'))
     wait_until(lambda: "no entry for sim/another" in served.err.read_text(), 30)
     assert served.decide()
+
+
+class ModelList:
+    """LiteLLM's router, as far as the keeper of offers needs it."""
+
+    def __init__(self, *names: str) -> None:
+        self.added = {name: None for name in names}
+
+    def get_model_names(self) -> list[str]:
+        return list(self.added)
+
+    def add_deployment(self, deployment) -> None:
+        self.added[deployment.model_name] = deployment.litellm_params
+
+
+def test_an_offer_that_comes_later_gets_an_entry_with_the_values_of_its_variables(bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    from router.serve.offers import OfferKeeper
+
+    monkeypatch.setenv("SIM_EAST_API_BASE", "http://east/v1")
+    router, models = Router.load(bundle), ModelList("sim/edge-4b", "sim/distilled-14b-eu", "sim/frontier-1")
+    keeper = OfferKeeper(router, lambda offer: model_entry(offer, os.environ, set()))
+    keeper.look(None)  # LiteLLM has no router yet.
+    keeper.look(models)
+    params = models.added["sim/distilled-14b"]
+    assert (params.model, params.api_base, params.api_key) == ("openai/sim/distilled-14b", "http://east/v1", "none")
+    (tmp_path / "prices.toml").write_text((bundle / "tiers.toml").read_text().replace('"sim/edge-4b"', '"sim/edge-5"'))
+    router.update_prices(tmp_path / "prices.toml")
+    keeper.look(models)
+    assert set(models.added) >= {"sim/edge-4b", "sim/edge-5"}
 
 
 # ---- the way back ----------------------------------------------------------------------------------
