@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 30.0
 """Seconds between two looks at the log."""
 
-AFTER_S, AFTER_BYTES = 3600.0, 8 * 1024 * 1024
-"""The log is compacted when so much time has passed, or so much is in the journals: some 5,000 decisions."""
+AFTER_S, AFTER_BYTES = 3600.0, 16 * 1024 * 1024
+"""The log is compacted when so much time has passed, or so much is in the journals: some 10,000 decisions."""
 
 
 class Compactor:
