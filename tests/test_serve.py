@@ -167,6 +167,7 @@ class ModelList:
         self.added[deployment.model_name] = deployment.litellm_params
 
 
+@pytest.mark.filterwarnings("ignore:Item .* on TypedDict class:UserWarning")  # of LiteLLM's own types
 def test_an_offer_that_comes_later_gets_an_entry_with_the_values_of_its_variables(bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     from router.serve.offers import OfferKeeper
