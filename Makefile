@@ -23,7 +23,7 @@ test-encoders: .venv/encoders    ## the tests of transformer encoders; installs 
 	$(BIN)/python -m pytest tests/test_transformer.py tests/test_minilm.py
 
 test-gateway: .venv/gateway      ## the tests of the LiteLLM gateway; installs litellm[proxy]
-	$(BIN)/python -m pytest tests/test_gateway.py tests/test_gateway_plans.py
+	$(BIN)/python -m pytest tests/test_gateway.py tests/test_gateway_plans.py tests/test_serve.py
 
 check: .venv/installed           ## lint, format and types
 	$(BIN)/ruff check .

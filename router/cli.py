@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,11 @@ _EXTRA_COMMANDS = {
     "retrain": "train a challenger and promote it if it is better (extra: train)",
     "rollback": "put the previous champion back (extra: train)",
     "store": "show a store of `broker retrain` (extra: train)",
+    "serve": "serve a bundle behind LiteLLM's proxy (extra: gateway)",
+    "outcomes": "ask, compact, export and label an outcome log (extra: outcomes)",
 }
+_IN_ROUTER = {"serve": "router.serve.cli", "outcomes": "router.outcomes.cli"}
+"""Modules of this package with a command of that name; the other commands are entry points of COMMAND_GROUP."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ def _named_commands(words: Iterable[str]) -> dict[str, Command]:
     name = next((word for word in words if not word.startswith("-")), None)
     if name not in _EXTRA_COMMANDS:
         return {}
+    if name in _IN_ROUTER:
+        return {name: getattr(import_module(_IN_ROUTER[name]), name)}
     found = [entry for entry in entry_points(group=COMMAND_GROUP) if entry.name == name]
     if not found:
         raise ImportError(f"`broker {name}` is not installed: pip install 'token-broker[train]'")

@@ -9,6 +9,8 @@ RouterError
 ├── PromptError     messages that are not a chat
 ├── CheckError      a check is not known or set up wrongly, or could not look at an answer
 ├── PlanError       a plan was run, and no offer gave an answer
+├── ServiceError    the service cannot start as it is set up
+├── OutcomeLogError an outcome log was asked for what it cannot say
 └── DialError       quality, worth_usd or another argument of a request is out of range
 
 Every message says what was found, what was expected and what to do.
@@ -82,6 +84,14 @@ class PlanError(RouterError):
     def __init__(self, message: str, *, attempts: tuple[Any, ...] = ()) -> None:
         super().__init__(message)
         self.attempts = attempts
+
+
+class ServiceError(RouterError):
+    """The service cannot start as it is set up."""
+
+
+class OutcomeLogError(RouterError):
+    """An outcome log was asked for what it cannot say."""
 
 
 class DialError(RouterError, ValueError):

@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from tqdm import tqdm
@@ -293,11 +294,21 @@ def _demo(options: argparse.Namespace) -> int:
     say("\n".join(f"  {line}" for line in str(router.plan(DEMO_PROMPTS[1], checks=DEMO_CHECKS)).splitlines()))
     say(
         f"\nWhere to look next:\n  {options.out / 'report.html'}   pictures and tables of this run"
+        f"\n  {_how_to_serve(options.out)}"
         f'\n  broker route --bundle {options.out} --quality 0.95 --explain "your prompt"'
         f"\n  broker train --logs YOUR_LOG --tiers YOUR_TIERS.toml --out models/NAME   (format: data/README.md)"
         f"\n  {_where_runs_are(options.out)}   every run, with its bundle"
     )
     return DONE
+
+
+def _how_to_serve(bundle: Path) -> str:
+    """How to put the bundle behind an endpoint, or what to install for it."""
+    of_bundle = "" if bundle == DEMO_BUNDLE else f" --bundle {shlex.quote(str(bundle))}"
+    command = f"broker serve --demo{of_bundle}"
+    if find_spec("litellm") is None:
+        return f"pip install 'token-broker[gateway]', then {command}   ask it over HTTP, without any key"
+    return f"{command}   ask it over HTTP: stub providers, no key"
 
 
 def _where_runs_are(out: Path) -> str:

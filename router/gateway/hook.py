@@ -30,7 +30,7 @@ from router.gateway.attempts import (
 from router.gateway.health import Failure, Pace, failure_of, pace_of
 from router.gateway.limits import ClientLimits, operators_names
 from router.gateway.plans import PLAN_KEY, RequestPlanner, planned_of
-from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage
+from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage, visible_text
 from router.outcomes.log import OutcomeLog
 from router.portfolio.tiers import Offer
 from router.request import MODEL, needed_capabilities, read_dials, request_prompt, response_headers
@@ -185,7 +185,7 @@ class BrokerHook(CustomLogger):
             if response is None or attempts.ended_without_reason:
                 self._log_attempt(attempts, CUT, attempts.received)
             else:
-                self._log_answer(attempts, attempts.model, kwargs, answer_text(response))
+                self._log_answer(attempts, attempts.model, kwargs, answer_text(response), visible_text(response))
         return kwargs, result
 
     async def async_post_call_response_headers_hook(
@@ -232,8 +232,13 @@ class BrokerHook(CustomLogger):
             )
         return decision, call.offers_to_try(decision)
 
-    def _log_answer(self, attempts: Attempts, model: str, call: Mapping[str, Any], text: str) -> None:
-        """Log an answer that is whole. call: what LiteLLM knows of it. text: what the model has written."""
+    def _log_answer(
+        self, attempts: Attempts, model: str, call: Mapping[str, Any], text: str, visible: str | None
+    ) -> None:
+        """Log an answer that is whole. call: what LiteLLM knows of it. text: what the model has written.
+
+        visible: what the client reads of it, which the log keeps only where it keeps answers.
+        """
         answer = call.get("standard_logging_object") or {}
         decision_id, answered = attempts.decision.decision_id, self._router.prices.find(model)
         if call.get("cache_hit"):  # LiteLLM has given an earlier answer again: no model was asked.
@@ -249,7 +254,7 @@ class BrokerHook(CustomLogger):
         outcome["latency_ms"] = attempts.end()
         if self._outcomes is not None:
             outcome |= self._who(model, str(answer.get("custom_llm_provider") or ""))
-            self._outcomes.outcome(decision_id, ended=COMPLETE, **outcome)
+            self._outcomes.outcome(decision_id, ended=COMPLETE, answer_text=visible, **outcome)
 
     def _log_attempt(self, attempts: Attempts, ended: str, chunks: Sequence[Any] = ()) -> None:
         """Log an attempt that gave no whole answer, if one is under way. chunks: what the client got of a stream."""

@@ -76,6 +76,14 @@ def answer_text(response: object) -> str:
     return "\n".join(text for text in found if isinstance(text, str) and text)
 
 
+def visible_text(response: object) -> str | None:
+    """What the client reads in a whole response of LiteLLM: the text of its first answer; None where there is none."""
+    choices = getattr(response, "choices", None) or [None]
+    message = getattr(choices[0], "message", None)
+    text = getattr(message, "content", None) if message is not None else getattr(choices[0], "text", None)
+    return text if isinstance(text, str) else None
+
+
 def billed_usd(offer: Offer, usage: Usage, litellm_usd: float | None = None, minute: int | None = None) -> float | None:
     """What an answer has cost in USD at the prices of the offer; None where its tokens are not known.
 

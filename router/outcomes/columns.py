@@ -15,14 +15,15 @@ COLUMNS = {
     "reasoning_tokens": "int64", "tokens_estimated": "bool", "cache_hit": "bool", "cost_usd": "double",
     "latency_ms": "double", "propensity": "double", "request_id": "string", "decision_id": "string", "tier": "string",
     "bundle_id": "string", "price_table_id": "string", "decision": "string", "timestamp": "timestamp",
-    "ended": "string", "attempt_id": "string", "answer": "string",
+    "ended": "string", "attempt_id": "string", "answer": "string", "judged_by": "string", "comment": "string",
+    "answer_text": "string",
 }  # fmt: skip
 """Each column with its type in Arrow, beside those of checks; `timestamp` counts microseconds since 1970, UTC."""
 
 OF_AN_OUTCOME = (
     "correct", "input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens",
     "tokens_estimated", "cache_hit", "cost_usd", "latency_ms", "model", "provider", "tier", "ended",
-    "answer",
+    "answer", "judged_by", "comment", "answer_text",
 )  # fmt: skip
 """The columns that an outcome may give or replace, beside those of checks."""
 
@@ -119,4 +120,9 @@ def microseconds(timestamp: datetime) -> int:
 
 def day(timestamp_us: int) -> str:
     """The day of a time, UTC, as `2026-11-24`."""
-    return str((_EPOCH + timedelta(microseconds=timestamp_us)).date())
+    return str(moment(timestamp_us).date())
+
+
+def moment(timestamp_us: int) -> datetime:
+    """The time so many microseconds after 1970 began, UTC."""
+    return _EPOCH + timedelta(microseconds=timestamp_us)

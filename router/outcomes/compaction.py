@@ -26,7 +26,9 @@ from router.outcomes.storage import JOURNALS, Files
 
 logger = logging.getLogger(__name__)
 
-_STATE = JOURNALS + "state.json"
+STATE = JOURNALS + "state.json"
+"""How far the journals are in Parquet, and the outcomes that wait for their decision."""
+
 _UNREADABLE = ".unreadable/"
 _BATCH_BYTES = 64 * 1024 * 1024
 _DAY_US = 24 * 3600 * 1_000_000
@@ -121,7 +123,7 @@ def _compact_batch(files: Files) -> tuple[Compaction, bool]:
     """Bring one batch of lines into Parquet; what was done, and whether there may be more."""
     aside = _Aside(files)
     state = _begun(files, aside)
-    journals = [name for name in files.names() if name.startswith(JOURNALS) and name.endswith(".jsonl")]
+    journals = journal_names(files)
     lines, read, finished, has_more = _new_lines(files, journals, state.read)
     events = read_events(lines)
     aside.notes += events.unreadable
@@ -129,7 +131,7 @@ def _compact_batch(files: Files) -> tuple[Compaction, bool]:
     known = partitions.known(attempts.keys(), _days(attempts.values()))
     for decision_id in known:
         del attempts[decision_id]
-    waiting = _joined(state.orphans, events.outcomes)
+    waiting = joined_outcomes(state.orphans, events.outcomes)
     n_waiting = len(waiting)
     for decision_id in attempts.keys() & waiting.keys():
         join(attempts[decision_id], waiting.pop(decision_id))
@@ -156,7 +158,7 @@ def _compact_batch(files: Files) -> tuple[Compaction, bool]:
 
 def _begun(files: Files, aside: _Aside) -> _State:
     """The state to go on from. Deletes what a killed compaction wrote after it, since the journals still have it."""
-    state = _read_state(files, aside) if _STATE in files.names() else None
+    state = _read_state(files, aside) if STATE in files.names() else None
     if state is None:
         state = _State()
         _write_state(files, state)
@@ -172,7 +174,7 @@ def _begun(files: Files, aside: _Aside) -> _State:
 
 def _read_state(files: Files, aside: _Aside) -> _State | None:
     """The state as it was written, less the orphans that cannot be read; None where it cannot be read."""
-    with files.opened(_STATE) as file:
+    with files.opened(STATE) as file:
         content = file.read()
     orphans = {}
     try:
@@ -181,19 +183,19 @@ def _read_state(files: Files, aside: _Aside) -> _State | None:
             raise ValueError("a journal is read up to a place that is no number of bytes")
         batch, given = checked("decision_id", state["batch"]), state["orphans"].items()
     except DATA_ERRORS as error:
-        aside.copy(_STATE, error)
+        aside.copy(STATE, error)
         return None
     for decision_id, outcome in given:
         try:
             orphans[decision_id] = read_outcome(outcome)
         except DATA_ERRORS as error:
             line = json.dumps({"outcome_of": decision_id, "values": outcome})
-            aside.notes.append({"file": _STATE, "reason": reason(error), "line": line})
+            aside.notes.append({"file": STATE, "reason": reason(error), "line": line})
     return _State(batch=batch, read=state["read"], orphans=orphans)
 
 
 def _write_state(files: Files, state: _State) -> None:
-    files.write(_STATE, json.dumps(vars(state)).encode())
+    files.write(STATE, json.dumps(vars(state)).encode())
 
 
 def _young(orphans: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -217,6 +219,11 @@ def _days(rows: Iterable[Mapping[str, Any]]) -> set[str]:
             with suppress(OverflowError):  # There is no day before year 1 or after year 9999.
                 days.add(day(row["timestamp"] + shift))
     return days
+
+
+def journal_names(files: Files) -> list[str]:
+    """The journals of a log, the older ones first."""
+    return [name for name in files.names() if name.startswith(JOURNALS) and name.endswith(".jsonl")]
 
 
 def _new_lines(
@@ -247,7 +254,7 @@ def _new_lines(
     return lines, ends, finished, has_more
 
 
-def _joined(
+def joined_outcomes(
     orphans: Mapping[str, dict[str, Any]], outcomes: list[tuple[str, dict[str, Any]]]
 ) -> dict[str, dict[str, Any]]:
     """One outcome per decision: of each field the latest value; what was read before is older, whatever its time."""

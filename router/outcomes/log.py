@@ -50,6 +50,7 @@ class OutcomeLog:
     keep_prompts: store the text of prompts. Without it a row has only `prompt_id`, a digest; to train on such rows,
         put a `prompts.parquet` (prompt_id, prompt) into the folder of their day. The digest hides a prompt from
         readers, but who guesses the text can check the guess.
+    keep_answers: store the text of answers, so that `broker outcomes label` can look at them.
 
     `decided`, `outcome` and `attempt` never raise and never wait for another process: what cannot be stored (a full
     disk, a value of another type or out of range) is counted in `n_lost` and logged as a warning. What they have put
@@ -57,9 +58,10 @@ class OutcomeLog:
     Needs POSIX; `compact` and URLs need the extra `outcomes`: pip install "token-broker[outcomes]".
     """
 
-    def __init__(self, path: str | Path, *, keep_prompts: bool = False) -> None:
+    def __init__(self, path: str | Path, *, keep_prompts: bool = False, keep_answers: bool = False) -> None:
         self.n_lost = 0
         self._keep_prompts = keep_prompts
+        self._keep_answers = keep_answers
         self._trouble = ""
         self._files = files_at(path)
         self._latest = self._files.latest_write()
@@ -109,10 +111,16 @@ class OutcomeLog:
         ended: str | None = None,
         answer: str | None = None,
         checks: Mapping[str, Verdict] | None = None,
-    ) -> None:
+        judged_by: str | None = None,
+        comment: str | None = None,
+        answer_text: str | None = None,
+    ) -> bool:
         """Take what became of a decision, at once or piece by piece; a later value replaces an earlier one.
 
+        Returns whether it is in the log; False where it could not be stored.
         correct: whether the answer was right, or a score from 0 to 1; missing as long as nobody has judged it.
+        judged_by, comment: who or what judged the answer, and what they said of it.
+        answer_text: the answer as the client got it, stored only where the log keeps answers.
         cached_input_tokens, cache_write_tokens: those of the input tokens that the provider read from its prompt cache,
             or wrote into it. reasoning_tokens: those of the output tokens that are not in the visible answer.
         tokens_estimated: the provider has not counted the tokens, so input_tokens, output_tokens or both are estimates.
@@ -141,6 +149,9 @@ class OutcomeLog:
                 "provider": provider,
                 "tier": tier,
                 "ended": ended,
+                "judged_by": judged_by,
+                "comment": comment,
+                "answer_text": answer_text if self._keep_answers else None,
                 **_looked_at(answer, checks),
             }
             values = {name: checked(name, value) for name, value in given.items() if value is not None}
@@ -148,6 +159,8 @@ class OutcomeLog:
             self._append(json.dumps(event, ensure_ascii=False) + "\n")
         except Exception as error:  # Whatever it is, it must not stop serving.
             self._lose("an outcome", error)
+            return False
+        return True
 
     def attempt(
         self,

@@ -8,7 +8,22 @@ from typing import Any, TypeVar
 from router.outcomes.columns import COLUMNS, day, is_of_check, row_id
 from router.outcomes.storage import Files, extra
 
+_ROWS_PER_GROUP = 16_384
+"""Rows that Parquet keeps together: who looks for one decision reads no more than these."""
+
 _Result = TypeVar("_Result")
+
+
+def partition_names(files: Files) -> list[str]:
+    """The Parquet files of a log; those of older days come first."""
+    return [
+        name for name in files.names() if name.startswith("day=") and "/attempts-" in name and name.endswith(".parquet")
+    ]
+
+
+def partition_day(name: str) -> str:
+    """The day of a Parquet file's rows, as `2026-11-24`."""
+    return name.split("/")[0].removeprefix("day=")
 
 
 class Partitions:
@@ -20,17 +35,13 @@ class Partitions:
     def __init__(self, files: Files, put_aside: Callable[[str, Exception], None]) -> None:
         self._files = files
         self._put_aside = put_aside
-        self._names = [
-            name
-            for name in files.names()
-            if name.startswith("day=") and "/attempts-" in name and name.endswith(".parquet")
-        ]
+        self._names = partition_names(files)
 
     def known(self, decision_ids: Set[str], days: Set[str]) -> set[str]:
         """Which decisions have a row in the files of these days."""
         found: set[str] = set()
         for name in list(self._names):
-            if name.split("/")[0].removeprefix("day=") in days:
+            if partition_day(name) in days:
                 found |= decision_ids & set(self._read(name, _row_ids) or ())
         return found
 
@@ -57,7 +68,7 @@ class Partitions:
             days.setdefault(day(row["timestamp"]), []).append(row)
         for name, rows_of_day in days.items():
             names = {name for row in rows_of_day for name in row}
-            table = extra("pyarrow").Table.from_pylist(rows_of_day, _schema(names))
+            table = extra("pyarrow").Table.from_pylist(rows_of_day, schema_of(names))
             self._files.write(f"day={name}/attempts-{batch}.parquet", _as_parquet(table))
 
     def _read(self, name: str, read: Callable[[Any], _Result]) -> _Result | None:
@@ -103,37 +114,41 @@ def _row_ids(file: Any) -> list[str]:
 
 
 def _joined(file: Any, outcomes: Mapping[str, Mapping[str, Any]]) -> tuple[set[str], bytes]:
-    """The rows of a Parquet file that outcomes were given for, and the file with these outcomes, these rows last.
-
-    Only these rows become Python objects.
-    """
-    pa = extra("pyarrow")
-    found = _row_ids(file)
-    is_found = [each in outcomes for each in found]
-    if not any(is_found):
+    """The rows of a Parquet file that outcomes were given for, and the file with these outcomes, these rows last."""
+    found = outcomes.keys() & set(_row_ids(file))
+    if not found:
         return set(), b""
-    names = {name for each in found if each in outcomes for name in outcomes[each]}
-    table, mask = _with_all_columns(file.read(), names), pa.array(is_found)
+    return found, _as_parquet(with_outcomes(file.read(), {each: outcomes[each] for each in found}))
+
+
+def with_outcomes(table: Any, outcomes: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A table of the log with outcomes joined to its rows; the rows that have one come last.
+
+    outcomes: by row_id. Only the rows that have one become Python objects.
+    """
+    pa, compute = extra("pyarrow"), extra("pyarrow.compute")
+    table = with_all_columns(table, {name for outcome in outcomes.values() for name in outcome})
+    row_ids = compute.coalesce(table["attempt_id"], table["decision_id"])
+    mask = compute.is_in(row_ids, value_set=pa.array(list(outcomes), "string"))
     rows = table.filter(mask).to_pylist()
     for row in rows:
         join(row, outcomes[row_id(row)])
-    others = table.filter(extra("pyarrow.compute").invert(mask))
-    content = _as_parquet(pa.concat_tables([others, pa.Table.from_pylist(rows, table.schema)]))
-    return {row_id(row) for row in rows}, content
+    others = table.filter(compute.invert(mask))
+    return pa.concat_tables([others, pa.Table.from_pylist(rows, table.schema)])
 
 
-def _with_all_columns(table: Any, names: Set[str]) -> Any:
+def with_all_columns(table: Any, names: Set[str]) -> Any:
     """The table in the schema of the log with all columns of checks: a file of an earlier version lacks columns.
 
     names: of columns that rows are about to get.
     """
     has = set(table.column_names)
-    pa, schema = extra("pyarrow"), _schema(has | names)
+    pa, schema = extra("pyarrow"), schema_of(has | names)
     columns = [table[name] if name in has else pa.nulls(len(table), schema.field(name).type) for name in schema.names]
     return pa.table(columns, names=schema.names).cast(schema)
 
 
-def _schema(names: Set[str]) -> Any:
+def schema_of(names: Set[str]) -> Any:
     """The schema of the log, with the columns of checks that are among these names."""
     pa = extra("pyarrow")
     checks = dict.fromkeys(sorted(filter(is_of_check, names)), "double")
@@ -142,6 +157,6 @@ def _schema(names: Set[str]) -> Any:
 
 def _as_parquet(table: Any) -> bytes:
     sink = extra("pyarrow").BufferOutputStream()
-    extra("pyarrow.parquet").write_table(table, sink, compression="zstd")
+    extra("pyarrow.parquet").write_table(table, sink, compression="zstd", row_group_size=_ROWS_PER_GROUP)
     content: bytes = sink.getvalue().to_pybytes()
     return content
