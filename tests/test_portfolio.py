@@ -296,6 +296,23 @@ def test_a_budget_is_kept_and_lasts_until_its_period_ends(with_limits):
     assert 0 < state.spent_usd <= 0.05
 
 
+def test_a_budget_remembers_what_was_spent_before_the_process_began(with_limits):
+    router = with_limits(
+        '[[budgets]]\nusd = 0.05\nper = "month"\ntier = "frontier"', '[[budgets]]\nusd = 9.0\nper = "hour"'
+    )
+    asked = []
+
+    def spent_usd(since_s):
+        asked.append(since_s)
+        return {"sim/frontier-1": 0.05, "sim/edge-4b": 0.01, "a model of yesterday": 7.0}
+
+    router.portfolio.recall(spent_usd)
+    assert sorted(asked, reverse=True)[0] % 3600 == 0
+    spent = [state.spent_usd for state in router.portfolio.state() if state.spent_usd is not None]
+    assert spent == [pytest.approx(0.05), pytest.approx(0.06)]
+    assert router.route(PROMPTS[1], worth_usd=10.0).tier != "frontier"
+
+
 def test_the_promise_covers_a_choice_under_limits_only_within_the_slack_of_all_tiers(with_limits):
     router = with_limits('[[caps]]\nprovider = "sim-cloud"\nmax_share = 0.1')
     qualities = [point.quality for point in router.bundle.manifest.dial if point.promised]

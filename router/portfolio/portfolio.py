@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import RLock
 
@@ -25,7 +25,7 @@ from router.portfolio.quote import usable_offers
 from router.portfolio.sessions import Sessions
 from router.portfolio.terms import Request, Terms
 from router.portfolio.tiers import Offer
-from router.portfolio.windows import Asked, Windows, seconds_left
+from router.portfolio.windows import Asked, Windows, period_start, seconds_left
 from router.rule import admissible
 
 LOOK_BACK, EVERY = 150, 25
@@ -214,10 +214,23 @@ class Portfolio:
         with self._lock:
             self._windows.add(Asked(self._limits_for(tier, offer), cost_usd), self._clock())
 
-    def add_spend(self, tier: str, offer: Offer, usd: float) -> None:
-        """Count what an offer has cost in the present periods of its budgets before this process began."""
+    def recall(self, spent_usd: Callable[[float], Mapping[str, float]]) -> None:
+        """Count in each budget what its offers have cost in its present period before this process began.
+
+        spent_usd: from seconds since 1970 to what each model has cost since then, in USD.
+        """
         with self._lock:
-            self._windows.add_spend(self._limits_for(tier, offer), usd, self._clock())
+            now = self._clock()
+            for number, limit in enumerate(self._limits):
+                if isinstance(limit, Budget):
+                    by_model = spent_usd(period_start(limit, now))
+                    own = {
+                        offer.model
+                        for tier in self._prices.tiers
+                        for offer in tier.offers
+                        if limit.holds_for(tier.name, offer)
+                    }
+                    self._windows.add_spend(number, math.fsum(by_model.get(model, 0.0) for model in own), now)
 
     def state(self) -> tuple[LimitState, ...]:
         """How full each limit is now."""

@@ -99,9 +99,9 @@ class Windows:
             self._periods[limit], self._spent[limit] = period, 0.0
         return self._spent[limit]
 
-    def add_spend(self, limits: Collection[int], usd: float, now: float) -> None:
-        """Count what was spent in this period before this process began."""
-        self._spend(limits, usd, now)
+    def add_spend(self, limit: int, usd: float, now: float) -> None:
+        """Count in the present period of a budget what was spent in it before this process began."""
+        self._spent[limit] = self.spent_usd(limit, now) + usd
 
     def _spend(self, limits: Collection[int], usd: float, now: float) -> None:
         for limit in limits:
@@ -130,6 +130,14 @@ def _period(limit: Limit, now: float) -> object:
         return int(now // seconds)
     moment = datetime.fromtimestamp(now, UTC)
     return moment.year, moment.month
+
+
+def period_start(budget: Budget, now: float) -> float:
+    """When the present period of a budget began, in seconds since 1970."""
+    if seconds := SECONDS[budget.per]:
+        return now - now % seconds
+    moment = datetime.fromtimestamp(now, UTC)
+    return datetime(moment.year, moment.month, 1, tzinfo=UTC).timestamp()
 
 
 def seconds_left(budget: Budget, now: float) -> float:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from router.errors import ServiceError
 from router.gateway.hook import BrokerHook
 from router.outcomes.feedback import Feedback
 from router.outcomes.log import OutcomeLog
+from router.outcomes.queries import SPEND_COLUMNS, spend_of
 from router.outcomes.reading import LogReader
 from router.policy import Policy
 from router.portfolio.tiers import Offer
@@ -56,10 +58,20 @@ class Service:
 
     @classmethod
     def load(cls, bundle: Path, prices: Path | None, policy: Policy, outcomes: str, log: OutcomeLog) -> Service:
-        """A router on a bundle, which follows it and the prices on disk; raises what Router.load raises."""
+        """A router on a bundle, which follows it and the prices on disk; budgets count what the log says was spent.
+
+        Raises what Router.load raises.
+        """
         router = Router.load(bundle, policy)
         if prices is not None:
             router.update_prices(prices)
+        reader = LogReader(outcomes)
+
+        def spent_usd(since_s: float) -> dict[str, float]:
+            table = reader.table(since=datetime.fromtimestamp(since_s, UTC), columns=[*SPEND_COLUMNS, "model"])
+            return {str(group.group["model"]): group.usd for group in spend_of(table, ["model"])}
+
+        router.portfolio.recall(spent_usd)
         return cls(router=router, watcher=Watcher(router, bundle, prices=prices), log=log, outcomes=outcomes)
 
 
