@@ -15,7 +15,7 @@ from router.checks import Verdict
 from router.cli import main
 from router.decision import Decision
 from router.errors import CheckError, OutcomeLogError
-from router.outcomes import OutcomeLog
+from router.outcomes import OutcomeLog, reading
 from router.outcomes.export import export
 from router.outcomes.feedback import RECORDED, REPEATED, WAITING, ContradictionError, Feedback, NotStoredError
 from router.outcomes.label import Labels, label
@@ -171,6 +171,17 @@ def test_reading_while_others_write_and_compact_sees_every_row_once(log, reader)
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def test_decisions_are_found_however_few_ids_are_kept_in_memory(log, reader, monkeypatch):
+    monkeypatch.setattr(reading, "_MOST_IDS", 2)
+    ids = []
+    for number in range(4):
+        ids += [answered(log, when=NOW - timedelta(days=number)).decision_id for _ in range(2)]
+        log.compact()
+    for decision_id in [*ids, *reversed(ids)]:
+        assert len(reader.find(decision_id).rows) == 1
+    assert reader.find("0" * 32).rows == [] and len(reader._ids) == 1
 
 
 def test_a_log_in_an_object_store_reads_the_same():

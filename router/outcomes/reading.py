@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from os import SEEK_END
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from router.outcomes.columns import (
@@ -40,6 +41,8 @@ from router.outcomes.storage import Files, extra, files_at
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
+
+_MOST_TRIES = 100
 
 _MOST_IDS = 1_000_000
 """So many ids of compacted rows are kept in memory, about 36 bytes each."""
@@ -72,6 +75,7 @@ class LogReader:
     def __init__(self, path: str | Path) -> None:
         self._files = files_at(path)
         self._ids: dict[str, Any] = {}
+        self._one_at_a_time = Lock()
 
     def find(self, wanted: str) -> LoggedDecision:
         """All that the log has of a decision, by its decision_id; or of an attempt, by its attempt_id.
@@ -107,17 +111,16 @@ class LogReader:
         return self._undisturbed(count)
 
     def _undisturbed(self, read: Callable[[], _Result]) -> _Result:
-        """What `read` returns, read again where a compaction has finished meanwhile."""
-        while True:
+        """What `read` returns, read again where a compaction has finished or has deleted what is read meanwhile."""
+        for _ in range(_MOST_TRIES):
             before = self._state_text()
             try:
                 found = read()
-            except FileNotFoundError:  # Compaction has deleted it since.
-                if self._state_text() == before:
-                    raise
+            except FileNotFoundError:  # It was there when the names were listed.
                 continue
             if self._state_text() == before:
                 return found
+        return read()
 
     def _state_text(self) -> bytes:
         try:
@@ -167,14 +170,16 @@ class LogReader:
     def _has(self, name: str, wanted: str) -> bool:
         """Whether an id stands in a Parquet file. The ids of a file never change, so they are kept for the next time.
 
-        Those of the files searched last are kept, up to _MOST_IDS.
+        Those of the newest days are kept, up to _MOST_IDS: outcomes mostly come soon.
         """
-        ids = self._ids.pop(name, None)
-        if ids is None and (ids := self._read(name, _ids_of)) is None:
-            return False
-        self._ids[name] = ids
-        while len(self._ids) > 1 and sum(map(len, self._ids.values())) > _MOST_IDS:
-            del self._ids[next(iter(self._ids))]
+        with self._one_at_a_time:
+            ids = self._ids.get(name)
+            if ids is None:
+                if (ids := self._read(name, _ids_of)) is None:
+                    return False
+                self._ids[name] = ids
+                while sum(map(len, self._ids.values())) > _MOST_IDS:
+                    del self._ids[min(self._ids)]
         return bool(extra("pyarrow.compute").index(ids, wanted).as_py() >= 0)
 
     def _table(self, first: int | None, end: int | None, columns: Collection[str] | None) -> Any:
