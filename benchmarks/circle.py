@@ -6,7 +6,8 @@ Nothing here is about a real model: prompts and outcomes are those of data/make_
 probabilities are known, so that regret and quality are exact and not sampled. A first log has every tier's outcome on
 a few hundred prompts. Then, week by week, the champion of a store routes requests with some exploration; decisions and
 outcomes go through an `OutcomeLog` on disk, one outcome per request, and of a random panel of a tenth of the requests
-every tier is asked afterwards, into a file of its own; `retrain` reads both as they are. Meanwhile the mix of
+every tier is asked afterwards, into a file of its own; `retrain` reads both as they are. Where its receipt asks for a
+larger panel, the next one is so large. Meanwhile the mix of
 prompts drifts from easy to hard and to kinds of work that the first log hardly had, and prices fall: the distilled
 tier's by 5 % a week, and in week 5 to a third at once. The frozen router is the first champion; it sees today's prices
 too, and decides on the same requests.
@@ -114,7 +115,8 @@ class Week:
     """What became of a week's requests, under the circle's router and under the frozen one.
 
     promised: the quality that the circle's router promised, None where it did not. kept_error: standard error that
-    the choice of these requests leaves in `kept`.
+    the choice of these requests leaves in `kept`. n_panel: requests of which every tier was asked. panel_usd: what the
+    tiers that the router had not chosen cost on these, in USD per 1,000 requests of the week; no regret includes it.
     """
 
     week: int
@@ -124,7 +126,14 @@ class Week:
     frozen_kept: float
     kept_error: float
     promised: float | None
+    n_panel: int
+    panel_usd: float
     receipt: Receipt
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether less than QUALITY is kept, by more than two standard errors."""
+        return self.kept < QUALITY - 2 * self.kept_error
 
 
 def turns(
@@ -146,6 +155,7 @@ def turns(
     frozen = Router.load(store / "champion")
     outcomes, panel = OutcomeLog(logs, keep_prompts=True), folder / "panel"
     panel.mkdir()
+    share = panel_share
     for week in range(1, N_WEEKS + 1):
         rows = n_first + (week - 1) * n_a_week + np.arange(n_a_week)
         tiers.write_text(tiers_of_week(week))
@@ -169,12 +179,13 @@ def turns(
                 cost_usd=float(cost[number, tier]),
             )
         outcomes.compact()
-        asked = np.sort(rng.permutation(rows)[: round(panel_share * n_a_week)])
+        asked = np.sort(rng.permutation(rows)[: round(share * n_a_week)])
         if len(asked):
             _all_tiers(world, asked, is_correct, router.prices, at).to_parquet(panel / f"week-{week:02}.parquet")
         of_frozen = [world.tiers.index(d.tier) for d in frozen.route_batch([world.prompts[row] for row in rows])]
         receipt = retrain([first, *([panel] if len(asked) else []), logs], tiers, store, config, tracking_uri="none")
-        yield _week(week, world.success[rows], cost, chosen, np.array(of_frozen), promised, receipt)
+        share = max(panel_share, receipt.panel["share"]) if panel_share else 0.0
+        yield _week(week, world.success[rows], cost, chosen, np.array(of_frozen), promised, asked - rows[0], receipt)
 
 
 def _week(
@@ -184,8 +195,10 @@ def _week(
     chosen: np.ndarray,
     of_frozen: np.ndarray,
     promised: float | None,
+    panel: np.ndarray,
     receipt: Receipt,
 ) -> Week:
+    """panel: numbers of the week's requests of which every tier was asked."""
     value = WORTH_USD * success - cost
     at = np.arange(len(value))
     best = success[:, success.mean(axis=0).argmax()]
@@ -198,7 +211,19 @@ def _week(
 
     spread = (success[at, chosen] - kept(chosen) * best).std(ddof=1)
     error = float(spread / best.mean() / len(at) ** 0.5)
-    return Week(week, regret(chosen), regret(of_frozen), kept(chosen), kept(of_frozen), error, promised, receipt)
+    panel_usd = float(1000 * (cost[panel].sum() - cost[panel, chosen[panel]].sum()) / len(at))
+    return Week(
+        week=week,
+        regret=regret(chosen),
+        frozen_regret=regret(of_frozen),
+        kept=kept(chosen),
+        frozen_kept=kept(of_frozen),
+        kept_error=error,
+        promised=promised,
+        n_panel=len(panel),
+        panel_usd=panel_usd,
+        receipt=receipt,
+    )
 
 
 def _all_tiers(
