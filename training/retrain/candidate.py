@@ -40,6 +40,9 @@ class Candidate:
 
     def estimates(self, table: OutcomeTable) -> dict[str, np.ndarray]:
         """As `BundleGraph.estimates`, but out of fold where the bundle was trained on a prompt."""
+        if not table.n_prompts:
+            cells = np.empty((0, len(self.columns)), np.float32)
+            return {"success": cells, "cost_usd": cells, "eligible": cells > 0, "context_tokens": cells[:, 0]}
         found = self.graph.estimates(table.prompts)
         if not len(self.part.prompt_ids):
             return found

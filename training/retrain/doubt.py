@@ -9,9 +9,9 @@ placed, with stakes that are fixed beforehand:
 - `requests`: that the requests are harder than those that the promise speaks of. A prompt's rank among all earlier
   ones, by the success that the champion expects of its answer, is uniform as long as requests do not move, whatever
   they are (conformal test martingale: Vovk, Gammerman & Shafer 2022, "Algorithmic Learning in a Random World",
-  chapter 8). The gain is 1 - 2 x rank: positive where less is expected than before. A promise is about the share kept, and harder
-  requests may keep it. But it was proven on easier ones, and this shows in some hundred prompts what outcomes alone
-  would show in thousands.
+  chapter 8). The gain is 1 - 2 x rank: positive where less is expected than before. A promise is about the share kept,
+  and harder requests may keep it. But it was proven on easier ones, and this shows in some hundred prompts what
+  outcomes alone would show in thousands.
 
 The wealth of each bet is 1 at first. Without drift it never rises on average, so that it comes to 1 / ALPHA with
 probability ALPHA at most, over the whole life of a champion and however often it is looked at (Ville's inequality).
@@ -22,6 +22,7 @@ it happens, whenever that is (Shin, Ramdas & Rinaldo 2023, "E-detectors", sectio
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,14 +55,14 @@ def rank_gains(values: np.ndarray, former: np.ndarray, ties: np.ndarray) -> np.n
     values: in the order in which they came, (n_prompts,). former: values before them, (n_former,).
     ties: uniform numbers, 0..1, independent of all else, (n_prompts,): they break ties, and make ranks exactly uniform.
     """
-    known = np.sort(former)
-    gains = np.empty(len(values))
-    for row, (value, tie) in enumerate(zip(values, ties, strict=True)):
-        lower, not_higher = np.searchsorted(known, value, "left"), np.searchsorted(known, value, "right")
-        rank = (lower + tie * (not_higher - lower + 1)) / (len(known) + 1)
-        gains[row] = 1 - 2 * rank
-        known = np.insert(known, lower, value)
-    return gains
+    known: list[float] = np.sort(former).tolist()
+    gains = []
+    for value, tie in zip(values.tolist(), ties.tolist(), strict=True):
+        n_lower, n_not_higher = bisect_left(known, value), bisect_right(known, value)
+        rank = (n_lower + tie * (n_not_higher - n_lower + 1)) / (len(known) + 1)
+        gains.append(1 - 2 * rank)
+        known.insert(n_lower, value)
+    return np.array(gains, dtype=float)
 
 
 def growth_of(*gains: np.ndarray) -> Growth:

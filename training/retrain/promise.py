@@ -37,6 +37,9 @@ N_NEWEST = 200
 MARGIN = 1.0
 """Once a promise is in doubt, the newest panel prompts must keep it by so many standard errors."""
 
+SUSPICION = 4.0
+"""A larger panel is asked for once the bets against the promise have come to this: 20 puts it in doubt."""
+
 MIN_NEWEST = 30
 """With fewer of them, the largest panel is asked for."""
 
@@ -210,20 +213,20 @@ def lowered_dial(
     manifest, part, columns = champion.bundle.manifest, champion.part, champion.columns
     is_judged = ~part.saw(log.groups) | np.isin(log.prompt_ids, part.prompt_ids)
     table = log.rows(np.isfinite(log.correct[:, columns]).all(axis=1) & is_judged)
-    success, correct = champion.estimates(table)["success"].astype(float), table.correct[:, columns]
+    estimates = champion.estimates(table)
     today = calibrate_dial(
-        success,
-        correct,
+        estimates["success"].astype(float),
+        table.correct[:, columns],
         manifest.confidence,
         cost_usd=costs_at_prices(table, prices).cost_usd[:, columns],
         segments=table.segments,
         asked_at=table.asked_at,
         qualities=[point.quality for point in manifest.dial],
     )
-    panel = table.rows(np.isin(table.prompt_ids, newest))
-    estimates = champion.estimates(panel)
+    rows = np.flatnonzero(np.isin(table.prompt_ids, newest))
+    panel, of_panel = table.rows(rows), {name: values[rows] for name, values in estimates.items()}
     dial = tuple(
-        _lower_of(former, now, _slack_kept(champion, panel, estimates, former)) if former.promised else former
+        _lower_of(former, now, _slack_kept(champion, panel, of_panel, former)) if former.promised else former
         for former, now in zip(manifest.dial, today, strict=True)
     )
     is_lower = any(
@@ -289,7 +292,10 @@ def _report(
         standing, what = "in doubt", f"the promise of {quality:g} is in doubt: {seen}; its slack stays, as they keep it"
     elif strays:
         standing = "not covered"
-        what = f"the promise of {quality:g} does not cover requests like the newest: {strays[0]}; {seen}"
+        grown = next(
+            (finding for finding in strays if finding.what == "share" and (finding.effect or 0) > 0), strays[0]
+        )
+        what = f"the promise of {quality:g} does not cover requests like the newest: {grown}; {seen}"
     return PromiseReport(quality, standing, watch.wealth, len(watch.bet_on), kept, what)
 
 
@@ -312,6 +318,8 @@ def _request(report: PromiseReport, newest: _Panel | None, n_requests: int, move
 
     if report.standing in ("in doubt", "lowered"):
         cause = "the promise is in doubt"
+    elif report.wealth >= SUSPICION:
+        cause = f"bets against the promise came to {report.wealth:.2g}"
     elif moved:
         cause = f"requests moved ({moved[0]})"
     else:
