@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -135,6 +135,11 @@ class Week:
         """Whether less than QUALITY is kept, by more than two standard errors."""
         return self.kept < QUALITY - 2 * self.kept_error
 
+    @property
+    def is_lowered(self) -> bool:
+        """Whether the run at the end of the week lowered the promise."""
+        return (self.receipt.promise or {}).get("standing") == "lowered"
+
 
 def turns(
     world: World, n_first: int, n_a_week: int, folder: Path, seed: int, panel_share: float = PANEL
@@ -247,15 +252,68 @@ def _all_tiers(
     )
 
 
+def summary(results: Mapping[int, list[Week]]) -> list[str]:
+    """The tables of circle.md: means over seeds by week, then every seed. results: the weeks, by seed."""
+    header = (
+        "week", "regret", "of the frozen router", "kept", "least of any seed", "of the frozen router", "promised",
+        "promoted", "lowered", "panel", "USD of the panel",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for weeks in zip(*results.values(), strict=True):
+        regret, frozen_regret, kept, frozen_kept, panel, usd = (
+            np.mean([getattr(week, name) for week in weeks])
+            for name in ("regret", "frozen_regret", "kept", "frozen_kept", "n_panel", "panel_usd")
+        )
+        counts = [
+            sum(flags)
+            for flags in (
+                [week.promised is not None for week in weeks],
+                [week.receipt.promoted for week in weeks],
+                [week.is_lowered for week in weeks],
+            )
+        ]
+        lines.append(
+            f"| {weeks[0].week} | {regret:.3f} | {frozen_regret:.3f} | {kept:.3f} "
+            f"| {min(week.kept for week in weeks):.3f} | {frozen_kept:.3f} "
+            f"| {' | '.join(f'{count} of {len(weeks)}' for count in counts)} | {panel:.0f} | {usd:.2f} |"
+        )
+    lines += [
+        "",
+        "| seed | regret | least kept, and in which week | weeks broken | promoted in | lowered in |",
+        "|---" * 6 + "|",
+    ]
+    for seed, weeks in results.items():
+        least = min(weeks, key=lambda week: week.kept)
+        found = [
+            ", ".join(str(week.week) for week in weeks if flag(week)) or "-"
+            for flag in (lambda w: w.is_broken, lambda w: w.receipt.promoted, lambda w: w.is_lowered)
+        ]
+        lines.append(
+            f"| {seed} | {_against_frozen([weeks]):+.1%} | {least.kept:.3f} ({least.week}) | {' | '.join(found)} |"
+        )
+    return [
+        *lines,
+        "",
+        f"Regret over all weeks: {_against_frozen(list(results.values())):+.1%} against the frozen router.",
+    ]
+
+
+def _against_frozen(results: list[list[Week]]) -> float:
+    ours, theirs = (sum(getattr(w, name) for weeks in results for w in weeks) for name in ("regret", "frozen_regret"))
+    return float(ours / theirs - 1)
+
+
 def main() -> int:
-    """Turn the circle for several seeds, and print a table."""
+    """Turn the circle for several seeds, and print the tables."""
     parser = argparse.ArgumentParser(description="Ten simulated weeks of routing and retraining.")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=600, help="a week")
     parser.add_argument("--first", type=int, default=600, help="prompts of the first log")
-    parser.add_argument("--panel", type=float, default=PANEL, help="share of requests of which every tier is asked")
+    parser.add_argument(
+        "--panel", type=float, default=PANEL, help="least share of requests of which every tier is asked"
+    )
     options = parser.parse_args()
-    results: list[list[Week]] = []
+    results: dict[int, list[Week]] = {}
     with tqdm(total=options.seeds * N_WEEKS, unit="week") as bar:
         for seed in range(options.seeds):
             world = World.simulated(options.first, options.requests, seed)
@@ -266,23 +324,8 @@ def main() -> int:
                     bar.update()
                     if options.seeds == 1:
                         bar.write(f"{week.week} {week.receipt.reason}")
-                results.append(weeks)
-    header = (
-        "week", "regret", "of the frozen router", "kept", "least of any seed", "of the frozen router", "promised",
-        "promoted",
-    )  # fmt: skip
-    print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
-    for weeks in zip(*results, strict=True):
-        means = [
-            np.mean([getattr(w, name) for w in weeks]) for name in ("regret", "frozen_regret", "kept", "frozen_kept")
-        ]
-        n, least = len(weeks), min(week.kept for week in weeks)
-        print(
-            f"| {weeks[0].week} | {means[0]:.3f} | {means[1]:.3f} | {means[2]:.3f} | {least:.3f} | {means[3]:.3f} "
-            f"| {sum(w.promised is not None for w in weeks)} of {n} | {sum(w.receipt.promoted for w in weeks)} of {n} |"
-        )
-    ours, theirs = (sum(getattr(w, name) for weeks in results for w in weeks) for name in ("regret", "frozen_regret"))
-    print(f"\nRegret over all weeks: {ours / theirs - 1:+.1%} against the frozen router.")
+                results[seed] = weeks
+    print("\n".join(summary(results)))
     return 0
 
 
