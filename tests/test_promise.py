@@ -21,12 +21,11 @@ from training.retrain import rollback
 from training.retrain.candidate import Candidate
 from training.retrain.doubt import ALPHA, N_BETS, STAKES, Watch, growth_of, outcome_gains, rank_gains, wealth_after
 from training.retrain.drift import DriftReport, Finding, Window, drift_report
-from training.retrain.lower import write_lowered
+from training.retrain.lower import lowered_dial, write_lowered
 from training.retrain.promise import (
     LARGEST_PANEL,
     SUSPICION,
     USUAL_PANEL,
-    lowered_dial,
     promised_quality,
     watch_promise,
 )

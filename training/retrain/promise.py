@@ -8,8 +8,8 @@ is worth, and teach the next challenger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -18,12 +18,11 @@ import numpy as np
 from router.bundle.manifest import DialPoint, Manifest
 from router.portfolio.prices import PriceTable
 from training.dial.betting import prompts_needed
-from training.dial.dial import SLACKS, calibrate_dial
-from training.log.costs import costs_at_prices
 from training.log.table import OutcomeTable
 from training.retrain.candidate import Candidate
 from training.retrain.doubt import ALPHA, Watch, growth_of, outcome_gains, rank_gains
 from training.retrain.drift import DriftReport, Finding
+from training.retrain.lower import lowered_dial
 
 USUAL_PANEL = 0.1
 """Share of the requests that a panel is asked for where nothing moved."""
@@ -33,9 +32,6 @@ LARGEST_PANEL = 0.3
 
 N_NEWEST = 200
 """The newest panel prompts, as many as say what the promise is worth now."""
-
-MARGIN = 1.0
-"""Once a promise is in doubt, the newest panel prompts must keep it by so many standard errors."""
 
 SUSPICION = 4.0
 """A larger panel is asked for once the bets against the promise have come to this: 20 puts it in doubt."""
@@ -98,7 +94,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class _Panel:
-    """Panel prompts at the quality promised. All (n_prompts,).
+    """Panel prompts at the quality promised, in the order of their prompt_ids, which are digests. All (n_prompts,).
 
     chosen, best: outcomes, 0..1, of the tier that answers and of the best tier. expected: the success that the champion
     expects of the tier that answers.
@@ -139,7 +135,7 @@ class _Panel:
         """Those that the watch does not know, one of each question."""
         known = np.isin(self.prompt_ids, [*watch.former, *watch.bet_on])
         rows = np.flatnonzero(~known & ~np.isin(self.groups, self.groups[known]))
-        return self.rows(rows[np.unique(self.groups[rows], return_index=True)[1]])
+        return self.rows(rows[np.sort(np.unique(self.groups[rows], return_index=True)[1])])
 
 
 def watch_promise(
@@ -161,7 +157,14 @@ def watch_promise(
     if watch is None:
         watch = Watch(former=tuple(champion.panel(log).prompt_ids.tolist()))
     if quality is None:
-        report = PromiseReport(None, "none", watch.wealth, len(watch.bet_on), None, "no quality is promised")
+        report = PromiseReport(
+            quality=None,
+            standing="none",
+            wealth=watch.wealth,
+            n_panel=len(watch.bet_on),
+            kept=None,
+            summary="no quality is promised",
+        )
         return Watched(report=report, request=_request(report, None, n_requests, moved), watch=watch)
     panel = _Panel.of(champion, log, quality)
     watch = _bet(watch, panel, quality)
@@ -183,7 +186,7 @@ def promised_quality(manifest: Manifest) -> float | None:
 def _bet(watch: Watch, panel: _Panel, quality: float) -> Watch:
     """The watch after the bets on the panel prompts that are new.
 
-    Their order and what breaks ties come from digests, which have nothing to do with outcomes.
+    Their order and what breaks ties come from digests, which have nothing to do with prompts or outcomes.
     """
     new = panel.new(watch)
     if not len(new.prompt_ids):
@@ -197,77 +200,6 @@ def _bet(watch: Watch, panel: _Panel, quality: float) -> Watch:
 def _uniform(prompt_id: str) -> float:
     """A number in [0, 1) that is the same for the same prompt."""
     return int.from_bytes(blake2b(prompt_id.encode(), digest_size=6).digest(), "big") / 2**48
-
-
-def lowered_dial(
-    champion: Candidate, log: OutcomeTable, prices: PriceTable, newest: Sequence[str]
-) -> tuple[tuple[DialPoint, ...] | None, int]:
-    """The champion's dial where panels have their say, and how many prompts it rests on; None where it stays.
-
-    Each promised quality keeps its slack, or as much of it as passes both:
-    - the proof that every dial is made by, on all prompts of the log with every tier's outcome (estimates are out of
-      fold where the champion was trained on them), the newest having a veto;
-    - the newest panel prompts, named by prompt_id: at today's prices they keep the quality by MARGIN standard errors.
-    A quality that not even slack 0 keeps is promised no more: the best tier then answers.
-    """
-    manifest, part, columns = champion.bundle.manifest, champion.part, champion.columns
-    is_judged = ~part.saw(log.groups) | np.isin(log.prompt_ids, part.prompt_ids)
-    table = log.rows(np.isfinite(log.correct[:, columns]).all(axis=1) & is_judged)
-    estimates = champion.estimates(table)
-    today = calibrate_dial(
-        estimates["success"].astype(float),
-        table.correct[:, columns],
-        manifest.confidence,
-        cost_usd=costs_at_prices(table, prices).cost_usd[:, columns],
-        segments=table.segments,
-        asked_at=table.asked_at,
-        qualities=[point.quality for point in manifest.dial],
-    )
-    rows = np.flatnonzero(np.isin(table.prompt_ids, newest))
-    panel, of_panel = table.rows(rows), {name: values[rows] for name, values in estimates.items()}
-    dial = tuple(
-        _lower_of(former, now, _slack_kept(champion, panel, of_panel, former)) if former.promised else former
-        for former, now in zip(manifest.dial, today, strict=True)
-    )
-    is_lower = any(
-        former.promised and (not now.promised or now.slack < former.slack)
-        for former, now in zip(manifest.dial, dial, strict=True)
-    )
-    return (_falling(dial) if is_lower else None), table.n_prompts
-
-
-def _slack_kept(
-    champion: Candidate, panel: OutcomeTable, estimates: Mapping[str, np.ndarray], point: DialPoint
-) -> float | None:
-    """The largest slack up to that of the point with which the panel keeps its quality; None where none does.
-
-    Slacks are tried from 0 upwards, up to the first that does not pass. estimates: of the panel.
-    """
-    manifest, rows = champion.bundle.manifest, np.arange(panel.n_prompts)
-    correct = panel.correct[:, champion.columns]
-    best, passing = correct[:, manifest.tiers.index(manifest.best_tier)], None
-    for slack in (*SLACKS[SLACKS < point.slack].tolist(), point.slack):
-        gain = correct[rows, champion.graph.choices(estimates, 0.0, slack)] - point.quality * best
-        if len(gain) < 2 or gain.mean() < MARGIN * gain.std(ddof=1) / len(gain) ** 0.5:
-            break
-        passing = slack
-    return passing
-
-
-def _lower_of(former: DialPoint, now: DialPoint, slack: float | None) -> DialPoint:
-    """A row of the lowered dial. now: as it would be proven today. slack: what the newest panel prompts keep."""
-    return replace(
-        now,
-        slack=min(former.slack, now.slack, 0.0 if slack is None else slack),
-        kept=min(former.kept, now.kept),
-        promised=now.promised and slack is not None,
-    )
-
-
-def _falling(dial: Sequence[DialPoint]) -> tuple[DialPoint, ...]:
-    """The dial with slacks that never rise with the quality."""
-    slacks = np.minimum.accumulate([point.slack for point in dial]).tolist()
-    return tuple(replace(point, slack=slack) for point, slack in zip(dial, slacks, strict=True))
 
 
 def _report(
@@ -296,7 +228,14 @@ def _report(
             (finding for finding in strays if finding.what == "share" and (finding.effect or 0) > 0), strays[0]
         )
         what = f"the promise of {quality:g} does not cover requests like the newest: {grown}; {seen}"
-    return PromiseReport(quality, standing, watch.wealth, len(watch.bet_on), kept, what)
+    return PromiseReport(
+        quality=quality,
+        standing=standing,
+        wealth=watch.wealth,
+        n_panel=len(watch.bet_on),
+        kept=kept,
+        summary=what,
+    )
 
 
 def _lowered(former: Sequence[DialPoint], dial: Sequence[DialPoint]) -> str:
