@@ -149,7 +149,8 @@ def watch_promise(
     """Bet on the panel prompts that are new, say where the promise stands, and lower it where it is in doubt.
 
     watch: None where the champion has just taken over: then there is nothing to bet on yet.
-    log: with one column for each tier of `prices`. n_requests: prompts of the log files that are new.
+    log: with one column for each tier of `prices`. n_requests: prompts of the log files that are new; of
+        all, where none is.
     """
     manifest = champion.bundle.manifest
     moved = [f for f in drift.moved if f.what in ("prompts", "share", "outcomes")] if drift else []

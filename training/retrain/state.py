@@ -113,12 +113,8 @@ class State:
     def from_json(cls, text: str, source: str) -> State:
         """The state of a text. Raises StoreError where it is not one of this format; source: the file's name."""
         try:
-            document = {
-                "evidence": {},
-                "accepted": [],
-                "watch": None,
-                **json.loads(text),
-            }  # which older stores have not
+            new: dict[str, Any] = {"evidence": {}, "accepted": [], "watch": None}  # which older stores have not
+            document = {**new, **json.loads(text)}
             found = document.pop("format")
             if found != STATE_FORMAT or set(document) != {entry.name for entry in fields(cls)}:
                 raise ValueError(f"found format {found!r}, expected {STATE_FORMAT}")

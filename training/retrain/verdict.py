@@ -67,12 +67,11 @@ def judge(
         drift = _drift(champion.bundle, log, is_new)
     if drift is not None and drift.level in ("notice", "alarm"):
         reason = f"{reason}; {drift.summary}"
-    watched = None
+    watched, n_requests = None, int(is_new.sum()) or log.n_prompts
     if promoted:
-        watched = watch_promise(Candidate.at(challenger, prices), None, log, prices, int(is_new.sum()), drift)
+        watched = watch_promise(Candidate.at(challenger, prices), None, log, prices, n_requests, drift)
     elif champion.bundle is not None and not champion.uncompared:
-        in_use = Candidate.at(champion.bundle, prices)
-        watched = watch_promise(in_use, state.watch, log, prices, int(is_new.sum()), drift)
+        watched = watch_promise(Candidate.at(champion.bundle, prices), state.watch, log, prices, n_requests, drift)
     if watched is not None and watched.report.standing not in ("none", "stands"):
         reason = f"{reason}; {watched.report.summary}"
     return Verdict(promoted=promoted, reason=reason, comparison=comparison, drift=drift, watched=watched)
