@@ -180,7 +180,7 @@ def test_a_lowered_version_is_a_sound_bundle_that_estimates_the_same(champion, t
     low, high = (router.route("Prove it.", quality=0.9) for router in (ours, theirs))
     assert low.success == high.success and low.cost_usd == high.cost_usd
     assert (low.tier, low.promised, high.promised) == (manifest.best_tier, False, True)
-    assert manifest.promise["n_prompts"] == 321 and manifest.promise["statement"].startswith("None")
+    assert manifest.promise["n_prompts"] == 321 and "Lowered since training" in manifest.promise["evidence"]
     assert "lowered" in (tmp_path / "low" / "README.md").read_text().splitlines()[0]
     part = TrainingData.load(TrainingData.path_of(tmp_path / "low"), manifest.bundle_id)
     assert len(part.prompt_ids) == len(champion.part.prompt_ids)

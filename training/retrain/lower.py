@@ -30,6 +30,7 @@ MARGIN = 1.0
 MODEL_CARD = "README.md"
 
 _PROMPTS = "prompts that every tier answered, those of panels among them"
+_LOWERED = "Lowered since training: panels put the promise in doubt, and what they do not keep is promised no more."
 
 
 def lowered_dial(
@@ -112,9 +113,10 @@ def write_lowered(champion: Bundle, dial: Sequence[DialPoint], n_rests_on: int, 
     Raises BundleError or OSError where it cannot be written; nothing is at `target` then.
     """
     former = champion.manifest
-    statement = promise_statement(dial, former.confidence, former.best_tier, n_rests_on, _PROMPTS)
-    manifest = replace(former, dial=tuple(dial), promise=statement, files={})
-    changed = _changed_files(champion, statement["statement"])
+    promise = promise_statement(dial, former.confidence, former.best_tier, n_rests_on, _PROMPTS)
+    promise["evidence"] += f" {_LOWERED}"
+    manifest = replace(former, dial=tuple(dial), promise=promise, files={})
+    changed = _changed_files(champion, promise["statement"])
     version = draft_version(champion.path, target, manifest, changed).publish()
     try:
         part = TrainingData.load(TrainingData.path_of(champion.path), former.bundle_id)
