@@ -22,13 +22,8 @@ from training.retrain.candidate import Candidate
 from training.retrain.doubt import ALPHA, N_BETS, STAKES, Watch, growth_of, outcome_gains, rank_gains, wealth_after
 from training.retrain.drift import DriftReport, Finding, Window, drift_report
 from training.retrain.lower import lowered_dial, write_lowered
-from training.retrain.promise import (
-    LARGEST_PANEL,
-    SUSPICION,
-    USUAL_PANEL,
-    promised_quality,
-    watch_promise,
-)
+from training.retrain.panel import LARGEST_PANEL, USUAL_PANEL, next_panel
+from training.retrain.promise import SUSPICION, promised_quality, watch_promise
 from training.retrain.state import State
 
 QUALITY = 0.95
@@ -235,6 +230,17 @@ def test_where_nothing_moved_the_usual_panel_is_asked_for(champion, sample):
     watched = watch_promise(champion, Watch(former=tuple(champion.panel(log).prompt_ids)), log, prices, 600, None)
     assert watched.report.standing == "stands" and watched.dial is None
     assert watched.request.n_prompts == USUAL_PANEL * 600
+
+
+def test_a_larger_panel_is_asked_for_where_a_proof_is_near(champion):
+    """What is lacking, from the usual panel to the largest; where no number is enough, none is asked for."""
+    manifest = champion.bundle.manifest
+    n_there = manifest.promise["n_prompts"]
+    for n_needed, n_prompts in ((n_there + 100, 100), (n_there + 10, 60), (10_000, 180), (None, 60)):
+        dial = tuple(replace(point, n_needed=n_needed) for point in manifest.dial)
+        request = next_panel("", None, 600, replace(manifest, dial=dial))
+        assert request.n_prompts == n_prompts
+        assert ("is not promised" in request.reason) == (n_needed is not None)
 
 
 def test_a_larger_panel_is_asked_for_before_the_promise_is_in_doubt(champion, sample):

@@ -17,18 +17,12 @@ import numpy as np
 
 from router.bundle.manifest import DialPoint, Manifest
 from router.portfolio.prices import PriceTable
-from training.dial.betting import prompts_needed
 from training.log.table import OutcomeTable
 from training.retrain.candidate import Candidate
-from training.retrain.doubt import ALPHA, Watch, growth_of, outcome_gains, rank_gains
+from training.retrain.doubt import Watch, growth_of, outcome_gains, rank_gains
 from training.retrain.drift import DriftReport, Finding
 from training.retrain.lower import lowered_dial
-
-USUAL_PANEL = 0.1
-"""Share of the requests that a panel is asked for where nothing moved."""
-
-LARGEST_PANEL = 0.3
-"""Share of the requests that a panel is asked for at most: every tier is paid for on each of them."""
+from training.retrain.panel import Panel, PanelRequest, next_panel
 
 N_NEWEST = 200
 """The newest panel prompts, as many as say what the promise is worth now."""
@@ -36,21 +30,7 @@ N_NEWEST = 200
 SUSPICION = 4.0
 """A larger panel is asked for once the bets against the promise have come to this: 20 puts it in doubt."""
 
-MIN_NEWEST = 30
-"""With fewer of them, the largest panel is asked for."""
-
 Standing = Literal["none", "stands", "not covered", "in doubt", "lowered"]
-
-
-@dataclass(frozen=True)
-class PanelRequest:
-    """How many of the next requests every tier should be asked. share: of the requests; n_prompts: where as many come
-    as in this run. reason: why, in one line.
-    """
-
-    n_prompts: int
-    share: float
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -92,52 +72,6 @@ class Watched:
     n_rests_on: int = 0
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """Panel prompts at the quality promised, in the order of their prompt_ids, which are digests. All (n_prompts,).
-
-    chosen, best: outcomes, 0..1, of the tier that answers and of the best tier. expected: the success that the champion
-    expects of the tier that answers.
-    """
-
-    prompt_ids: np.ndarray
-    groups: np.ndarray
-    chosen: np.ndarray
-    best: np.ndarray
-    expected: np.ndarray
-
-    @classmethod
-    def of(cls, champion: Candidate, log: OutcomeTable, quality: float) -> _Panel:
-        """All panel prompts of a log."""
-        table, manifest = champion.panel(log), champion.bundle.manifest
-        estimates = champion.estimates(table)
-        rows, answering = np.arange(table.n_prompts), champion.answers(estimates, quality)
-        best = manifest.tiers.index(manifest.best_tier)
-        correct, success = table.correct[:, champion.columns], estimates["success"].astype(float)
-        return cls(
-            prompt_ids=table.prompt_ids,
-            groups=table.groups,
-            chosen=correct[rows, answering],
-            best=correct[:, best],
-            expected=success[rows, answering],
-        )
-
-    def rows(self, rows: np.ndarray) -> _Panel:
-        """Some of the prompts."""
-        return _Panel(**{name: values[rows] for name, values in vars(self).items()})
-
-    def among(self, prompt_ids: Sequence[str]) -> _Panel:
-        """Those of these prompts that are there, in the order in which they are named."""
-        place = {prompt_id: row for row, prompt_id in enumerate(self.prompt_ids.tolist())}
-        return self.rows(np.array([place[each] for each in prompt_ids if each in place], dtype=int))
-
-    def new(self, watch: Watch) -> _Panel:
-        """Those that the watch does not know, one of each question."""
-        known = np.isin(self.prompt_ids, [*watch.former, *watch.bet_on])
-        rows = np.flatnonzero(~known & ~np.isin(self.groups, self.groups[known]))
-        return self.rows(rows[np.sort(np.unique(self.groups[rows], return_index=True)[1])])
-
-
 def watch_promise(
     champion: Candidate,
     watch: Watch | None,
@@ -166,13 +100,14 @@ def watch_promise(
             kept=None,
             summary="no quality is promised",
         )
-        return Watched(report=report, request=_request(report, None, n_requests, moved), watch=watch)
-    panel = _Panel.of(champion, log, quality)
+        request = next_panel(_cause(report, moved), None, n_requests, manifest)
+        return Watched(report=report, request=request, watch=watch)
+    panel = Panel.of(champion, log, quality)
     watch = _bet(watch, panel, quality)
     newest = panel.among(watch.bet_on[-N_NEWEST:])
     dial, n_rests_on = lowered_dial(champion, log, prices, watch.bet_on[-N_NEWEST:]) if watch.is_in_doubt else (None, 0)
     report = _report(quality, watch, newest, moved, manifest.dial, dial)
-    request = _request(report, newest, n_requests, moved)
+    request = next_panel(_cause(report, moved), newest, n_requests, manifest)
     return Watched(report=report, request=request, watch=watch, dial=dial, n_rests_on=n_rests_on)
 
 
@@ -184,7 +119,7 @@ def promised_quality(manifest: Manifest) -> float | None:
     return max((point.quality for point in manifest.dial if point.promised), default=None)
 
 
-def _bet(watch: Watch, panel: _Panel, quality: float) -> Watch:
+def _bet(watch: Watch, panel: Panel, quality: float) -> Watch:
     """The watch after the bets on the panel prompts that are new.
 
     Their order and what breaks ties come from digests, which have nothing to do with prompts or outcomes.
@@ -206,7 +141,7 @@ def _uniform(prompt_id: str) -> float:
 def _report(
     quality: float,
     watch: Watch,
-    newest: _Panel,
+    newest: Panel,
     moved: Sequence[Finding],
     former: Sequence[DialPoint],
     dial: Sequence[DialPoint] | None,
@@ -249,29 +184,10 @@ def _lowered(former: Sequence[DialPoint], dial: Sequence[DialPoint]) -> str:
     return "; ".join(parts + ([f"more careful: {', '.join(less)}"] if less else []))
 
 
-def _request(report: PromiseReport, newest: _Panel | None, n_requests: int, moved: Sequence[Finding]) -> PanelRequest:
-    """The next panel: the usual one, or where requests moved or the promise is in doubt, what a proof lacks."""
-    usual, largest = (int(np.ceil(share * n_requests)) for share in (USUAL_PANEL, LARGEST_PANEL))
-
-    def request(n_prompts: int, reason: str) -> PanelRequest:
-        return PanelRequest(n_prompts=n_prompts, share=n_prompts / max(1, n_requests), reason=reason)
-
+def _cause(report: PromiseReport, moved: Sequence[Finding]) -> str:
+    """Why a larger panel than usual is asked for, in words; "" where nothing asks for it."""
     if report.standing in ("in doubt", "lowered"):
-        cause = "the promise is in doubt"
-    elif report.wealth >= SUSPICION:
-        cause = f"bets against the promise came to {report.wealth:.2g}"
-    elif moved:
-        cause = f"requests moved ({moved[0]})"
-    else:
-        return request(usual, f"nothing moved: the usual {USUAL_PANEL:.0%} of the requests")
-    n_newest = 0 if newest is None else len(newest.prompt_ids)
-    needed = None
-    if newest is not None and report.quality is not None and n_newest >= MIN_NEWEST:
-        needed = prompts_needed(newest.chosen, newest.best[:, None], report.quality, float(-np.log(ALPHA)))
-    if needed is None:
-        return request(largest, f"{cause}: the largest panel, {LARGEST_PANEL:.0%} of the requests")
-    n_prompts = min(max(needed - n_newest, usual), largest)
-    return request(
-        n_prompts, f"{cause}: about {needed:,} panel prompts like the newest would prove {report.quality:g}, and "
-        f"{n_newest:,} are there"
-    )  # fmt: skip
+        return "the promise is in doubt"
+    if report.wealth >= SUSPICION:
+        return f"bets against the promise came to {report.wealth:.2g}"
+    return f"requests moved ({moved[0]})" if moved else ""
