@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.log.table import IngestSummary
@@ -24,7 +24,7 @@ class Receipt:
     drift: `level` and `summary` of the drift report; None where there was none. It stops no promotion.
     promise: where the promise of the bundle in use stands, as a PromiseReport; None where it was not looked at.
     panel: how many of the next requests every tier should be asked: `share` of the requests, `n_prompts` where as many
-        come as in this run, and `reason`. A run that decides nothing repeats the last one. None: no champion yet.
+        come as in this run, and `reason`. A run that trains nothing repeats the last one. None after a rollback.
     promised, champion_kept: the quality that the former champion promises, and what it kept on recent prompts.
     set_aside: by log file of this run's logs, why it is kept out. accept_commands: by tier that files are set aside
         for, the command line that accepts the change. log: what was read of the other files, and what was not, as
@@ -67,7 +67,7 @@ class Receipt:
     ) -> Receipt:
         """The receipt of a run that leaves this state. files, verdict, log: None where the run did not come so far."""
         rows_new, rows_quarantined = files.n_new_rows if files else (0, 0)
-        receipt = cls(
+        return cls(
             run=state.n_runs,
             promoted=verdict is not None and verdict.promoted,
             reason=reason,
@@ -81,8 +81,6 @@ class Receipt:
             finished_utc=utc_now(),
             **(_judged(verdict) if verdict else {}),
         )
-        former = state.receipt or {}
-        return receipt if receipt.panel is not None else replace(receipt, panel=former.get("panel"))
 
     def to_json(self) -> dict[str, Any]:
         """A line of receipts.jsonl."""

@@ -209,13 +209,17 @@ def _receipt(
     log: IngestSummary | None = None,
     tracking: str = NO_TRACKING,
 ) -> Receipt:
-    """The receipt of a run of `retrain`, with the commands that accept the changes which files are set aside for."""
+    """The receipt of a run of `retrain`, with the commands that accept the changes which files are set aside for.
+
+    Where it did not look at panels, it asks for the same panel as the last one.
+    """
     receipt = Receipt.of(state, reason, files=files, verdict=verdict, log=log, tracking=tracking)
     commands = {
         tier: f"{context.command} --accept-change {shlex.quote(option)}"
         for tier, option in files.options_to_accept.items()
     }
-    return replace(receipt, accept_commands=commands)
+    panel = receipt.panel or (state.receipt or {}).get("panel")
+    return replace(receipt, accept_commands=commands, panel=panel)
 
 
 def _train(rows: CheckedLogs, tiers: str | Path, name: str, context: RetrainContext) -> tuple[TrainingResult, str]:
