@@ -25,6 +25,7 @@ from training.retrain.lower import lowered_dial, write_lowered
 from training.retrain.panel import LARGEST_PANEL, USUAL_PANEL, next_panel
 from training.retrain.promise import SUSPICION, promised_quality, watch_promise
 from training.retrain.state import State
+from training.retrain.view import receipt_text
 
 QUALITY = 0.95
 
@@ -324,3 +325,4 @@ def test_the_first_receipt_asks_for_the_usual_panel(first_turn):
     assert receipt.panel["share"] == pytest.approx(USUAL_PANEL, abs=0.01)
     n_prompts = pd.read_parquet(folder / "logs").prompt.nunique()
     assert receipt.panel["n_prompts"] == pytest.approx(USUAL_PANEL * n_prompts, abs=1)
+    assert "next panel: ask every tier on 10% of the requests" in receipt_text(receipt)
