@@ -6,7 +6,8 @@ Nothing here is about a real model: prompts and outcomes are those of data/make_
 probabilities are known, so that regret and quality are exact and not sampled. A first log has every tier's outcome on
 a few hundred prompts. Then, week by week, the champion of a store routes requests with some exploration; decisions and
 outcomes go through an `OutcomeLog` on disk, one outcome per request, and of a random panel of a tenth of the requests
-every tier is asked afterwards, into a file of its own; `retrain` reads both as they are. Meanwhile the mix of
+every tier is asked afterwards, into a file of its own; `retrain` reads both as they are. Where its receipt asks for a
+larger panel, the next one is so large. Meanwhile the mix of
 prompts drifts from easy to hard and to kinds of work that the first log hardly had, and prices fall: the distilled
 tier's by 5 % a week, and in week 5 to a third at once. The frozen router is the first champion; it sees today's prices
 too, and decides on the same requests.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -114,7 +115,8 @@ class Week:
     """What became of a week's requests, under the circle's router and under the frozen one.
 
     promised: the quality that the circle's router promised, None where it did not. kept_error: standard error that
-    the choice of these requests leaves in `kept`.
+    the choice of these requests leaves in `kept`. n_panel: requests of which every tier was asked. panel_usd: what the
+    tiers that the router had not chosen cost on these, in USD per 1,000 requests of the week; no regret includes it.
     """
 
     week: int
@@ -124,7 +126,19 @@ class Week:
     frozen_kept: float
     kept_error: float
     promised: float | None
+    n_panel: int
+    panel_usd: float
     receipt: Receipt
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether less than QUALITY is kept, by more than two standard errors."""
+        return self.kept < QUALITY - 2 * self.kept_error
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether the run at the end of the week lowered the promise."""
+        return (self.receipt.promise or {}).get("standing") == "lowered"
 
 
 def turns(
@@ -146,6 +160,7 @@ def turns(
     frozen = Router.load(store / "champion")
     outcomes, panel = OutcomeLog(logs, keep_prompts=True), folder / "panel"
     panel.mkdir()
+    share = panel_share
     for week in range(1, N_WEEKS + 1):
         rows = n_first + (week - 1) * n_a_week + np.arange(n_a_week)
         tiers.write_text(tiers_of_week(week))
@@ -169,12 +184,13 @@ def turns(
                 cost_usd=float(cost[number, tier]),
             )
         outcomes.compact()
-        asked = np.sort(rng.permutation(rows)[: round(panel_share * n_a_week)])
+        asked = np.sort(rng.permutation(rows)[: round(share * n_a_week)])
         if len(asked):
             _all_tiers(world, asked, is_correct, router.prices, at).to_parquet(panel / f"week-{week:02}.parquet")
         of_frozen = [world.tiers.index(d.tier) for d in frozen.route_batch([world.prompts[row] for row in rows])]
         receipt = retrain([first, *([panel] if len(asked) else []), logs], tiers, store, config, tracking_uri="none")
-        yield _week(week, world.success[rows], cost, chosen, np.array(of_frozen), promised, receipt)
+        share = max(panel_share, receipt.panel["share"]) if panel_share else 0.0
+        yield _week(week, world.success[rows], cost, chosen, np.array(of_frozen), promised, asked - rows[0], receipt)
 
 
 def _week(
@@ -184,8 +200,10 @@ def _week(
     chosen: np.ndarray,
     of_frozen: np.ndarray,
     promised: float | None,
+    panel: np.ndarray,
     receipt: Receipt,
 ) -> Week:
+    """panel: numbers of the week's requests of which every tier was asked."""
     value = WORTH_USD * success - cost
     at = np.arange(len(value))
     best = success[:, success.mean(axis=0).argmax()]
@@ -198,7 +216,19 @@ def _week(
 
     spread = (success[at, chosen] - kept(chosen) * best).std(ddof=1)
     error = float(spread / best.mean() / len(at) ** 0.5)
-    return Week(week, regret(chosen), regret(of_frozen), kept(chosen), kept(of_frozen), error, promised, receipt)
+    panel_usd = float(1000 * (cost[panel].sum() - cost[panel, chosen[panel]].sum()) / len(at))
+    return Week(
+        week=week,
+        regret=regret(chosen),
+        frozen_regret=regret(of_frozen),
+        kept=kept(chosen),
+        frozen_kept=kept(of_frozen),
+        kept_error=error,
+        promised=promised,
+        n_panel=len(panel),
+        panel_usd=panel_usd,
+        receipt=receipt,
+    )
 
 
 def _all_tiers(
@@ -222,15 +252,68 @@ def _all_tiers(
     )
 
 
+def summary(results: Mapping[int, list[Week]]) -> list[str]:
+    """The tables of circle.md: means over seeds by week, then every seed. results: the weeks, by seed."""
+    header = (
+        "week", "regret", "of the frozen router", "kept", "least of any seed", "of the frozen router", "promised",
+        "promoted", "lowered", "panel", "USD of the panel",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for weeks in zip(*results.values(), strict=True):
+        regret, frozen_regret, kept, frozen_kept, panel, usd = (
+            np.mean([getattr(week, name) for week in weeks])
+            for name in ("regret", "frozen_regret", "kept", "frozen_kept", "n_panel", "panel_usd")
+        )
+        counts = [
+            sum(flags)
+            for flags in (
+                [week.promised is not None for week in weeks],
+                [week.receipt.promoted for week in weeks],
+                [week.is_lowered for week in weeks],
+            )
+        ]
+        lines.append(
+            f"| {weeks[0].week} | {regret:.3f} | {frozen_regret:.3f} | {kept:.3f} "
+            f"| {min(week.kept for week in weeks):.3f} | {frozen_kept:.3f} "
+            f"| {' | '.join(f'{count} of {len(weeks)}' for count in counts)} | {panel:.0f} | {usd:.2f} |"
+        )
+    lines += [
+        "",
+        "| seed | regret | least kept, and in which week | weeks broken | promoted in | lowered in |",
+        "|---" * 6 + "|",
+    ]
+    for seed, weeks in results.items():
+        least = min(weeks, key=lambda week: week.kept)
+        found = [
+            ", ".join(str(week.week) for week in weeks if flag(week)) or "-"
+            for flag in (lambda w: w.is_broken, lambda w: w.receipt.promoted, lambda w: w.is_lowered)
+        ]
+        lines.append(
+            f"| {seed} | {_against_frozen([weeks]):+.1%} | {least.kept:.3f} ({least.week}) | {' | '.join(found)} |"
+        )
+    return [
+        *lines,
+        "",
+        f"Regret over all weeks: {_against_frozen(list(results.values())):+.1%} against the frozen router.",
+    ]
+
+
+def _against_frozen(results: list[list[Week]]) -> float:
+    ours, theirs = (sum(getattr(w, name) for weeks in results for w in weeks) for name in ("regret", "frozen_regret"))
+    return float(ours / theirs - 1)
+
+
 def main() -> int:
-    """Turn the circle for several seeds, and print a table."""
+    """Turn the circle for several seeds, and print the tables."""
     parser = argparse.ArgumentParser(description="Ten simulated weeks of routing and retraining.")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=600, help="a week")
     parser.add_argument("--first", type=int, default=600, help="prompts of the first log")
-    parser.add_argument("--panel", type=float, default=PANEL, help="share of requests of which every tier is asked")
+    parser.add_argument(
+        "--panel", type=float, default=PANEL, help="least share of requests of which every tier is asked"
+    )
     options = parser.parse_args()
-    results: list[list[Week]] = []
+    results: dict[int, list[Week]] = {}
     with tqdm(total=options.seeds * N_WEEKS, unit="week") as bar:
         for seed in range(options.seeds):
             world = World.simulated(options.first, options.requests, seed)
@@ -241,23 +324,8 @@ def main() -> int:
                     bar.update()
                     if options.seeds == 1:
                         bar.write(f"{week.week} {week.receipt.reason}")
-                results.append(weeks)
-    header = (
-        "week", "regret", "of the frozen router", "kept", "least of any seed", "of the frozen router", "promised",
-        "promoted",
-    )  # fmt: skip
-    print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
-    for weeks in zip(*results, strict=True):
-        means = [
-            np.mean([getattr(w, name) for w in weeks]) for name in ("regret", "frozen_regret", "kept", "frozen_kept")
-        ]
-        n, least = len(weeks), min(week.kept for week in weeks)
-        print(
-            f"| {weeks[0].week} | {means[0]:.3f} | {means[1]:.3f} | {means[2]:.3f} | {least:.3f} | {means[3]:.3f} "
-            f"| {sum(w.promised is not None for w in weeks)} of {n} | {sum(w.receipt.promoted for w in weeks)} of {n} |"
-        )
-    ours, theirs = (sum(getattr(w, name) for weeks in results for w in weeks) for name in ("regret", "frozen_regret"))
-    print(f"\nRegret over all weeks: {ours / theirs - 1:+.1%} against the frozen router.")
+                results[seed] = weeks
+    print("\n".join(summary(results)))
     return 0
 
 

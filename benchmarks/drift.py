@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from router.bundle.bundle import Bundle
+from router.policy import Policy, resolve_dials
 from router.portfolio.tiers import read_tiers
 from training import TrainingConfig, train
 from training.evaluation.bundle_graph import BundleGraph, embed_with
@@ -41,7 +42,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Population:
-    """Prompts that the champion was not trained on, and the tier that its dial at 0.98 chooses, (n_prompts,)."""
+    """Prompts that the champion was not trained on, and the tier that answers at quality 0.98, (n_prompts,)."""
 
     window: Window
     routed: np.ndarray
@@ -62,7 +63,8 @@ class Population:
         estimates = shipped.estimates(rest.prompts)
         window = Window.of(rest, embed_with(shipped.bundle, rest.prompts), estimates)
         # Window.of orders by group, as rest is already.
-        routed = shipped.choices(estimates, 0.0, shipped.bundle.manifest.dial_point(0.98).slack)
+        dials = resolve_dials(shipped.bundle.manifest, Policy(), 0.98, None, critical=False)
+        routed = shipped.answers(estimates, dials)
         return cls(window, routed)
 
     def halves(self, n: int, rng: np.random.Generator, tilt: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from router.bundle.bundle import Bundle
+from router.policy import Policy, resolve_dials
 from router.portfolio.tiers import read_tiers
 from training import TrainingConfig, train
 from training.evaluation.bundle_graph import BundleGraph
@@ -50,7 +51,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Population:
-    """Prompts with the outcomes of all tiers, the bundle's estimates for them, and its choices at two dials."""
+    """Prompts with the outcomes of all tiers, the bundle's estimates for them, and who answers at two dials."""
 
     correct: np.ndarray
     cost_usd: np.ndarray
@@ -73,15 +74,16 @@ class Population:
         rest = table.rows(held_out & np.isfinite(table.correct).all(axis=1))
         shipped = BundleGraph(Bundle.load(out))
         estimates = shipped.estimates(rest.prompts)
-        dial = shipped.bundle.manifest.dial_point
+        manifest = shipped.bundle.manifest
+        of_98, of_90 = (resolve_dials(manifest, Policy(), quality, None, critical=False) for quality in (0.98, 0.90))
         return cls(
             correct=rest.correct,
             cost_usd=attempt_costs(rest, tiers).cost_usd,
             success=estimates["success"].astype(float),
             predicted_cost_usd=estimates["cost_usd"].astype(float),
             n_chars=np.array([len(prompt) for prompt in rest.prompts]),
-            dial_98=shipped.choices(estimates, 0.0, dial(0.98).slack),
-            dial_90=shipped.choices(estimates, 0.0, dial(0.90).slack),
+            dial_98=shipped.answers(estimates, of_98),
+            dial_90=shipped.answers(estimates, of_90),
         )
 
     def behavior_policies(self) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from lightgbm import LGBMClassifier
 
 from router.bundle.bundle import Bundle
+from router.policy import Policy, resolve_dials
 from router.portfolio.prices import PriceTable
 from training import TrainingConfig, train
 from training.evaluation.bundle_graph import BundleGraph, embed_with
@@ -136,8 +137,9 @@ def rows_of(log: Path, seed: int, folder: Path) -> list[str]:
             retrained = trained_on(log, shocked.prices, seed, folder / f"shock-{number}")
             new = judged.net_value(bundle_choices(retrained, judged))
         shipped = BundleGraph(shocked)
-        dial = shipped.choices(shipped.estimates(table.prompts), 0.0, bundle.manifest.dial_point(0.98).slack)
-        kept = table.correct[np.arange(len(dial)), dial].mean() / table.correct[:, best].mean()
+        dials = resolve_dials(bundle.manifest, Policy(), 0.98, None, critical=False)
+        answering = shipped.answers(shipped.estimates(table.prompts), dials)
+        kept = table.correct[np.arange(len(answering)), answering].mean() / table.correct[:, best].mean()
         name = ", ".join(f"{provider} x {factor:g}" for provider, factor in factors.items()) or "as listed"
         rows.append(
             f"| {name_of_log} | {seed} | {name} | {cell(loss(ours, new, weights)) if factors else ''} "

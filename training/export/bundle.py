@@ -24,6 +24,7 @@ from router.bundle.manifest import (
     TIERS_FILE,
     TOKENIZER_FILE,
     Manifest,
+    read_manifest,
 )
 from router.plans.planner import GOLDEN_PLANS_FILE
 from router.router import Router
@@ -102,14 +103,36 @@ def draft_bundle(
             plan_files = {**plan_files, GOLDEN_PLANS_FILE: b""}
         for name, content in plan_files.items():
             (folder / name).write_bytes(content)
-        names = (*REQUIRED_FILES, *plan_files)
-        _with_manifest(folder, names, manifest)
-        for name, text in golden_files(Router(Bundle.load(folder))).items():
-            (folder / name).write_text(text, encoding="utf-8")
-        return BundleDraft(folder=folder, target=target, manifest=_with_manifest(folder, names, manifest))
+        return _sealed(folder, target, (*REQUIRED_FILES, *plan_files), manifest)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def draft_version(source: Path, target: Path, manifest: Manifest, changed: Mapping[str, bytes]) -> BundleDraft:
+    """Copy a bundle into a folder beside `target`, with another manifest and other contents of some of its files.
+
+    manifest: without files. The golden files are written anew, since another manifest may mean other decisions. Where
+    this raises, the folder is removed. Raises BundleError and OSError as `draft_bundle` does.
+    """
+    folder = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
+    folder.mkdir()
+    try:
+        names = read_manifest(source).files.keys()
+        for name in names:
+            (folder / name).write_bytes(changed[name] if name in changed else (source / name).read_bytes())
+        return _sealed(folder, target, names, manifest)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _sealed(folder: Path, target: Path, names: Iterable[str], manifest: Manifest) -> BundleDraft:
+    """Write the manifest, then the golden files of the bundle that it makes, and the manifest with their digests."""
+    _with_manifest(folder, names, manifest)
+    for name, text in golden_files(Router(Bundle.load(folder))).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return BundleDraft(folder=folder, target=target, manifest=_with_manifest(folder, names, manifest))
 
 
 def _with_manifest(folder: Path, names: Iterable[str], manifest: Manifest) -> Manifest:

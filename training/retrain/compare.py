@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 
 from router.bundle.bundle import Bundle
-from router.policy import Policy, resolve_dials
 from router.portfolio.prices import PriceTable
 from training.config import RetrainConfig
-from training.evaluation.bundle_graph import BundleGraph
 from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS
 from training.evaluation.logged_choices import LoggedChoices
 from training.evaluation.metrics import Interval, interval, resamples
 from training.evaluation.off_policy import compare_policies
 from training.evaluation.segments import MIN_SEGMENT_PROMPTS
-from training.evaluation.training_data import TrainingData
 from training.log.costs import costs_at_prices
 from training.log.table import OutcomeTable, is_partial
-from training.retrain.champion import training_data_of
+from training.retrain.candidate import Candidate
 
 MIN_COVERAGE = 0.8
 """Of the prompts on which champion and challenger choose differently, at least this share must have both outcomes."""
@@ -116,46 +113,14 @@ def compare(
 
     log: with one column for each tier of `prices`. prices: today's, with all tiers of both bundles. recent: prompt_ids.
     """
-    ours, theirs = (_Judged.at(bundle, prices) for bundle in (champion, challenger))
+    ours, theirs = (Candidate.at(bundle, prices) for bundle in (champion, challenger))
     log = log.rows(np.isin(log.prompt_ids, recent) & ~ours.part.saw(log.groups))
     promised, kept = _promise_kept(ours, log, config)
     return replace(_compare(ours, theirs, log, prices, config), promised=promised, champion_kept=kept)
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A bundle at today's prices, and what it was trained on. columns: of its tiers in the price table."""
-
-    bundle: Bundle
-    part: TrainingData
-    columns: np.ndarray
-
-    @classmethod
-    def at(cls, bundle: Bundle, prices: PriceTable) -> _Judged:
-        """The bundle at these prices, which may have more tiers than the bundle."""
-        column = {tier.name: number for number, tier in enumerate(prices.tiers)}
-        columns = np.array([column[name] for name in bundle.manifest.tiers])
-        priced = replace(bundle, prices=replace(prices, tiers=tuple(prices.tiers[number] for number in columns)))
-        return cls(bundle=priced, part=training_data_of(bundle), columns=columns)
-
-    def estimates(self, table: OutcomeTable) -> dict[str, np.ndarray]:
-        """As `BundleGraph.estimates`, but out of fold where the bundle was trained on a prompt."""
-        found = BundleGraph(self.bundle).estimates(table.prompts)
-        if not len(self.part.prompt_ids):
-            return found
-        order = np.argsort(self.part.prompt_ids)
-        at = np.searchsorted(self.part.prompt_ids, table.prompt_ids, sorter=order).clip(max=len(order) - 1)
-        seen = self.part.prompt_ids[order[at]] == table.prompt_ids
-        return {**found, "success": np.where(seen[:, None], self.part.out_of_fold[order[at]], found["success"])}
-
-    def choices(self, estimates: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The tier chosen without dials, as a column of the price table, int (n_prompts,)."""
-        dials = resolve_dials(self.bundle.manifest, Policy(), None, None, critical=False)
-        return np.asarray(self.columns[BundleGraph(self.bundle).answers(estimates, dials)])
-
-
 def _promise_kept(
-    champion: _Judged, table: OutcomeTable, config: RetrainConfig
+    champion: Candidate, table: OutcomeTable, config: RetrainConfig
 ) -> tuple[float | None, Interval | None]:
     """The quality that the champion promises without dials, and what it kept on these prompts; see Comparison."""
     manifest = champion.bundle.manifest
@@ -171,7 +136,7 @@ def _promise_kept(
 
 
 def _compare(
-    champion: _Judged, challenger: _Judged, table: OutcomeTable, prices: PriceTable, config: RetrainConfig
+    champion: Candidate, challenger: Candidate, table: OutcomeTable, prices: PriceTable, config: RetrainConfig
 ) -> Comparison:
     """Compare both on the prompts of a table, which the champion was not trained on."""
     table = table.rows(np.isfinite(table.correct).any(axis=1))

@@ -22,6 +22,9 @@ class Receipt:
     net_value, quality, cost: of champion and challenger on the same prompts, and the difference; None where they were
         not compared. worth_usd: of a correct answer, in the net value. n_judged: prompts that they were compared on.
     drift: `level` and `summary` of the drift report; None where there was none. It stops no promotion.
+    promise: where the promise of the bundle in use stands, as a PromiseReport; None where it was not looked at.
+    panel: how many of the next requests every tier should be asked: `share` of the requests, `n_prompts` where as many
+        come as in this run, and `reason`. A run that trains nothing repeats the last one. None after a rollback.
     promised, champion_kept: the quality that the former champion promises, and what it kept on recent prompts.
     set_aside: by log file of this run's logs, why it is kept out. accept_commands: by tier that files are set aside
         for, the command line that accepts the change. log: what was read of the other files, and what was not, as
@@ -39,6 +42,8 @@ class Receipt:
     quality: Mapping[str, Any] | None = None
     cost: Mapping[str, Any] | None = None
     drift: Mapping[str, Any] | None = None
+    promise: Mapping[str, Any] | None = None
+    panel: Mapping[str, Any] | None = None
     worth_usd: float | None = None
     n_judged: int = 0
     promised: float | None = None
@@ -84,13 +89,18 @@ class Receipt:
 
 def _judged(verdict: Verdict) -> dict[str, Any]:
     """The fields that a verdict fills."""
+    fields: dict[str, Any] = {}
+    if verdict.drift is not None:
+        fields["drift"] = {"level": verdict.drift.level, "summary": verdict.drift.summary}
+    if verdict.watched is not None:
+        fields |= {"promise": verdict.watched.report.to_json(), "panel": asdict(verdict.watched.request)}
     found = verdict.comparison
     if found is None:
-        return {"drift": verdict.drift}
+        return fields
     measures = {"quality": found.quality, "cost": found.cost_usd, "net_value": found.net_value}
     return {
+        **fields,
         **{name: measure and measure.to_json() for name, measure in measures.items()},
-        "drift": verdict.drift,
         "worth_usd": found.worth_usd,
         "n_judged": found.n_prompts,
         "promised": found.promised,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from router.bundle.bundle import Bundle
+from router.bundle.manifest import Manifest
 from router.golden import GoldenCheck
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import tiers_text
@@ -46,10 +47,12 @@ from training.retrain.log_files import (
     new_files,
     with_present_names,
 )
+from training.retrain.lower import write_lowered
+from training.retrain.promise import Watched
 from training.retrain.receipt import Receipt
 from training.retrain.registry import register
 from training.retrain.state import State, StoredBundle
-from training.retrain.store import Store, utc_now
+from training.retrain.store import LOWERED, Store, utc_now
 from training.retrain.verdict import Verdict, judge
 from training.tracking import NO_TRACKING, TRACKED, ambient_tracking_uri
 
@@ -111,9 +114,11 @@ def retrain(
             result, tracking_problem = _train(rows, tiers, state.run_name, context)
             on_step("trained")
             challenger = load_bundle(place, state.run_name)
-            verdict = judge(champion, challenger, result.log, rows, files, prices, state.rolled_back, config)
+            verdict = judge(champion, challenger, result.log, rows, files, prices, state, config)
         on_step("judged")
         state = _with_challenger(state, challenger, promoted=verdict.promoted)
+        if verdict.watched is not None:
+            state = _with_promise(state, verdict.watched, champion.bundle, context)
         receipt = _receipt(
             state, files.explain(verdict.reason), files, context, verdict=verdict, log=result.log.summary
         )
@@ -204,13 +209,17 @@ def _receipt(
     log: IngestSummary | None = None,
     tracking: str = NO_TRACKING,
 ) -> Receipt:
-    """The receipt of a run of `retrain`, with the commands that accept the changes which files are set aside for."""
+    """The receipt of a run of `retrain`, with the commands that accept the changes which files are set aside for.
+
+    Where it did not look at panels, it asks for the same panel as the last one.
+    """
     receipt = Receipt.of(state, reason, files=files, verdict=verdict, log=log, tracking=tracking)
     commands = {
         tier: f"{context.command} --accept-change {shlex.quote(option)}"
         for tier, option in files.options_to_accept.items()
     }
-    return replace(receipt, accept_commands=commands)
+    panel = receipt.panel or (state.receipt or {}).get("panel")
+    return replace(receipt, accept_commands=commands, panel=panel)
 
 
 def _train(rows: CheckedLogs, tiers: str | Path, name: str, context: RetrainContext) -> tuple[TrainingResult, str]:
@@ -232,20 +241,33 @@ def _train(rows: CheckedLogs, tiers: str | Path, name: str, context: RetrainCont
 
 
 def _with_challenger(state: State, challenger: Bundle, *, promoted: bool) -> State:
-    """The state with the bundle that this run made, as champion where it is promoted."""
+    """The state with the challenger that this run made, as champion where it is promoted."""
     manifest, name = challenger.manifest, state.run_name
+    state = replace(_with_bundle(state, name, manifest, manifest.mlflow_run_id or ""), challenger=name)
+    return state.with_champion(name) if promoted else state
+
+
+def _with_promise(state: State, watched: Watched, champion: Bundle | None, context: RetrainContext) -> State:
+    """The state with what panels said of the promise; where it is lowered, with the version that promises less."""
+    if watched.dial is not None and champion is not None:
+        name = f"{state.run_name}{LOWERED}"
+        manifest = write_lowered(champion, watched.dial, watched.n_rests_on, context.store.bundle(name))
+        context.on_step("lowered")
+        state = _with_bundle(state, name, manifest, "").with_lowered(name)  # MLflow's run has the files of training
+    return replace(state, watch=watched.watch)
+
+
+def _with_bundle(state: State, name: str, manifest: Manifest, mlflow_run_id: str) -> State:
+    """The state with a bundle that this run made from, or against, the champion."""
     stored = StoredBundle(
         bundle_id=manifest.bundle_id,
         parent=state.bundle_id(state.champion) or "",
         data_digest=str(manifest.training["data_digest"]),
         code_version=code_version(),
         made_utc=utc_now(),
-        mlflow_run_id=manifest.mlflow_run_id or "",
+        mlflow_run_id=mlflow_run_id,
     )
-    state = replace(
-        state, bundles={**state.bundles, name: stored}, challenger=name, unregistered=(*state.unregistered, name)
-    )
-    return state.with_champion(name) if promoted else state
+    return replace(state, bundles={**state.bundles, name: stored}, unregistered=(*state.unregistered, name))
 
 
 def code_version() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from training.errors import StoreError
 from training.retrain.acceptance import Acceptance
+from training.retrain.doubt import Watch
 from training.retrain.evidence import Evidence
 
 STATE_FORMAT = 1
@@ -53,7 +54,8 @@ class State:
     rolled_back: data digests of champions that were taken back. unregistered: bundles that MLflow does not know yet.
     is_registry_current: whether MLflow's aliases are those of this state. receipt: of the last decision.
     evidence: what the files that were taken since the last change of the champion say of each tier, by file and tier.
-    accepted: changes of tiers that someone accepted.
+    accepted: changes of tiers that someone accepted. watch: of the champion's promise; None where the champion took
+        over in another way than by being promoted.
     """
 
     n_runs: int = 0
@@ -69,6 +71,7 @@ class State:
     receipt: Mapping[str, Any] | None = None
     evidence: Mapping[str, Mapping[str, Evidence]] = field(default_factory=dict)
     accepted: tuple[Acceptance, ...] = ()
+    watch: Watch | None = None
 
     def bundle_id(self, name: str) -> str | None:
         """The bundle_id of a stored bundle; None where `name` is ""."""
@@ -88,12 +91,19 @@ class State:
     def with_champion(self, name: str) -> State:
         """The state with the bundle `name` as champion; what files say is compared with its expectation from now on."""
         former = (*self.former, self.champion) if self.champion else self.former
-        return replace(self, champion=name, former=former, evidence={})
+        return replace(self, champion=name, former=former, evidence={}, watch=None)
+
+    def with_lowered(self, name: str) -> State:
+        """The state with the bundle `name` as champion: the champion of before with a lower promise.
+
+        Its estimates are the same, so that what was found of files and panels stays.
+        """
+        return replace(self, champion=name, former=(*self.former, self.champion))
 
     def back_at(self, name: str) -> State:
         """The state with a former champion, or none (""), as champion again; champions after it are former no more."""
         former = self.former[: self.former.index(name)] if name else ()
-        return replace(self, champion=name, former=former, evidence={})
+        return replace(self, champion=name, former=former, evidence={}, watch=None)
 
     def to_json(self) -> str:
         """The text of state.json."""
@@ -103,7 +113,8 @@ class State:
     def from_json(cls, text: str, source: str) -> State:
         """The state of a text. Raises StoreError where it is not one of this format; source: the file's name."""
         try:
-            document = {"evidence": {}, "accepted": [], **json.loads(text)}  # which older stores have not
+            new: dict[str, Any] = {"evidence": {}, "accepted": [], "watch": None}  # which older stores have not
+            document = {**new, **json.loads(text)}
             found = document.pop("format")
             if found != STATE_FORMAT or set(document) != {entry.name for entry in fields(cls)}:
                 raise ValueError(f"found format {found!r}, expected {STATE_FORMAT}")
@@ -114,6 +125,7 @@ class State:
                 for digest, of_file in document["evidence"].items()
             }
             document["accepted"] = tuple(Acceptance(**entry) for entry in document["accepted"])
+            document["watch"] = document["watch"] and Watch.from_json(document["watch"])
             names = {name: tuple(document[name]) for name in ("former", "rolled_back", "unregistered")}
             state = cls(**{**document, **names})
             state._check_names()

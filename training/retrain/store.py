@@ -2,6 +2,7 @@
 
     champion -> bundles/000007   what routers and their watchers follow
     bundles/000007/              every bundle, numbered by the run that made it, with its training data beside it
+    bundles/000007-lowered/      the champion of before that run, with a lower promise
     state.json                   what the runs decided
     receipts.jsonl               one line for each decision
     cache/                       embeddings and encoders; safe to delete
@@ -31,6 +32,9 @@ from router.files import UNFINISHED, replacing, sync
 from training.errors import StoreBusyError, StoreError
 from training.retrain.state import State
 from training.tracking import sqlite_uri
+
+LOWERED = "-lowered"
+"""Ends the name of a version of the champion with a lower promise."""
 
 _NOT_OURS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 """Errors of the file system that say that the folder is the wrong one. All others say that the machine fails."""

@@ -30,6 +30,9 @@ def receipt_text(receipt: Receipt) -> str:
         lines.append(f"champion {receipt.champion}")
     else:
         lines.append(f"champion {receipt.champion}; the last challenger, {receipt.challenger}, is not in use")
+    if receipt.panel is not None:
+        lines.append(f"next panel: ask every tier on {receipt.panel['share']:.0%} of the requests "
+                     f"({receipt.panel['n_prompts']:,}); {receipt.panel['reason']}")  # fmt: skip
     if receipt.log is not None:
         lines.append(IngestSummary(**receipt.log).lines)
     lines += [f"set aside: {path}: {reason}" for path, reason in receipt.set_aside.items()]
