@@ -36,6 +36,7 @@ from training.fit.clusters import PromptClusters
 from training.fit.estimator import SuccessEstimator
 from training.fit.lengths import LengthModel
 from training.fit.model import TierModel
+from training.fit.never_asked import never_asked
 from training.fit.plans import PlanModel
 from training.log.costs import attempt_costs
 from training.log.labels import label_cheapest_correct, label_distribution
@@ -250,6 +251,8 @@ def _manifest(
     """What the runtime and a reader must know of the bundle."""
     config = context.config
     dial, best = learned.dial, log.tiers[learned.dial.best_tier]
+    clusters, observed = learned.model.clusters.members, np.isfinite(known.table.correct)
+    unasked = never_asked(log.tiers, observed, known.table.segments, clusters)
     training: dict[str, Any] = {
         "data_digest": log.digest,
         "n_prompts": log.summary.n_prompts,
@@ -262,6 +265,7 @@ def _manifest(
         "test_share": config.test_share,
         "note": config.note,
         "estimated_cost_share": known.costs.estimated_share,
+        **({"never_asked": unasked} if unasked else {}),
     }
     return Manifest(
         format_version=FORMAT_VERSION,
