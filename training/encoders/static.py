@@ -106,7 +106,7 @@ def _of_texts(token_texts: Sequence[str], counts: scipy.sparse.csr_matrix, seed:
     distilled model reads no Chinese, Japanese or Korean. A token with such characters has instead the sum of the
     vectors of the character n-grams in it, by LSA of the prompts' n-grams, in dimensions of their own.
     """
-    distilled = PieceVectors.load().compose(token_texts) * _idf(counts)[:, None]
+    distilled: np.ndarray = PieceVectors.load().compose(token_texts) * _idf(counts)[:, None]
     inside = cjk_ngrams(token_texts)
     few = counts[evenly(counts.shape[0], MAX_NGRAM_PROMPTS)] @ inside
     known = np.bincount(few.indices, minlength=few.shape[1]) > 1
