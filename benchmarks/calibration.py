@@ -11,7 +11,8 @@ expected calibration error (ECE) per model, less that of estimates which are exa
 same bins. Figures are means over models and splits.
 
 With --never-asked: what is estimated of a model on a task that it was never asked. Each model loses its outcomes on one
-task of its own in training. The table compares the estimates with those that are made when nothing is lost.
+task of its own in training. The table has the mean distance between estimated and true share of correct answers on that
+task, for estimates from the log as it is, for those without these outcomes, and for the model's rate elsewhere.
 """
 
 import argparse
@@ -228,7 +229,10 @@ def table(header: Sequence[str], rows: Sequence[str]) -> str:
 
 ORDER_HEADER = ("kind of work", "language", "log", "prompts judged", "Spearman", "AUC", "task known", "within tasks")
 EXCESS_HEADER = ("log", "prompts judged", "Brier", "ECE", "above chance", "worst model", "models and splits above 0.03")
-NEVER_HEADER = ("log", "models and splits", "error if asked", "if never asked", "of the model's rate elsewhere", "bias")
+NEVER_HEADER = (
+    "log", "models and splits", "asked as logged", "never asked", "by the model's rate elsewhere",
+    "mean error, never asked",
+)  # fmt: skip
 
 
 def main() -> int:
