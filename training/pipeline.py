@@ -317,6 +317,7 @@ def _track(result: TrainingResult, estimated_cost_share: float, context: RunCont
     """Settings, facts of the data, and what was measured."""
     manifest, evaluation, summary = result.manifest, result.evaluation, result.log.summary
     facts = {**asdict(context.config), **manifest.training}
+    facts.pop("never_asked", None)  # Tables do not fit into MLflow's parameters.
     context.tracker.log_params({**facts, "bundle_id": manifest.bundle_id, "tiers": ", ".join(manifest.tiers)})
     metrics = evaluation.metrics | {f"label.{name}": share for name, share in result.label_distribution["all"].items()}
     metrics |= {"rows.quarantined": sum(summary.quarantined.values()), "rows.used": summary.n_used}
