@@ -209,8 +209,13 @@ def _similar(decision: Decision) -> list[str]:
     rates = ", ".join(
         f"{tier} {success:.0%} of {cluster.n_outcomes[tier]:,}" for tier, success in cluster.success.items()
     )
-    line = f"Correct answers to {which}: {rates}."
-    return [line, *(f'  such as: "{example}"' for example in cluster.examples)]
+    lines = [f"Correct answers to {which}: {rates}."]
+    if unasked := [tier for tier in decision.success if tier not in cluster.n_outcomes]:
+        lines.append(
+            f"Never asked any of them: {', '.join(unasked)}. The estimate assumes as good answers, compared with the "
+            "other tiers, as elsewhere."
+        )
+    return [*lines, *(f'  such as: "{example}"' for example in cluster.examples)]
 
 
 def _line(decision: Decision, winner: str, change: Change) -> str:

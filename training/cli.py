@@ -24,6 +24,7 @@ from training.audit.report import audit_html, audit_text
 from training.config import RetrainConfig, TrainingConfig
 from training.evaluation.evaluate import evaluate as run_evaluation
 from training.evaluation.result import Evaluation, FullEvaluation, OffPolicyEvaluation
+from training.fit.never_asked import assumptions
 from training.log.ingest import count_attempts, ingest
 from training.pipeline import TrainingResult
 from training.pipeline import train as run_training
@@ -142,6 +143,7 @@ def _result_document(result: TrainingResult) -> dict[str, object]:
         "encoder_reused": result.encoder_reused,
         "rows_quarantined": sum(result.log.summary.quarantined.values()),
         "label_distribution": result.label_distribution["all"],
+        "never_asked": result.manifest.training.get("never_asked", {}),
         "evaluation": result.evaluation.to_json(),
     }
 
@@ -154,6 +156,7 @@ def _result_text(result: TrainingResult) -> str:
             result.log.summary.lines,
             f"trained on {training['n_trained_on']:,} prompts, judged on {result.evaluation.n_prompts:,} others; "
             f"embedded {result.n_embedded:,} new prompts",
+            *assumptions(training.get("never_asked", {})),
             "",
             _tables_text([*evaluation_tables(result.evaluation), label_table(result.label_distribution)]),
             "",

@@ -36,6 +36,7 @@ from training.fit.clusters import PromptClusters
 from training.fit.estimator import SuccessEstimator
 from training.fit.lengths import LengthModel
 from training.fit.model import TierModel
+from training.fit.never_asked import never_asked
 from training.fit.plans import PlanModel
 from training.log.costs import attempt_costs
 from training.log.labels import label_cheapest_correct, label_distribution
@@ -250,6 +251,8 @@ def _manifest(
     """What the runtime and a reader must know of the bundle."""
     config = context.config
     dial, best = learned.dial, log.tiers[learned.dial.best_tier]
+    clusters, observed = learned.model.clusters.members, np.isfinite(known.table.correct)
+    unasked = never_asked(log.tiers, observed, known.table.segments, clusters)
     training: dict[str, Any] = {
         "data_digest": log.digest,
         "n_prompts": log.summary.n_prompts,
@@ -262,6 +265,7 @@ def _manifest(
         "test_share": config.test_share,
         "note": config.note,
         "estimated_cost_share": known.costs.estimated_share,
+        **({"never_asked": unasked} if unasked else {}),
     }
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -313,6 +317,7 @@ def _track(result: TrainingResult, estimated_cost_share: float, context: RunCont
     """Settings, facts of the data, and what was measured."""
     manifest, evaluation, summary = result.manifest, result.evaluation, result.log.summary
     facts = {**asdict(context.config), **manifest.training}
+    facts.pop("never_asked", None)  # Tables do not fit into MLflow's parameters.
     context.tracker.log_params({**facts, "bundle_id": manifest.bundle_id, "tiers": ", ".join(manifest.tiers)})
     metrics = evaluation.metrics | {f"label.{name}": share for name, share in result.label_distribution["all"].items()}
     metrics |= {"rows.quarantined": sum(summary.quarantined.values()), "rows.used": summary.n_used}

@@ -104,7 +104,7 @@ def _kind(char: str) -> str:
         return "newline" if char == "\n" else "space"
     if char.isdigit():
         return "digit"
-    if "\u3040" <= char <= "\u30ff" or "\u3400" <= char <= "\u9fff" or "\uac00" <= char <= "\ud7af":
+    if is_cjk(char):
         return "cjk"
     if char.isalpha():
         return "upper" if char.isupper() else "lower"
@@ -113,6 +113,11 @@ def _kind(char: str) -> str:
     if char in "{}[]()_`#;|&@~":
         return "code"
     return "punctuation" if char.isascii() else "other"
+
+
+def is_cjk(char: str) -> bool:
+    """Whether a character is Chinese, Japanese or Korean: an ideograph, kana or a Hangul syllable."""
+    return "\u3040" <= char <= "\u30ff" or "\u3400" <= char <= "\u9fff" or "\uac00" <= char <= "\ud7af"
 
 
 def _readable(tokenizer: Tokenizer, token: int) -> str:

@@ -13,8 +13,18 @@ from sklearn.utils.extmath import randomized_svd
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from training.encoders.encoder import MAX_CHARS_PER_TOKEN, Encoder, pooling, pooling_tables, token_kinds
+from training.encoders.ngrams import cjk_ngrams
 from training.encoders.piece_vectors import PieceVectors
 from training.graph.builder import ENCODER_INPUTS, IR_VERSION, OPSET, value_infos
+from training.log.sample import evenly
+
+N_NGRAM_DIMS = 64
+
+NGRAM_WEIGHT = 3.0
+"""Of n-grams in a prompt that has other words, too: the names, digits and option letters in Chinese text say less."""
+
+MAX_NGRAM_PROMPTS = 20_000
+"""Vectors of n-grams are learned from at most so many prompts: with more they change little, and take longer."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class StaticRecipe:
     max_tokens: int = 1024
     max_chars: int = 8192
     max_sample: int = 200_000
-    version: int = 2
+    version: int = 3
 
 
 def learn_static(prompts: Sequence[str], recipe: StaticRecipe = StaticRecipe(), seed: int = 0) -> Encoder:  # noqa: B008
@@ -40,19 +50,17 @@ def learn_static(prompts: Sequence[str], recipe: StaticRecipe = StaticRecipe(), 
 
     The tokenizer is a byte-level BPE, so no language has unknown tokens. The vector of a token has two parts. The first
     is the token's row of a truncated SVD of the idf-weighted (prompt x token) matrix (latent semantic analysis,
-    Deerwester et al. 1990). The second is the sum of the distilled vectors of the word pieces in the token's text (as
-    model2vec composes static embeddings), rotated to its main directions on these prompts. The vector of a prompt is
-    the sum of its tokens' vectors, each part scaled to length one.
+    Deerwester et al. 1990). The second is made of the token's text (see `_of_texts`), rotated to its main directions on
+    these prompts. The vector of a prompt is the sum of its tokens' vectors, each part scaled to length one.
     """
     chosen = np.random.default_rng(seed).permutation(len(prompts))[: recipe.max_sample]
     texts = [prompts[i][: recipe.max_chars] for i in np.sort(chosen)]
     tokenizer = _byte_level_bpe(texts, recipe)
     counts = _count_matrix(tokenizer, texts)
     token_texts = [tokenizer.decode([token]) for token in range(tokenizer.get_vocab_size())]
-    idf = np.log((counts.shape[0] + 1) / (np.bincount(counts.indices, minlength=counts.shape[1]) + 1)) + 1.0
     parts = [
-        _lsa(counts, idf, recipe.n_lsa, seed),
-        _main_directions(PieceVectors.load().compose(token_texts) * idf[:, None], counts, recipe.n_distilled),
+        _lsa(counts, recipe.n_lsa, seed),
+        _main_directions(_of_texts(token_texts, counts, seed), counts, recipe.n_distilled),
     ]
     graph = _static_graph(parts, token_kinds(token_texts))
     return Encoder(
@@ -91,8 +99,38 @@ def _count_matrix(tokenizer: Tokenizer, texts: Sequence[str]) -> scipy.sparse.cs
     return counts
 
 
-def _lsa(counts: scipy.sparse.csr_matrix, idf: np.ndarray, n_dims: int, seed: int) -> np.ndarray:
-    """Idf x right singular vectors of the row-normalised idf-weighted counts, (n_tokens, n_dims)."""
+def _of_texts(token_texts: Sequence[str], counts: scipy.sparse.csr_matrix, seed: int) -> np.ndarray:
+    """Vectors of tokens from what stands in their texts, (n_tokens, n_dims).
+
+    The sum of the distilled vectors of the word pieces in a token's text (as model2vec composes static embeddings). The
+    distilled model reads no Chinese, Japanese or Korean. A token with such characters has instead the sum of the
+    vectors of the character n-grams in it, by LSA of the prompts' n-grams, in dimensions of their own.
+    """
+    distilled: np.ndarray = PieceVectors.load().compose(token_texts) * _idf(counts)[:, None]
+    inside = cjk_ngrams(token_texts)
+    few = counts[evenly(counts.shape[0], MAX_NGRAM_PROMPTS)] @ inside
+    known = np.bincount(few.indices, minlength=few.shape[1]) > 1
+    if known.sum() < 2:
+        return distilled
+    of_ngrams = inside[:, known] @ _lsa(few[:, known], N_NGRAM_DIMS, seed)
+    distilled[np.diff(inside.indptr) > 0] = 0
+    return np.concatenate([_evened(distilled, counts), NGRAM_WEIGHT * _evened(of_ngrams, counts)], axis=1)
+
+
+def _evened(part: np.ndarray, counts: scipy.sparse.csr_matrix) -> np.ndarray:
+    """Scaled so that the prompts that have anything of this part have vectors of length one on average."""
+    lengths = np.linalg.norm(counts @ part, axis=1)
+    return np.asarray(part / max(lengths[lengths > 0].mean(), 1e-9) if lengths.any() else part)
+
+
+def _idf(counts: scipy.sparse.csr_matrix) -> np.ndarray:
+    """Inverse document frequency of each column, (n_columns,)."""
+    return np.asarray(np.log((counts.shape[0] + 1) / (np.bincount(counts.indices, minlength=counts.shape[1]) + 1)) + 1)
+
+
+def _lsa(counts: scipy.sparse.csr_matrix, n_dims: int, seed: int) -> np.ndarray:
+    """Idf x right singular vectors of the row-normalised idf-weighted counts, (n_columns, n_dims)."""
+    idf = _idf(counts)
     weighted = counts @ scipy.sparse.diags(idf)
     norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     weighted = scipy.sparse.diags(1 / np.maximum(norms, 1e-9)) @ weighted

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from router.bundle.manifest import Manifest
 from training.evaluation.result import Evaluation, FullEvaluation
+from training.fit.never_asked import assumptions
 from training.log.table import OutcomeTable
 from training.reports.evaluation_tables import evaluation_tables, label_table, promise_tables
 from training.reports.html import page, picture
@@ -48,6 +49,7 @@ def _facts(manifest: Manifest, evaluation: Evaluation, log: OutcomeTable) -> lis
         f"Trained on {training['n_trained_on']:,} prompts; judged on {evaluation.n_prompts:,} others {kind}, split by "
         f"question; {training['n_trees']} trees; encoder {manifest.encoder.name}.",
         *_sample(training),
+        *assumptions(training.get("never_asked", {})),
         _meaning(evaluation),
         _promise(manifest),
     ]
