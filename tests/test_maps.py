@@ -157,3 +157,52 @@ def test_a_map_of_a_column_that_no_log_has_is_refused_with_the_columns_found(tmp
     for source in in_every_format(log, tmp_path):
         with pytest.raises(LogError, match="no log has the column score that --map names; found the columns model, pr"):
             ingest(source, TIERS, maps=["correct=score/5"])
+
+
+NESTED = [
+    {
+        "call": {"model": model, "messages": [{"role": "user", "content": f"p{n}"}]},
+        "usage": {"prompt_tokens": 7, "details": {"spend": 2.0}},
+        "judges": [{"grade": "pass" if n % 2 else "fail"}],
+    }
+    for n in range(30)
+    for model in ("small", "large")
+]
+NESTED_MAPS = ["model=call.model", "messages=call.messages", "correct=judges.0.grade:pass"]
+NESTED_MAPS += ["input_tokens=usage.prompt_tokens", "cost_usd=usage.details.spend/100"]
+
+
+def nested_in_every_format(folder):
+    """As a frame of objects, as JSONL, as Parquet with structs, and as CSV with JSON in its fields."""
+    log = pd.DataFrame(NESTED)
+    log.to_parquet(folder / "n.parquet")
+    (folder / "n.jsonl").write_text("".join(json.dumps(row) + "\n" for row in NESTED))
+    log.map(json.dumps).to_csv(folder / "n.csv", index=False)
+    return [log, *(folder / f"n.{kind}" for kind in ("jsonl", "parquet", "csv"))]
+
+
+def test_dots_lead_into_nested_values_in_every_format(tmp_path):
+    for source in nested_in_every_format(tmp_path):
+        table = ingest(source, TIERS, maps=NESTED_MAPS)
+        assert table.n_prompts == 30 and not table.summary.quarantined
+        assert set(table.cost_usd.ravel()) == {0.02} and set(table.input_tokens.ravel()) == {7}
+        assert table.correct.mean() == 0.5
+
+
+def test_a_column_whose_name_has_the_dots_comes_before_a_nested_value(tmp_path):
+    rows = [{"prompt": "p", "model": m, "a.b": 1, "a": {"b": 0}} for m in ("small", "large")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for source in (tmp_path / "a.jsonl", pd.DataFrame(rows)):
+        assert ingest(source, TIERS, maps=["correct=a.b"]).correct.tolist() == [[1, 1]]
+
+
+def test_a_path_that_leads_nowhere_is_refused_with_the_columns_found(tmp_path):
+    for source in nested_in_every_format(tmp_path)[:3]:
+        with pytest.raises(LogError, match=r"no log has the column usage.promt_tokens .* usage.prompt_tokens"):
+            ingest(source, TIERS, maps=[*NESTED_MAPS[:3], "input_tokens=usage.promt_tokens"])
+
+
+def test_a_chat_that_stands_for_a_prompt_at_the_end_of_a_path_makes_the_row_a_broken_one(tmp_path):
+    for source in nested_in_every_format(tmp_path)[:3]:
+        with pytest.raises(LogError, match="prompt is a list or an object"):
+            ingest(source, TIERS, maps=["prompt=call.messages", *NESTED_MAPS[:1], *NESTED_MAPS[2:]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,8 @@ def reserved_columns(columns: Iterable[str], maps: Sequence[ColumnMap]) -> list[
 class ColumnMap:
     """How a column of the log format is made from another column of the log.
 
+    source: a column's name; where the log has no column of that name, dots in it lead into nested values:
+        `usage.prompt_tokens`, `choices.0.finish_reason`.
     divisor: the source's numbers are divided by it. value: 1 where the source is this text, without regard to case, and
     0 where it is another. Where both are None, the source takes the target's name.
     """
@@ -97,6 +99,35 @@ class ColumnMap:
             return f"CASE WHEN NOT {is_given(text)} THEN NULL WHEN {is_equal} THEN '1' ELSE '0' END"
         return text
 
+    @property
+    def pointers(self) -> tuple[str, ...]:
+        """JSON pointers to the source in an object, as SQL: as one name, and, where it has dots, as a path."""
+        return tuple(dict.fromkeys(quoted(path) for path in ("/" + _escaped(self.source), _path(self.source))))
+
+    def within(self, columns: Collection[str]) -> tuple[str, str] | None:
+        """The column that holds the source, and the JSON pointer to it in there; None where no column does.
+
+        The longest name that the source begins with is taken. The column itself has the pointer "".
+        """
+        parts = self.source.split(".")
+        for n in range(len(parts), 0, -1):
+            if (column := ".".join(parts[:n])) in columns:
+                return column, _path(".".join(parts[n:]))
+        return None
+
+    def is_in(self, columns: Collection[str]) -> bool:
+        """Whether a log may have the source. columns: its own, and the "column.inner" that are known of nested ones."""
+        found = self.within(columns)
+        return found is not None and (not found[1] or not any(name.startswith(found[0] + ".") for name in columns))
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0")
+
+
+def _path(source: str) -> str:
+    return "".join(f"/{_escaped(part)}" for part in source.split(".")) if source else ""
+
 
 _GRAMMAR = re.compile(r"(?P<target>[^=]+)=(?P<source>[^=/:]+)(/(?P<divisor>[^=/:]+)|:(?P<value>.+))?")
 
@@ -104,7 +135,8 @@ _GRAMMAR = re.compile(r"(?P<target>[^=]+)=(?P<source>[^=/:]+)(/(?P<divisor>[^=/:
 def parse_maps(texts: Iterable[str]) -> tuple[ColumnMap, ...]:
     """Column maps from their texts: TARGET=SOURCE, TARGET=SOURCE/NUMBER or TARGET=SOURCE:VALUE.
 
-    A dot is a part of a column's name. Raises MapError, also where two maps make the same column.
+    A dot is a part of a column's name, or leads into nested values (ColumnMap).
+    Raises MapError, also where two maps make the same column.
     """
     maps: list[ColumnMap] = []
     for text in texts:

@@ -32,7 +32,7 @@ def found_columns(db: duckdb.DuckDBPyConnection, maps: Sequence[ColumnMap]) -> t
 
 def refuse_missing_sources(columns: Sequence[str], maps: Sequence[ColumnMap]) -> None:
     """Raises LogError where a map's source is in no log. columns: of all logs."""
-    if columns and (missing := sorted({made.source for made in maps} - set(columns))):
+    if columns and (missing := sorted({made.source for made in maps if not made.is_in(columns)})):
         raise LogError(f"no log has the column {', '.join(missing)} that --map names; {_columns_found(columns)}")
 
 
