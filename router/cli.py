@@ -29,6 +29,7 @@ from router.router import Router
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 COMMAND_GROUP = "token_broker.commands"
 _EXTRA_COMMANDS = {
+    "import": "make an outcome log of the files that others write (extra: train)",
     "audit": "say whether routing can pay, from outcome logs alone (extra: train)",
     "train": "learn a router from outcome logs (extra: train)",
     "evaluate": "judge a bundle on logged outcomes (extra: train)",

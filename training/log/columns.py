@@ -190,6 +190,19 @@ def not_used(columns: Sequence[str], maps: Sequence[ColumnMap]) -> dict[str, str
     return found
 
 
+def likely_maps(columns: Iterable[str], targets: Collection[str]) -> dict[str, list[str]]:
+    """Columns, also "column.inner", whose name is near that of a column of the log format, by that column.
+
+    targets: the columns of the log format that are looked for.
+    """
+    found: dict[str, list[str]] = {}
+    for name in columns:
+        meant = _MEANT.get(_bare(name.rpartition(".")[2]))
+        if meant in targets and meant != name:
+            found.setdefault(str(meant), []).append(name)
+    return {target: found[target] for target in targets if target in found}
+
+
 def hints(near_misses: Mapping[str, str]) -> str:
     """What to tell the owner of a log of the columns that `not_used` found; "" where there are none."""
     return ", ".join(f"{name} is not used: did you mean {meant}?" for name, meant in near_misses.items())
