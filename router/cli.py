@@ -21,6 +21,7 @@ from router.bundle.bundle import Bundle
 from router.bundle.signature import TrustedKeys, sign
 from router.decision import Decision
 from router.errors import BundleError, RouterError
+from router.feeds.commands import INIT_HELP, init, init_arguments
 from router.golden import check_golden, proven
 from router.plans.checks import CheckModel
 from router.plans.planner import MOST_CALLS
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plan": Command(_PLAN_HELP, _plan_arguments, _plan),
         "verify": Command(_VERIFY_HELP, _verify_arguments, _verify),
         "sign": Command(_SIGN_HELP, _sign_arguments, _sign),
+        "init": Command(INIT_HELP, init_arguments, _saying(init)),
     }
     try:
         commands |= _named_commands(words)
@@ -102,6 +104,17 @@ def _named_commands(words: Iterable[str]) -> dict[str, Command]:
     if not found:
         raise ImportError(f"`broker {name}` is not installed: pip install 'token-broker[train]'")
     return {name: found[0].load()}
+
+
+def _saying(work: Callable[[argparse.Namespace], tuple[int, str]]) -> Callable[[argparse.Namespace], int]:
+    """The run of a command from a function that returns the exit code and what to say."""
+
+    def run(options: argparse.Namespace) -> int:
+        code, text = work(options)
+        say(text)
+        return code
+
+    return run
 
 
 def _complain(message: str, code: int) -> int:
