@@ -21,7 +21,7 @@ from router.bundle.bundle import Bundle
 from router.bundle.signature import TrustedKeys, sign
 from router.decision import Decision
 from router.errors import BundleError, RouterError
-from router.feeds.commands import INIT_HELP, init, init_arguments
+from router.feeds.commands import INIT_HELP, PRICES_HELP, init, init_arguments, prices, prices_arguments
 from router.golden import check_golden, proven
 from router.plans.checks import CheckModel
 from router.plans.planner import MOST_CALLS
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "verify": Command(_VERIFY_HELP, _verify_arguments, _verify),
         "sign": Command(_SIGN_HELP, _sign_arguments, _sign),
         "init": Command(INIT_HELP, init_arguments, _saying(init)),
+        "prices": Command(PRICES_HELP, prices_arguments, _saying(prices)),
     }
     try:
         commands |= _named_commands(words)

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,10 +28,14 @@ _DATE = re.compile(r"[-@:](?:\d{4}-?\d{2}-?\d{2}|\d{4}|latest|free|preview)(?:-v
 
 @dataclass(frozen=True)
 class PriceMap:
-    """The models of a price map. source: where it is from, in words."""
+    """The models of a price map.
+
+    source: where it is from, in words. names_are_routes: whether a name says who serves the model, as a gateway's do.
+    """
 
     source: str
     models: tuple[PricedModel, ...]
+    names_are_routes: bool = True
 
     def find(self, name: str, provider: str | None = None) -> tuple[PricedModel, bool] | None:
         """The model that a log or a tiers.toml means by a name, and whether the name is the same but for its prefix.
@@ -44,6 +48,18 @@ class PriceMap:
             if found:
                 return min(found, key=_nearness), step < 3
         return self.find(name) if provider else None
+
+    def offer(self, model: str, provider: str) -> PricedModel | None:
+        """The offer that a tiers.toml states: the same name, but for its prefix, at the same provider.
+
+        Where names are those of gateways, the whole name is enough: it says who serves the model.
+        """
+        for step, key in enumerate(_KEYS[:3]):
+            found = self._by_key[step].get(key(model), ())
+            is_enough = step == 0 and self.names_are_routes
+            if matching := [each for each in found if is_enough or _is_of(each, provider)]:
+                return min(matching, key=_nearness)
+        return None
 
     def others(self, chosen: PricedModel) -> list[PricedModel]:
         """Other offers of the same model, the cheapest first."""
@@ -96,7 +112,8 @@ def read_price_map(source: str | None, usd_per: Mapping[str, float] | None = Non
         if source == LITELLM:
             raise PriceMapError("litellm is not installed: pip install 'token-broker[gateway]', or name a file")
         return _checked(f"list prices of {LIST_PRICES_DATE}, which ship", _models(LIST_PRICES, usd_per or {}))
-    return _checked(source, _models(Path(source), usd_per or {}))
+    found = _checked(source, _models(Path(source), usd_per or {}))
+    return replace(found, names_are_routes=Path(source).suffix.lower() != ".csv")
 
 
 def _packaged_litellm() -> Path | None:
