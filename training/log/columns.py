@@ -203,9 +203,21 @@ def likely_maps(columns: Iterable[str], targets: Collection[str]) -> dict[str, l
     return {target: found[target] for target in targets if target in found}
 
 
-def hints(near_misses: Mapping[str, str]) -> str:
-    """What to tell the owner of a log of the columns that `not_used` found; "" where there are none."""
-    return ", ".join(f"{name} is not used: did you mean {meant}?" for name, meant in near_misses.items())
+def suggested_maps(near_misses: Mapping[str, str], targets: Collection[str] = KNOWN_COLUMNS) -> str:
+    """The maps that make columns of the log format of those that `not_used` found, as options; "" where there are none.
+
+    targets: the columns of the log format to speak of.
+    """
+    sources: dict[str, list[str]] = {}
+    for name, meant in near_misses.items():
+        sources.setdefault(meant, []).append(name)
+    maps = [
+        f"--map {target}={sources[target][0]}"
+        + (f" (or {', '.join(sources[target][1:])})" if sources[target][1:] else "")
+        for target in KNOWN_COLUMNS
+        if target in sources and target in targets
+    ]
+    return ", ".join(maps)
 
 
 def is_given(text: str) -> str:

@@ -43,6 +43,6 @@ def _rows(logs: Sequence[str], maps: Sequence[str]) -> Iterator[duckdb.DuckDBPyC
         for number, source in enumerate(log_sources(as_sources(list(logs)), None)):
             append_log(rows.connection, source, number, made)
         columns, near = found_columns(rows.connection, made)
-        refuse_missing_sources(columns, made)
+        refuse_missing_sources(columns, near, made)
         refuse_unusable_log(rows.connection, columns, near, made, None)
         yield rows.connection
