@@ -21,6 +21,7 @@ from router.bundle.bundle import Bundle
 from router.bundle.signature import TrustedKeys, sign
 from router.decision import Decision
 from router.errors import BundleError, RouterError
+from router.feeds.commands import INIT_HELP, PRICES_HELP, init, init_arguments, prices, prices_arguments
 from router.golden import check_golden, proven
 from router.plans.checks import CheckModel
 from router.plans.planner import MOST_CALLS
@@ -29,6 +30,7 @@ from router.router import Router
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 COMMAND_GROUP = "token_broker.commands"
 _EXTRA_COMMANDS = {
+    "import": "make an outcome log of the files that others write (extra: train)",
     "audit": "say whether routing can pay, from outcome logs alone (extra: train)",
     "train": "learn a router from outcome logs (extra: train)",
     "evaluate": "judge a bundle on logged outcomes (extra: train)",
@@ -67,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plan": Command(_PLAN_HELP, _plan_arguments, _plan),
         "verify": Command(_VERIFY_HELP, _verify_arguments, _verify),
         "sign": Command(_SIGN_HELP, _sign_arguments, _sign),
+        "init": Command(INIT_HELP, init_arguments, _saying(init)),
+        "prices": Command(PRICES_HELP, prices_arguments, _saying(prices)),
     }
     try:
         commands |= _named_commands(words)
@@ -101,6 +105,17 @@ def _named_commands(words: Iterable[str]) -> dict[str, Command]:
     if not found:
         raise ImportError(f"`broker {name}` is not installed: pip install 'token-broker[train]'")
     return {name: found[0].load()}
+
+
+def _saying(work: Callable[[argparse.Namespace], tuple[int, str]]) -> Callable[[argparse.Namespace], int]:
+    """The run of a command from a function that returns the exit code and what to say."""
+
+    def run(options: argparse.Namespace) -> int:
+        code, text = work(options)
+        say(text)
+        return code
+
+    return run
 
 
 def _complain(message: str, code: int) -> int:

@@ -6,6 +6,7 @@ RouterError
 ├── KeyFileError    a file holds no key of the kind that signs bundles
 ├── TierError       tiers.toml does not say what it must
 ├── PriceError      a price table cannot replace the one in use
+├── PriceMapError   a price map cannot be read, or has no price for what is asked
 ├── PromptError     messages that are not a chat
 ├── CheckError      a check is not known or set up wrongly, or could not look at an answer
 ├── PlanError       a plan was run, and no offer gave an answer
@@ -56,6 +57,10 @@ class TierError(RouterError):
 
 class PriceError(RouterError):
     """A price table cannot replace the one in use."""
+
+
+class PriceMapError(RouterError):
+    """A price map cannot be read, or has no price for what is asked."""
 
 
 class PromptError(RouterError):

@@ -588,7 +588,9 @@ def test_columns_that_are_nearly_those_of_the_format_are_pointed_at(tmp_path):
     for source in (log, path, write(tmp_path / "b.parquet", log)):
         summary = ingest(source, TIERS).summary
         assert summary.not_used == expected
-        assert "spend is not used: did you mean cost_usd?" in str(summary)
+        assert "columns that are not used, but may be meant: --map " in str(summary) and "cost_usd=spend" in str(
+            summary
+        )
     assert ingest(frame(cost_usd=1.0, spend=0.1), TIERS).summary.not_used == {}
     elsewhere = ingest([frame(cost_usd=1.0), frame(spend=0.1)], TIERS).summary
     assert elsewhere.not_used == {"spend": "cost_usd"}, "each log by itself"
@@ -786,11 +788,11 @@ def test_a_log_whose_rows_are_all_removed_is_refused_and_more_can_be_read(tmp_pa
         (pd.DataFrame(), "no row at all"),
         (pd.DataFrame({"question": ["x"]}), "no model"),
         (pd.DataFrame({"question": ["x"]}), "missing: prompt .or messages, or prompt_id., model, correct; found the"),
-        (pd.DataFrame({"question": ["x"]}), "columns question; question is not used: did you mean prompt?"),
+        (pd.DataFrame({"question": ["x"]}), "columns question; perhaps --map prompt=question"),
         (pd.DataFrame(PAIR).assign(prompt=None), "no prompt"),
         (pd.DataFrame(PAIR).assign(prompt=[[{"role": "user", "content": "p"}]] * 2), "put chats into `messages`"),
         (pd.DataFrame(PAIR).drop(columns="correct"), "2 rows not judged yet"),
-        (pd.DataFrame(PAIR).drop(columns="correct"), "no column `correct`; found the columns model, prompt; .*--map"),
+        (pd.DataFrame(PAIR).drop(columns="correct"), "missing: correct; found the columns model, prompt; .*--map"),
         (pd.DataFrame(PAIR).assign(correct=None), "`correct` is empty in all of them"),
         (pd.DataFrame(PAIR[:1]), "two tiers"),
         (pd.DataFrame(PAIR).assign(model="stranger"), "stranger"),

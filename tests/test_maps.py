@@ -157,3 +157,105 @@ def test_a_map_of_a_column_that_no_log_has_is_refused_with_the_columns_found(tmp
     for source in in_every_format(log, tmp_path):
         with pytest.raises(LogError, match="no log has the column score that --map names; found the columns model, pr"):
             ingest(source, TIERS, maps=["correct=score/5"])
+
+
+NESTED = [
+    {
+        "call": {"model": model, "messages": [{"role": "user", "content": f"p{n}"}]},
+        "usage": {"prompt_tokens": 7, "details": {"spend": 2.0}},
+        "judges": [{"grade": "pass" if n % 2 else "fail"}],
+    }
+    for n in range(30)
+    for model in ("small", "large")
+]
+NESTED_MAPS = ["model=call.model", "messages=call.messages", "correct=judges.0.grade:pass"]
+NESTED_MAPS += ["input_tokens=usage.prompt_tokens", "cost_usd=usage.details.spend/100"]
+
+
+def nested_in_every_format(folder):
+    """As a frame of objects, as JSONL, as Parquet with structs, and as CSV with JSON in its fields."""
+    log = pd.DataFrame(NESTED)
+    log.to_parquet(folder / "n.parquet")
+    (folder / "n.jsonl").write_text("".join(json.dumps(row) + "\n" for row in NESTED))
+    log.map(json.dumps).to_csv(folder / "n.csv", index=False)
+    return [log, *(folder / f"n.{kind}" for kind in ("jsonl", "parquet", "csv"))]
+
+
+def test_dots_lead_into_nested_values_in_every_format(tmp_path):
+    for source in nested_in_every_format(tmp_path):
+        table = ingest(source, TIERS, maps=NESTED_MAPS)
+        assert table.n_prompts == 30 and not table.summary.quarantined
+        assert set(table.cost_usd.ravel()) == {0.02} and set(table.input_tokens.ravel()) == {7}
+        assert table.correct.mean() == 0.5
+
+
+def test_a_column_whose_name_has_the_dots_comes_before_a_nested_value(tmp_path):
+    rows = [{"prompt": "p", "model": m, "a.b": 1, "a": {"b": 0}} for m in ("small", "large")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for source in (tmp_path / "a.jsonl", pd.DataFrame(rows)):
+        assert ingest(source, TIERS, maps=["correct=a.b"]).correct.tolist() == [[1, 1]]
+
+
+def test_a_path_that_leads_nowhere_is_refused_with_the_columns_found(tmp_path):
+    for source in nested_in_every_format(tmp_path)[:3]:
+        with pytest.raises(LogError, match=r"no log has the column usage.promt_tokens .* usage.prompt_tokens"):
+            ingest(source, TIERS, maps=[*NESTED_MAPS[:3], "input_tokens=usage.promt_tokens"])
+
+
+def test_a_chat_that_stands_for_a_prompt_at_the_end_of_a_path_makes_the_row_a_broken_one(tmp_path):
+    for source in nested_in_every_format(tmp_path)[:3]:
+        with pytest.raises(LogError, match="prompt is a list or an object"):
+            ingest(source, TIERS, maps=["prompt=call.messages", *NESTED_MAPS[:1], *NESTED_MAPS[2:]])
+
+
+FOREIGN = [
+    {"question": f"p{n}", "llm": model, "grade": "pass", "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+    for n in range(3)
+    for model in ("small", "large")
+]
+ADVICE = [
+    "missing: prompt (or messages, or prompt_id), model, correct",
+    "found the columns grade, llm, question, usage, usage.completion_tokens, usage.prompt_tokens",
+    "perhaps --map prompt=question, --map model=llm, --map correct=grade",
+    "useful, but not used: --map input_tokens=usage.prompt_tokens, --map output_tokens=usage.completion_tokens",
+]
+
+
+def refusal(log, **more):
+    with pytest.raises(LogError) as caught:
+        ingest(log, TIERS, **more)
+    return str(caught.value)
+
+
+def test_one_message_names_all_that_is_missing_what_is_there_and_what_may_be_meant(tmp_path):
+    (tmp_path / "foreign.jsonl").write_text("".join(json.dumps(row) + "\n" for row in FOREIGN))
+    for source in (pd.DataFrame(FOREIGN), tmp_path / "foreign.jsonl"):
+        said = refusal(source)
+        assert all(part in said for part in ADVICE), said
+
+
+def test_what_the_message_proposes_is_what_makes_the_log_usable(tmp_path):
+    [proposed, useful] = (part.replace("--map ", "").split(", ") for part in (ADVICE[2][8:], ADVICE[3][22:]))
+    maps = [*proposed[:2], proposed[2] + ":pass", *useful]
+    table = ingest(pd.DataFrame(FOREIGN), TIERS, maps=maps)
+    assert table.n_prompts == 3 and set(table.input_tokens.ravel()) == {7} and not table.summary.not_used
+
+
+def test_a_wrong_map_is_told_together_with_all_else_that_is_missing():
+    said = refusal(pd.DataFrame(FOREIGN), maps=["correct=score/5", "model=name"])
+    assert "no log has the column name, score that --map names; missing: prompt" in said and ADVICE[1] in said
+
+
+def test_a_log_without_outcomes_and_without_a_known_model_is_told_both():
+    said = refusal(pd.DataFrame(FOREIGN).assign(llm="other"), maps=["prompt=question", "model=llm"])
+    assert "no tier of tiers.toml names a model of the log, which has other (6 rows)" in said
+    assert "missing: correct" in said and "perhaps --map correct=grade" in said and ADVICE[3] in said
+    judged = refusal(pd.DataFrame(FOREIGN).assign(llm="other", correct=1), maps=["prompt=question", "model=llm"])
+    assert "correct" not in judged.replace("`correct`", "")
+
+
+def test_an_empty_source_of_the_outcome_is_named():
+    log = pd.DataFrame(FOREIGN).assign(grade=None)
+    assert "`grade`, of which `correct` is made, is empty" in refusal(
+        log, maps=["prompt=question", "model=llm", "correct=grade:pass"]
+    )

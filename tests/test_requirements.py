@@ -9,9 +9,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = {
-    "dev": ("train", "outcomes", "checks", "distributed", "signing", "dev"),
-    "train": ("train", "outcomes", "signing"),
-    "gateway": ("gateway", "outcomes", "checks", "signing"),
+    "dev": ("train", "outcomes", "checks", "distributed", "feeds", "signing", "dev"),
+    "train": ("train", "outcomes", "feeds", "signing"),
+    "gateway": ("gateway", "outcomes", "checks", "feeds", "signing"),
 }
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(.*(?:\n    .*)*)", re.MULTILINE)
 

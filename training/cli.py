@@ -60,7 +60,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--default-quality", type=float, default=0.98, help="of a request without dials")
     parser.add_argument("--drop-unparsed", action="store_true", help="treat truncated generations as unobserved")
     _examples_argument(parser)
-    _map_argument(parser)
+    map_argument(parser)
     parser.add_argument("--note", default="", help="stands in report and manifest, for example what the log is")
     parser.add_argument(
         "--cache", type=Path, help="folder of embeddings and encoders; default: .cache beside the bundle"
@@ -85,7 +85,8 @@ def _examples_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _map_argument(parser: argparse.ArgumentParser) -> None:
+def map_argument(parser: argparse.ArgumentParser) -> None:
+    """The option --map of all commands that read logs."""
     parser.add_argument(
         "--map",
         action="append",
@@ -187,7 +188,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME:sensitivity=S,specificity=T[,usd=C]",
         help="judge plans with a check whose verdicts are drawn with these figures; may be given again",
     )
-    _map_argument(parser)
+    map_argument(parser)
     _quarantine_argument(parser, "NAME-evaluation-quarantine.parquet beside the bundle")
     parser.add_argument("--json", action="store_true", help="print the evaluation as one JSON document")
 
@@ -327,7 +328,7 @@ def _retrain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", default="static", help=_ENCODERS)
     parser.add_argument("--default-quality", type=float, default=0.98, help="of a request without dials")
     parser.add_argument("--drop-unparsed", action="store_true", help="treat truncated generations as unobserved")
-    _map_argument(parser)
+    map_argument(parser)
     _examples_argument(parser)
     parser.add_argument("--worth-usd", type=float, help="what a correct answer is worth; default: what it costs")
     parser.add_argument(
@@ -406,7 +407,7 @@ def _audit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--logs", nargs="+", required=True, help="outcome logs: files, folders or globs")
     parser.add_argument("--tiers", required=True, type=Path, help="tiers.toml")
     parser.add_argument("--html", type=Path, help="write one self-contained page with pictures here")
-    _map_argument(parser)
+    map_argument(parser)
     _quarantine_argument(parser, "PAGE-quarantine.parquet beside --html, else audit-quarantine.parquet here")
     parser.add_argument("--json", action="store_true", help="print the audit as one JSON document")
 

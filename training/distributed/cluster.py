@@ -128,7 +128,7 @@ class DaskBackend:
         facts = whole_log(parts, gathered)
         self.context.done("tables")
         table = self._sample(facts, tuple(tier.name for tier in tiers))
-        refuse_single_tier_log(table)
+        refuse_single_tier_log(table, maps)
         return table
 
     def _sample(self, facts: PartFacts, tiers: tuple[str, ...]) -> OutcomeTable:

@@ -103,7 +103,7 @@ def gather_broken(
     """
     columns = tuple(sorted({name for facts in found for name in facts.columns}))
     not_used = dict(sorted({name: meant for facts in found for name, meant in facts.not_used.items()}.items()))
-    refuse_missing_sources(columns, maps)
+    refuse_missing_sources(columns, not_used, maps)
     refuse_reserved_columns(columns, maps)
     with database() as db:
         if files := ", ".join(quoted_path(path) for path in broken if path.exists()):

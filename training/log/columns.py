@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,8 @@ def reserved_columns(columns: Iterable[str], maps: Sequence[ColumnMap]) -> list[
 class ColumnMap:
     """How a column of the log format is made from another column of the log.
 
+    source: a column's name; where the log has no column of that name, dots in it lead into nested values:
+        `usage.prompt_tokens`, `choices.0.finish_reason`.
     divisor: the source's numbers are divided by it. value: 1 where the source is this text, without regard to case, and
     0 where it is another. Where both are None, the source takes the target's name.
     """
@@ -97,6 +99,35 @@ class ColumnMap:
             return f"CASE WHEN NOT {is_given(text)} THEN NULL WHEN {is_equal} THEN '1' ELSE '0' END"
         return text
 
+    @property
+    def pointers(self) -> tuple[str, ...]:
+        """JSON pointers to the source in an object, as SQL: as one name, and, where it has dots, as a path."""
+        return tuple(dict.fromkeys(quoted(path) for path in ("/" + _escaped(self.source), _path(self.source))))
+
+    def within(self, columns: Collection[str]) -> tuple[str, str] | None:
+        """The column that holds the source, and the JSON pointer to it in there; None where no column does.
+
+        The longest name that the source begins with is taken. The column itself has the pointer "".
+        """
+        parts = self.source.split(".")
+        for n in range(len(parts), 0, -1):
+            if (column := ".".join(parts[:n])) in columns:
+                return column, _path(".".join(parts[n:]))
+        return None
+
+    def is_in(self, columns: Collection[str]) -> bool:
+        """Whether a log may have the source. columns: its own, and the "column.inner" that are known of nested ones."""
+        found = self.within(columns)
+        return found is not None and (not found[1] or not any(name.startswith(found[0] + ".") for name in columns))
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0")
+
+
+def _path(source: str) -> str:
+    return "".join(f"/{_escaped(part)}" for part in source.split(".")) if source else ""
+
 
 _GRAMMAR = re.compile(r"(?P<target>[^=]+)=(?P<source>[^=/:]+)(/(?P<divisor>[^=/:]+)|:(?P<value>.+))?")
 
@@ -104,7 +135,8 @@ _GRAMMAR = re.compile(r"(?P<target>[^=]+)=(?P<source>[^=/:]+)(/(?P<divisor>[^=/:
 def parse_maps(texts: Iterable[str]) -> tuple[ColumnMap, ...]:
     """Column maps from their texts: TARGET=SOURCE, TARGET=SOURCE/NUMBER or TARGET=SOURCE:VALUE.
 
-    A dot is a part of a column's name. Raises MapError, also where two maps make the same column.
+    A dot is a part of a column's name, or leads into nested values (ColumnMap).
+    Raises MapError, also where two maps make the same column.
     """
     maps: list[ColumnMap] = []
     for text in texts:
@@ -158,9 +190,34 @@ def not_used(columns: Sequence[str], maps: Sequence[ColumnMap]) -> dict[str, str
     return found
 
 
-def hints(near_misses: Mapping[str, str]) -> str:
-    """What to tell the owner of a log of the columns that `not_used` found; "" where there are none."""
-    return ", ".join(f"{name} is not used: did you mean {meant}?" for name, meant in near_misses.items())
+def likely_maps(columns: Iterable[str], targets: Collection[str]) -> dict[str, list[str]]:
+    """Columns, also "column.inner", whose name is near that of a column of the log format, by that column.
+
+    targets: the columns of the log format that are looked for.
+    """
+    found: dict[str, list[str]] = {}
+    for name in columns:
+        meant = _MEANT.get(_bare(name.rpartition(".")[2]))
+        if meant in targets and meant != name:
+            found.setdefault(str(meant), []).append(name)
+    return {target: found[target] for target in targets if target in found}
+
+
+def suggested_maps(near_misses: Mapping[str, str], targets: Collection[str] = KNOWN_COLUMNS) -> str:
+    """The maps that make columns of the log format of those that `not_used` found, as options; "" where there are none.
+
+    targets: the columns of the log format to speak of.
+    """
+    sources: dict[str, list[str]] = {}
+    for name, meant in near_misses.items():
+        sources.setdefault(meant, []).append(name)
+    maps = [
+        f"--map {target}={sources[target][0]}"
+        + (f" (or {', '.join(sources[target][1:])})" if sources[target][1:] else "")
+        for target in KNOWN_COLUMNS
+        if target in sources and target in targets
+    ]
+    return ", ".join(maps)
 
 
 def is_given(text: str) -> str:

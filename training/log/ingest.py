@@ -59,7 +59,7 @@ def ingest(
     with _cells(logs, tiers, quarantine, drop_unparsed, maps, memory_limit) as (db, facts):
         table = pivot(db, tuple(tier.name for tier in tiers))
     table = replace(table, summary=replace(table.summary, **facts))
-    refuse_single_tier_log(table)
+    refuse_single_tier_log(table, logs.maps if isinstance(logs, CheckedLogs) else parse_maps(maps))
     return table
 
 
@@ -104,7 +104,7 @@ def _cells(
         db = rows.connection
         columns, near = found_columns(db, rows.maps)
         written = write_quarantine(db, quarantine)
-        refuse_missing_sources(columns, rows.maps)
+        refuse_missing_sources(columns, near, rows.maps)
         refuse_reserved_columns(columns, rows.maps)
         refuse_unreadable_labels(db)
         refuse_unusable_log(db, columns, near, rows.maps, quarantine if written else None)

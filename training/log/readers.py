@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,30 +186,42 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def columns_of_lines(lines: pa.RecordBatch) -> list[str]:
-    """The keys of the JSON objects among some lines, in the order in which they appear, and "key.inner" of nested ones.
+_DEEPEST_NAME = 4
 
-    lines: as LINES.
-    """
+
+def columns_of_lines(lines: pa.RecordBatch) -> list[str]:
+    """The keys of the JSON objects among some lines, as `columns_of_records` names them. lines: as LINES."""
+    return columns_of_records(filter(None, map(_json_object, lines["line"].to_pylist())))
+
+
+def _json_object(line: str | None) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line or "")
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def columns_of_records(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys of some records in the order in which they appear, and "key.inner" of nested ones, to a depth of 4."""
     found: dict[str, None] = {}
-    for line in lines["line"].to_pylist():
-        try:
-            row = json.loads(line or "")
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            for name, value in row.items():
-                found[name] = None
-                if isinstance(value, dict):
-                    found |= {f"{name}.{inner}": None for inner in value}
+
+    def add(record: Mapping[str, Any], before: str, depth: int) -> None:
+        for name, value in record.items():
+            found[f"{before}{name}"] = None
+            if isinstance(value, dict) and depth < _DEEPEST_NAME:
+                add(value, f"{before}{name}.", depth + 1)
+
+    for record in records:
+        add(record, "", 1)
     return list(found)
 
 
-def columns_of_schema(schema: pa.Schema) -> list[str]:
-    """The names of an Arrow table's columns, and "name.inner" of nested ones."""
+def columns_of_schema(schema: Iterable[pa.Field], before: str = "", depth: int = 1) -> list[str]:
+    """The names of an Arrow table's columns, and "name.inner" of nested ones, to a depth of 4."""
     found: list[str] = []
     for field in schema:
-        found.append(field.name)
-        if pa.types.is_struct(field.type):
-            found += [f"{field.name}.{inner.name}" for inner in field.type]
+        found.append(f"{before}{field.name}")
+        if pa.types.is_struct(field.type) and depth < _DEEPEST_NAME:
+            found += columns_of_schema(field.type, f"{before}{field.name}.", depth + 1)
     return found

@@ -9,7 +9,7 @@ import duckdb
 import numpy as np
 
 from training.errors import LabelError, LogError
-from training.log.columns import RESERVED_CHECK, ColumnMap, hints, not_used, reserved_columns
+from training.log.columns import KNOWN_COLUMNS, RESERVED_CHECK, ColumnMap, not_used, reserved_columns, suggested_maps
 from training.log.rows import fetch
 from training.log.table import IngestSummary, OutcomeTable
 
@@ -30,10 +30,11 @@ def found_columns(db: duckdb.DuckDBPyConnection, maps: Sequence[ColumnMap]) -> t
     return tuple(sorted({name for names in logs.values() for name in names})), dict(sorted(near.items()))
 
 
-def refuse_missing_sources(columns: Sequence[str], maps: Sequence[ColumnMap]) -> None:
-    """Raises LogError where a map's source is in no log. columns: of all logs."""
-    if columns and (missing := sorted({made.source for made in maps} - set(columns))):
-        raise LogError(f"no log has the column {', '.join(missing)} that --map names; {_columns_found(columns)}")
+def refuse_missing_sources(columns: Sequence[str], near: Mapping[str, str], maps: Sequence[ColumnMap]) -> None:
+    """Raises LogError where a map's source is in no log. columns: of all logs. near: as `not_used` finds them."""
+    if columns and (missing := sorted({made.source for made in maps if not made.is_in(columns)})):
+        advice = what_is_missing(columns, near, maps)
+        raise LogError(f"no log has the column {', '.join(missing)} that --map names; {advice}")
 
 
 def refuse_reserved_columns(columns: Sequence[str], maps: Sequence[ColumnMap]) -> None:
@@ -100,23 +101,32 @@ def refuse_unusable_log(
         "FROM raw GROUP BY source, reason ORDER BY count(*) DESC, source, reason LIMIT 3",
     )
     found = "; ".join(example for (example,) in examples) or "no row at all"
-    needs = "each row needs a prompt, a model and `correct`"
-    if columns:
-        needs = f"{_missing(columns, maps)}{_columns_found(columns)}"
-    if near:
-        needs += f"; {hints(near)}"
+    advice = what_is_missing(columns, near, maps) if columns else "each row needs a prompt, a model and `correct`"
     if quarantine:
-        needs += f"; the rows are in {quarantine}"
-    raise LogError(f"the log has no usable row (found {found}); {needs}")
+        advice += f"; the rows are in {quarantine}"
+    raise LogError(f"the log has no usable row (found {found}); {advice}")
 
 
-def _missing(columns: Sequence[str], maps: Sequence[ColumnMap]) -> str:
-    """All required columns that no log has, in words; "" where none is missing."""
+_ASKED = ("prompt", "messages", "prompt_id")
+_REQUIRED = (*_ASKED, "model", "correct")
+
+
+def what_is_missing(columns: Sequence[str], near: Mapping[str, str], maps: Sequence[ColumnMap] = ()) -> str:
+    """All that a log lacks, the columns that it has, the maps that are likely meant, and what else could be used.
+
+    columns: of all logs. near: as `not_used` finds them.
+    """
     present = {*columns, *(made.target for made in maps)}
     missing = [name for name in ("model", "correct") if name not in present]
-    if not present & {"prompt", "messages", "prompt_id"}:
+    if not present.intersection(_ASKED):
         missing.insert(0, "prompt (or messages, or prompt_id)")
-    return f"missing: {', '.join(missing)}; " if missing else ""
+    parts = [f"missing: {', '.join(missing)}"] if missing else []
+    parts.append(_columns_found(columns))
+    if likely := suggested_maps(near, _REQUIRED):
+        parts.append(f"perhaps {likely}")
+    if useful := suggested_maps(near, [name for name in KNOWN_COLUMNS if name not in _REQUIRED]):
+        parts.append(f"useful, but not used: {useful}")
+    return "; ".join(parts)
 
 
 def _columns_found(columns: Sequence[str]) -> str:
@@ -124,32 +134,38 @@ def _columns_found(columns: Sequence[str]) -> str:
     return f"found the columns {', '.join(columns[:_MAX_COLUMNS])}{more}"
 
 
-def refuse_single_tier_log(table: OutcomeTable) -> None:
-    """Raises LogError where fewer than two tiers have outcomes."""
+def refuse_single_tier_log(table: OutcomeTable, maps: Sequence[ColumnMap] = ()) -> None:
+    """Raises LogError where fewer than two tiers have outcomes. maps: of the log."""
     n_tiers, summary = int(np.isfinite(table.correct).any(axis=0).sum()), table.summary
     if n_tiers >= 2:
         return
     if summary.n_used == 0:
         most = list(summary.in_no_tier.items())[:_MAX_NAMED]
         models = ", ".join(f"{model} ({count:,} rows)" for model, count in most)
-        raise LogError(
+        problem = (
             f"no tier of tiers.toml names a model of the log, which has {models}; "
             "add the names that the log uses to the `aliases` of the offers"
         )
+        is_judged = "correct" in summary.columns or any(made.target == "correct" for made in maps)
+        raise LogError(problem if is_judged else f"{problem}. Besides, {_no_outcomes(summary, maps)}")
     if n_tiers == 0:
-        raise LogError(f"no row has an outcome: {_why_unjudged(summary)} (found: {summary})")
+        raise LogError(f"no row has an outcome: {_why_unjudged(summary, maps)} (found: {summary})")
     raise LogError(
         f"the log has outcomes of fewer than two tiers (found: {summary}); routing is learned from the "
         "difference between tiers, so log outcomes of two or more, or check that tiers.toml names the log's models"
     )
 
 
-def _why_unjudged(summary: IngestSummary) -> str:
+def _why_unjudged(summary: IngestSummary, maps: Sequence[ColumnMap]) -> str:
     if summary.unparsed:
         return "all are truncated generations, which --drop-unparsed leaves out"
-    if "correct" in summary.columns:
-        return "`correct` is empty in all of them"
+    if source := next((made.source for made in maps if made.target == "correct"), None):
+        return f"`{source}`, of which `correct` is made, is empty in all of them"
+    return "`correct` is empty in all of them" if "correct" in summary.columns else _no_outcomes(summary, maps)
+
+
+def _no_outcomes(summary: IngestSummary, maps: Sequence[ColumnMap]) -> str:
     return (
-        f"the log has no column `correct`; {_columns_found(summary.columns)}; say whether an answer was right in a "
-        "column `correct`, or name the column that does with --map correct=COLUMN"
+        f"{what_is_missing(summary.columns, summary.not_used, maps)}; say whether an answer was right in a column "
+        "`correct`, or name the column that does: --map correct=COLUMN, correct=COLUMN:VALUE or correct=COLUMN/5"
     )

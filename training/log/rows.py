@@ -40,6 +40,7 @@ from training.log.readers import (
     format_of,
     json_lines,
 )
+from training.log.table_columns import TableColumns
 from training.log.values import (
     ANSWER,
     ANY_TIME,
@@ -222,8 +223,9 @@ def _from_lines(maps: Mapping[str, ColumnMap]) -> str:
     """SELECT for _insert of the lines of a JSONL file."""
 
     def mapped(made: ColumnMap) -> str:
-        pointer = quoted("/" + made.source.replace("~", "~0"))
-        return f"line -> {pointer}" if made.target == "prompt" else made.sql(f"(line ->> {pointer})")
+        arrow = "->" if made.target == "prompt" else "->>"
+        text = f"coalesce({', '.join(f'(line {arrow} {pointer})' for pointer in made.pointers)})"
+        return text if made.target == "prompt" else made.sql(text)
 
     def value(name: str) -> str:
         return mapped(maps[name]) if name in maps else f"fields.{name}"
@@ -300,45 +302,18 @@ def _from_table(
     """
     maps = maps or {}
     described = [(name, kind) for name, kind, *_ in fetch(db, f"DESCRIBE SELECT * FROM {table}")]
-    originals = [*names, *(name for name, _ in described[len(names) :])]
-    found = distinct(originals)
-    places = {name: place for place, name in reversed(list(enumerate(found)))}
-    places |= {name: place for place, name in reversed(list(enumerate(originals))) if name not in places}
+    columns = TableColumns.of(described, names)
 
     def field(name: str) -> str:
-        source = maps[name].source if name in maps else name
-        if source not in places:
-            return "NULL::VARCHAR"
-        text = _field(name, _identifier(found[places[source]]), described[places[source]][1])
-        return maps[name].sql(text) if name in maps else text
+        return columns.text(name, maps.get(name))
 
     fields = ", ".join(f"{field(name)} AS {name}" for name in COLUMNS)
-    verdicts = verdicts_of_table(names, maps, field)
-    place = places.get(maps["prompt"].source if "prompt" in maps else "prompt")
-    has_nested = place is not None and _is_nested(described[place][1])
-    nested = f"{_identifier(found[place])} IS NOT NULL" if has_nested and place is not None else "false"
-    columns = ", ".join(_identifier(name) for name in found)
+    nested = columns.is_nested("prompt", maps.get("prompt"))
     return (
-        f"SELECT {fields}, {verdicts} AS verdicts, {nested} AS has_nested_prompt, NULL::VARCHAR AS defect, "
-        "log_row AS original "
-        f"FROM {table} AS log_row({columns})"
+        f"SELECT {fields}, {verdicts_of_table(names, maps, field)} AS verdicts, {nested} AS has_nested_prompt, "
+        "NULL::VARCHAR AS defect, log_row AS original "
+        f"FROM {table} AS log_row({columns.identifiers})"
     )
-
-
-def _is_nested(kind: str) -> bool:
-    return kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION", "JSON"))
-
-
-def _field(name: str, column: str, kind: str) -> str:
-    """SQL for one column of the log format as text. column: the identifier of the column that it is read from."""
-    if _is_nested(kind):
-        return "NULL::VARCHAR" if name == "prompt" else f"to_json({column})::VARCHAR"
-    if kind == "BLOB":
-        return f"TRY(decode({column}))"
-    if kind in ("FLOAT", "DOUBLE") and name.endswith(("_id", "_key", "answer")):
-        # whole numbers, where pandas had missing ones
-        return f"regexp_replace({column}::VARCHAR, '\\.0$', '')"
-    return f"{column}::VARCHAR"
 
 
 def _joined_prompts(db: duckdb.DuckDBPyConnection, log: _Log) -> tuple[str, str]:
@@ -362,7 +337,3 @@ def _joined_prompts(db: duckdb.DuckDBPyConnection, log: _Log) -> tuple[str, str]
 def fetch(db: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
     """All rows of a query, so that the connection is free again."""
     return db.execute(query).fetchall()
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from training.log.columns import hints
+from training.log.columns import suggested_maps
 
 MIN_TIERS_PER_PROMPT = 1.5
 """With fewer observed tiers per prompt, on average, two tiers can hardly be compared on the same prompts."""
@@ -75,7 +75,7 @@ class IngestSummary:
         parts += [f"{count:,} rows {what}" for what, count in notes.items() if count]
         parts += [f"{count:,} values taken as unknown: {what}" for what, count in self.unknown.items()]
         if self.not_used:
-            parts.append(f"{hints(self.not_used)} (--map COLUMN=NAME renames)")
+            parts.append(f"columns that are not used, but may be meant: {suggested_maps(self.not_used)}")
         parts.append("observed: " + ", ".join(f"{tier} {n:,}" for tier, n in self.observed_per_tier.items()))
         if self.answers or self.checks:
             parts.append(self._said)

@@ -1,0 +1,1 @@
+"""From the logs that others write to our outcome log: `broker import`."""
