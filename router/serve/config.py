@@ -56,10 +56,11 @@ def litellm_config(
     offers = [offer for tier in tiers for offer in tier.offers]
     broker = {"model": f"openai/{MODEL}", "mock_response": "litellm.InternalServerError"}
     free = dict.fromkeys(_PRICE_NAMES, 0)  # A plan's calls are billed at their own models.
+    always = {"cooldown_time": 0}  # A plan whose calls all fail says nothing of the next one.
     return {
         "model_list": [
             *(model_entry(offer, environment, known_providers) for offer in offers),
-            {"model_name": MODEL, "litellm_params": {**broker, **free}},
+            {"model_name": MODEL, "litellm_params": {**broker, **free, **always}},
         ],
         "router_settings": dict(ROUTER_SETTINGS),
         "general_settings": {"always_include_stream_usage": True, "master_key": _REFERENCE + MASTER_KEY},
