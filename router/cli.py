@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,18 @@ _EXTRA_COMMANDS = {
     "serve": "serve a bundle behind LiteLLM's proxy (extra: gateway)",
     "outcomes": "ask, compact, export and label an outcome log (extra: outcomes)",
 }
+_ORDER = (
+    "demo", "import", "init", "audit", "train", "evaluate", "route", "plan", "verify", "sign", "serve", "outcomes",
+    "prices", "retrain", "rollback", "store",
+)  # fmt: skip
+"""In the order in which one needs them."""
+
+_EXAMPLES = """where to begin:
+  broker demo                                                    everything once, on a simulated log
+  broker audit --logs log.parquet --tiers tiers.toml             can routing pay on your log?
+  broker train --logs log.parquet --tiers tiers.toml --out models/mine
+  broker route --bundle models/mine --quality 0.98 --explain "your prompt"
+"""
 _IN_ROUTER = {"serve": "router.serve.cli", "outcomes": "router.outcomes.cli"}
 """Modules of this package with a command of that name; the other commands are entry points of COMMAND_GROUP."""
 
@@ -61,8 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `broker`; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
-        prog="broker", description="Send every request to the cost-optimal tier of models."
+        prog="broker",
+        description="Send every request to the cost-optimal tier of models.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"token-broker {_version()}")
+    if not words:
+        sys.stderr.write(f"usage: broker COMMAND ...\n\n{_EXAMPLES}\nAll commands: broker --help\n")
+        return BAD_INPUT
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands = {
         "route": Command(_ROUTE_HELP, _route_arguments, _route),
@@ -76,10 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands |= _named_commands(words)
     except ImportError as error:
         return _complain(str(error), BAD_INPUT)
-    for name, command in commands.items():
-        command.add_arguments(subparsers.add_parser(name, help=command.help, description=command.help))
-    for name in set(_EXTRA_COMMANDS) - set(commands):
-        subparsers.add_parser(name, help=_EXTRA_COMMANDS[name])
+    for name in _ORDER:
+        if name in commands:
+            command = commands[name]
+            command.add_arguments(subparsers.add_parser(name, help=command.help, description=command.help))
+        else:
+            subparsers.add_parser(name, help=_EXTRA_COMMANDS[name])
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -92,6 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("interrupted", FAILED)
     except (OSError, MemoryError) as error:
         return _complain(f"{type(error).__name__}: {error}", FAILED)
+
+
+def _version() -> str:
+    """The version that is installed."""
+    try:
+        return version("token-broker")
+    except PackageNotFoundError:
+        return "(not installed, run from its folder)"
 
 
 def _named_commands(words: Iterable[str]) -> dict[str, Command]:

@@ -399,3 +399,24 @@ def test_commands_of_the_extra_are_entry_points_and_their_absence_says_what_to_i
     monkeypatch.setattr("router.cli.entry_points", lambda group: [])
     for name in ("train", "evaluate", "demo"):
         assert_refused(run(name), 2, f"broker {name}", "pip install")
+
+
+def test_commands_stand_in_the_order_in_which_one_needs_them(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    places = [shown.index(f"\n    {name}") for name in ("demo", "audit", "train", "route", "serve", "retrain")]
+    assert places == sorted(places)
+    assert "where to begin:" in shown
+
+
+def test_without_a_command_it_says_where_to_begin(capsys):
+    assert main([]) == 2
+    assert "broker demo" in capsys.readouterr().err
+
+
+def test_it_knows_its_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("token-broker ")
