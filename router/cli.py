@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from router.bundle.bundle import Bundle
 from router.bundle.signature import TrustedKeys, sign
+from router.command import BAD_INPUT, DONE, FAILED, Command, say
 from router.decision import Decision
 from router.errors import BundleError, RouterError
 from router.feeds.commands import INIT_HELP, PRICES_HELP, init, init_arguments, prices, prices_arguments
@@ -27,7 +28,6 @@ from router.plans.checks import CheckModel
 from router.plans.planner import MOST_CALLS
 from router.router import Router
 
-DONE, FAILED, BAD_INPUT = 0, 1, 2
 COMMAND_GROUP = "token_broker.commands"
 _EXTRA_COMMANDS = {
     "import": "make an outcome log of the files that others write (extra: train)",
@@ -55,18 +55,6 @@ _EXAMPLES = """where to begin:
 """
 _IN_ROUTER = {"serve": "router.serve.cli", "outcomes": "router.outcomes.cli"}
 """Modules of this package with a command of that name; the other commands are entry points of COMMAND_GROUP."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """A subcommand.
-
-    help: one line about it. add_arguments: adds its arguments to a parser. run: does the work, returns the exit code.
-    """
-
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -150,11 +138,6 @@ def _saying(work: Callable[[argparse.Namespace], tuple[int, str]]) -> Callable[[
 def _complain(message: str, code: int) -> int:
     sys.stderr.write(f"broker: {' '.join(message.split())}\n")
     return code
-
-
-def say(text: str) -> None:
-    """Write one line of results to stdout."""
-    sys.stdout.write(text + "\n")
 
 
 # ---- route -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from router.bundle.bundle import Bundle
-from router.cli import DONE, Command, say
+from router.command import DONE, Command, say
 from router.errors import CheckError
 from router.plans.checks import CheckModel
 from router.portfolio.tiers import read_tiers

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from router.checks.verdict import Check
-from router.cli import DONE, FAILED, Command, say
+from router.command import DONE, FAILED, Command, say
 from router.errors import CheckError, OutcomeLogError
 from router.outcomes.export import FORMATS, export
 from router.outcomes.label import label

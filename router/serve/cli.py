@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from router.bundle.manifest import MANIFEST_FILE
-from router.cli import DONE, Command, say
+from router.command import DONE, Command, say
 from router.errors import ServiceError
 from router.outcomes.cli import OUTCOMES
 from router.outcomes.log import OutcomeLog

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from router.cli import DONE, Command, say
+from router.command import DONE, Command, say
 from training.cli import map_argument
 from training.importing.importing import KINDS, import_log
 
