@@ -124,7 +124,7 @@ def sample(request):
 
 @pytest.fixture(scope="module")
 def champion(first_turn, sample):
-    """The champion of the first store, which promises up to 0.9, and knows 120 prompts of the sample log."""
+    """The champion of the first store, which promises qualities below 1, and knows 120 prompts of the sample log."""
     return Candidate.at(Bundle.load(first_turn[0] / "store" / "bundles" / "000001"), sample[1])
 
 
@@ -138,13 +138,13 @@ def failing(log, tier, share):
 def test_what_is_promised_without_dials_is_watched_else_the_highest_promise(champion):
     manifest = champion.bundle.manifest
     assert not manifest.dial_point(manifest.default_quality).promised
-    assert promised_quality(manifest) == 0.9
+    assert promised_quality(manifest) == max(point.quality for point in manifest.dial if point.promised)
     assert promised_quality(replace(manifest, default_quality=0.85)) == 0.85
     assert promised_quality(replace(manifest, dial=tuple(replace(p, promised=False) for p in manifest.dial))) is None
 
 
 def test_a_lowered_dial_promises_no_more_anywhere(champion, sample):
-    log = failing(sample[0], "edge", 0.3)
+    log = failing(sample[0], "edge", 0.8)
     newest = champion.panel(log).prompt_ids[:200].tolist()
     dial, n_prompts = lowered_dial(champion, log, sample[1], newest)
     former = champion.bundle.manifest.dial
