@@ -351,6 +351,23 @@ def test_new_prices_with_the_same_limits_forget_nothing(with_limits, tmp_path):
     assert 0.15 < share <= 0.2
 
 
+def test_other_limits_forget_neither_requests_nor_what_was_spent(with_limits, tmp_path):
+    router = with_limits('[[budgets]]\nusd = 0.05\nper = "month"\ntier = "frontier"')
+    first = router.route_batch(PROMPTS * 20, worth_usd=10.0)
+    n_frontier = sum(each.tier == "frontier" for each in first)
+    [spent] = [state.spent_usd for state in router.portfolio.state() if state.spent_usd is not None]
+    assert spent > 0.01 and n_frontier > 0
+    path = tmp_path / "other.toml"
+    text = router.prices.text.replace("usd = 0.05", "usd = 0.06")
+    path.write_text(text + '\n[[caps]]\nprovider = "sim-cloud"\nmax_share = 0.1\n')
+    router.update_prices(path)
+    states = {type(state.limit).__name__ + state.limit.provider: state for state in router.portfolio.state()}
+    assert states["Budget"].spent_usd == pytest.approx(spent)
+    assert states["Capsim-cloud"].share == pytest.approx(n_frontier / len(first))
+    more = router.route_batch(PROMPTS * 50, worth_usd=10.0)
+    assert n_frontier + sum(each.tier == "frontier" for each in more) <= max(0.1 * WINDOW_REQUESTS, n_frontier)
+
+
 def test_an_explanation_under_limits_names_the_same_winner(with_limits):
     router = with_limits('[[caps]]\nprovider = "sim-cloud"\nmax_share = 0.2')
     for decision in router.route_batch(PROMPTS * 100, worth_usd=0.05):

@@ -40,14 +40,13 @@ _MEMORY = 0.98  # of the time between requests, per request
 
 @dataclass(slots=True, eq=False)
 class _Recent:
-    """A request that was routed. limits, usd: of the offer that would have been best without limits.
+    """A request that was routed. free: of the offer that would have been best without limits.
 
     offers: what each usable offer is worth to it, by the offer's number, and costs; None while nobody has asked.
     """
 
     request: Request
-    limits: tuple[int, ...]
-    usd: float
+    free: Terms
     offers: list[tuple[int, float, float]] | None = None
 
 
@@ -77,28 +76,30 @@ class Portfolio:
         self._clock = clock
         self._lock = self.one_choice = RLock()
         self.sessions = Sessions(clock)
-        self._has_caches = False
+        self._prices = prices
+        self._has_caches = prices.has_caches
         self.health = Health(clock, on_change=lambda _: self.solve())
-        self._limits: tuple[Limit, ...] = ()
         self._recent: deque[_Recent] = deque(maxlen=LOOK_BACK)
         self._seconds_between = 0.0
         self._last_at: float | None = None
         self._is_used = False
         self._until_solved = EVERY
         self._numbers: dict[str, int] = {}  # decision_id -> its number in the windows
-        self._begin(prices)
+        self._windows = Windows(())
+        self._take_limits(prices.limits)
 
     def take_prices(self, prices: PriceTable) -> None:
-        """Take another price table. Where its limits are the same ones, what was counted and learned stays."""
+        """Take another price table. What was counted stays, also under other limits."""
         with self._lock:
+            self._prices = prices
             self._has_caches = prices.has_caches
-            if prices.limits == self._limits:
-                self._prices = prices
-                for recent in self._recent:
-                    recent.offers = None
-                self._solve(self._clock())
-            else:
-                self._begin(prices)
+            if prices.limits != self._limits:
+                self._take_limits(prices.limits)
+            for recent in self._recent:
+                recent.offers = None
+                recent.free = recent.free._replace(limits=self._limits_for(recent.free.tier, recent.free.offer))
+            self._is_used = any(recent.free.limits for recent in self._recent)
+            self._solve(self._clock())
 
     @property
     def is_idle(self) -> bool:
@@ -176,7 +177,7 @@ class Portfolio:
         free: of the offer that would have been best without limits.
         """
         now = self._clock() if self._has_budgets or terms.limits else 0.0
-        number = self._windows.add(Asked(terms.limits, terms.cost_usd), now)
+        number = self._windows.add(Asked(terms.limits, terms.cost_usd, terms.tier, terms.offer), now)
         self._numbers[request.decision_id] = number
         if number >= 4 * WINDOW_REQUESTS:
             del self._numbers[next(iter(self._numbers))]
@@ -185,7 +186,7 @@ class Portfolio:
         if not self.health.all_up:
             self.health.asked(terms.offer)
         self.sessions.answered(request.turn, terms.offer, request.context_tokens)
-        self._recent.append(_Recent(request, free.limits, free.cost_usd))
+        self._recent.append(_Recent(request, free))
         self._is_used |= bool(free.limits)
         self._until_solved -= 1
         if self._until_solved == 0:
@@ -205,14 +206,14 @@ class Portfolio:
             number = self._numbers.get(decision_id)
             if number is None or cost_usd is None:
                 return
-            self._windows.settle(number, Asked(self._limits_for(tier, offer), cost_usd), self._clock())
+            self._windows.settle(number, Asked(self._limits_for(tier, offer), cost_usd, tier, offer), self._clock())
 
     def count(self, tier: str, offer: Offer, cost_usd: float) -> None:
         """Count one more call of a request that was decided before: of a plan, after its first."""
         if not self._limits:
             return
         with self._lock:
-            self._windows.add(Asked(self._limits_for(tier, offer), cost_usd), self._clock())
+            self._windows.add(Asked(self._limits_for(tier, offer), cost_usd, tier, offer), self._clock())
 
     def recall(self, spent_usd: Callable[[float], Mapping[str, float]]) -> None:
         """Count in each budget what its offers have cost in its present period before this process began.
@@ -251,18 +252,12 @@ class Portfolio:
         with self._lock:
             self._solve(self._clock())
 
-    def _begin(self, prices: PriceTable) -> None:
-        self._prices = prices
-        self._has_caches = prices.has_caches
-        self._limits = prices.limits
-        self._windows = Windows(self._limits)
-        self._shadow = [0.0] * len(self._limits)
+    def _take_limits(self, limits: tuple[Limit, ...]) -> None:
+        self._limits = limits
         self._limits_of: dict[tuple[str, str, str, str], tuple[int, ...]] = {}
-        self._recent.clear()
-        self._until_solved = EVERY
-        self._is_used = False
-        self._has_budgets = any(isinstance(limit, Budget) for limit in self._limits)
-        self._seconds_between, self._last_at = 0.0, None
+        self._windows = self._windows.under(limits, self._limits_for)
+        self._shadow = [0.0] * len(limits)
+        self._has_budgets = any(isinstance(limit, Budget) for limit in limits)
 
     def _every(self, request: Request, now: float) -> Iterator[Terms]:
         """The terms of each usable offer of the admissible tiers and the others."""
@@ -323,7 +318,7 @@ class Portfolio:
         targets = [self._target_usd(number, now) for number in range(len(self._limits))]
         budgets = [None if target is None else n * target for target in targets]
         if not any(self._shadow) and self.health.all_up and self._free_choices_keep_to(budgets):
-            self._is_used = any(recent.limits for recent in self._recent)
+            self._is_used = any(recent.free.limits for recent in self._recent)
             return
         values, costs, counts = self._arrays(now)
         self._shadow = clearing_prices(values, costs, counts, self._limits, budgets, self._shadow)
@@ -355,9 +350,9 @@ class Portfolio:
 
     def _free_choices_keep_to(self, budgets_usd: Sequence[float | None]) -> bool:
         """Whether the last requests would have kept to all limits without any shadow price."""
-        n, total = len(self._recent), math.fsum(recent.usd for recent in self._recent)
+        n, total = len(self._recent), math.fsum(recent.free.cost_usd for recent in self._recent)
         for number, limit in enumerate(self._limits):
-            own = [recent.usd for recent in self._recent if number in recent.limits]
+            own = [recent.free.cost_usd for recent in self._recent if number in recent.free.limits]
             if isinstance(limit, Budget):
                 budget = budgets_usd[number]
                 if budget is not None and math.fsum(own) > budget:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from router.portfolio.caps import REQUESTS, SECONDS, USD, WINDOW_REQUESTS, Budget, Cap, Limit
+from router.portfolio.tiers import Offer
 
 
 class Asked(NamedTuple):
@@ -15,6 +16,8 @@ class Asked(NamedTuple):
 
     limits: Collection[int]
     usd: float
+    tier: str = ""
+    offer: Offer | None = None
 
 
 class Windows:
@@ -34,6 +37,23 @@ class Windows:
         self._total_usd = 0.0
         self._periods = [_period(limit, 0.0) for limit in limits]
         self._spent = [0.0] * len(limits)
+
+    def under(self, limits: Sequence[Limit], limits_of: Callable[[str, Offer], Collection[int]]) -> Windows:
+        """The same requests under other limits. A budget keeps what was spent, also where its amount is another one.
+
+        limits_of: the numbers of the new limits for which an offer of a tier counts.
+        """
+        new = Windows(limits)
+        new._n = self._n
+        for asked in self._asked:
+            counts = () if asked.offer is None else limits_of(asked.tier, asked.offer)
+            new._asked.append(asked._replace(limits=counts))
+            new._count(new._asked[-1], 1)
+        before = {_whose(limit): number for number, limit in enumerate(self._limits) if isinstance(limit, Budget)}
+        for number, limit in enumerate(limits):
+            if isinstance(limit, Budget) and (old := before.get(_whose(limit))) is not None:
+                new._periods[number], new._spent[number] = self._periods[old], self._spent[old]
+        return new
 
     def add(self, asked: Asked, now: float) -> int:
         """Count one more request; returns the number by which `settle` finds it."""
@@ -120,6 +140,11 @@ class Windows:
         self._total_usd = math.fsum(each.usd for each in counted)
         for limit in range(len(self._limits)):
             self._usd[limit] = math.fsum(each.usd for each in counted if limit in each.limits)
+
+
+def _whose(budget: Budget) -> tuple[str, str, str, str]:
+    """What makes two budgets one, whatever their amounts."""
+    return budget.per, budget.provider, budget.region, budget.tier
 
 
 def _period(limit: Limit, now: float) -> object:
