@@ -27,6 +27,7 @@ from router.golden import check_golden, proven
 from router.plans.checks import CheckModel
 from router.plans.planner import MOST_CALLS
 from router.router import Router
+from router.shares import PORTFOLIO_HELP, portfolio, portfolio_arguments
 
 COMMAND_GROUP = "token_broker.commands"
 _EXTRA_COMMANDS = {
@@ -43,7 +44,7 @@ _EXTRA_COMMANDS = {
 }
 _ORDER = (
     "demo", "import", "init", "audit", "train", "evaluate", "route", "plan", "verify", "sign", "serve", "outcomes",
-    "prices", "retrain", "rollback", "store",
+    "portfolio", "prices", "retrain", "rollback", "store",
 )  # fmt: skip
 """In the order in which one needs them."""
 
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "verify": Command(_VERIFY_HELP, _verify_arguments, _verify),
         "sign": Command(_SIGN_HELP, _sign_arguments, _sign),
         "init": Command(INIT_HELP, init_arguments, _saying(init)),
+        "portfolio": Command(PORTFOLIO_HELP, portfolio_arguments, _saying(portfolio)),
         "prices": Command(PRICES_HELP, prices_arguments, _saying(prices)),
     }
     try:

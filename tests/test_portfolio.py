@@ -1,5 +1,7 @@
 """What caps, budgets, schedules and the health of offers must do to decisions, whatever is asked in what order."""
 
+import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from router import Router
+from router.cli import main
 from router.errors import TierError
 from router.portfolio.caps import WINDOW_REQUESTS, Budget, Cap
 from router.portfolio.clearing import clearing_prices
@@ -373,3 +376,28 @@ def test_an_explanation_under_limits_names_the_same_winner(with_limits):
     for decision in router.route_batch(PROMPTS * 100, worth_usd=0.05):
         assert decision.explain().tier == decision.tier
         assert decision.tier not in {change.tier for change in decision.explain().changes}
+
+
+# ---- broker portfolio -------------------------------------------------------------------------------------------
+
+
+def test_the_command_shows_what_limits_do_to_recent_requests(bundle, sample_log, sample_tiers, tmp_path, capsys):
+    tiers = tmp_path / "tiers.toml"
+    tiers.write_text(sample_tiers.read_text() + '\n[[caps]]\nprovider = "sim-cloud"\nmax_share = 0.1\n')
+    words = ["portfolio", "--tiers", str(tiers), "--bundle", str(bundle), "--logs", str(sample_log), "--worth-usd", "9"]
+    assert main([*words, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    before, after = shown["replay"]["without"], shown["replay"]["within"]
+    assert before["shares"]["sim/frontier-1"] > 0.1 >= after["shares"]["sim/frontier-1"] - 1e-9
+    assert sum(after["shares"].values()) == pytest.approx(1)
+    assert before["success"] > after["success"]
+    assert {limit["limit"] for limit in shown["limits"]} >= {"sim-cloud at most 10% of requests"}
+    assert main(words) == 0
+    assert re.search(r"sim-cloud at most 10% of requests: (9\.\d|10\.0)% now, shadow price", capsys.readouterr().out)
+
+
+def test_without_a_log_the_command_shows_offers_and_limits(bundle, sample_tiers, capsys):
+    assert main(["portfolio", "--tiers", str(sample_tiers), "--bundle", str(bundle)]) == 0
+    shown = capsys.readouterr().out
+    assert "sim/frontier-1" in shown
+    assert "sim-west eu sim/distilled-14b-eu at most 60% of requests" in shown
