@@ -48,12 +48,16 @@ def pace_of(call: Mapping[str, Any], output_tokens: int | None) -> Pace | None:
 
 
 def _retry_after_s(exception: BaseException) -> float | None:
-    headers = getattr(getattr(exception, "response", None), "headers", None)
-    value = None if headers is None else headers.get("retry-after")
-    try:
-        return None if value is None else float(value)
-    except (TypeError, ValueError):  # A date: rare, and the breaker has a pause of its own.
-        return None
+    """Seconds until the provider wants to be asked again; None where it does not say."""
+    response = getattr(exception, "response", None)
+    for headers in (getattr(exception, "litellm_response_headers", None), getattr(response, "headers", None)):
+        value = None if headers is None else headers.get("retry-after")
+        try:
+            if value is not None:
+                return float(value)
+        except (TypeError, ValueError):  # A date: rare, and the breaker has a pause of its own.
+            pass
+    return None
 
 
 def _ms_between(begin: object, end: object) -> float | None:
