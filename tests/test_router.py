@@ -467,12 +467,16 @@ IMPORT_THE_CORE = """
 import importlib, pkgutil, sys
 import numpy, onnxruntime, tokenizers
 
+BEHIND_EXTRAS = (
+    "router.outcomes", "router.gateway", "router.serve", "router.checks.schema", "router.checks.pattern",
+)
+
 def packages():
     return {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
 
 def import_all(package):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        if module.name not in ("router.outcomes", "router.gateway", "router.checks.schema", "router.checks.pattern"):
+        if module.name not in BEHIND_EXTRAS:
             print(module.name)
             found = importlib.import_module(module.name)
             if module.ispkg:
