@@ -8,12 +8,21 @@ import reprlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from router.checks.verdict import Verdict
 from router.errors import CheckError
 
-Ask = Callable[[str], str | Awaitable[str]]
-"""From a prompt to a model's reply; async functions may be given, too."""
+
+class Reply(NamedTuple):
+    """A model's reply and what it cost, in USD; None where nobody knows."""
+
+    text: str
+    cost_usd: float | None = None
+
+
+Ask = Callable[[str], str | Reply | Awaitable[str | Reply]]
+"""From a prompt to a model's reply, or to a Reply with its cost; async functions may be given, too."""
 
 CRITERION = "The answer is correct and does what the question asks for."
 
@@ -47,7 +56,7 @@ class Judge:
     1.0
 
     ask: sends a prompt to the judging model and returns its reply. Where it is async, the check is, too.
-    usd_per_call: what one call costs about, in USD; every verdict and every error states it.
+    usd_per_call: what one call costs about, in USD; verdicts and errors state it where `ask` does not say what it cost.
     criterion: what must be true of an answer that passes, in one sentence.
 
     Prompt and answer stand between marks that are drawn from a digest of both, so no answer can contain its own mark.
@@ -73,23 +82,25 @@ class Judge:
             raise CheckError(f"the judge could not be asked: {reprlib.repr(error)}") from error
         return self._awaited(reply) if inspect.isawaitable(reply) else self._verdict(reply)
 
-    async def _awaited(self, reply: Awaitable[str]) -> Verdict:
+    async def _awaited(self, reply: Awaitable[str | Reply]) -> Verdict:
         try:
-            text = await reply
+            found = await reply
         except Exception as error:
             raise CheckError(f"the judge could not be asked: {reprlib.repr(error)}") from error
-        return self._verdict(text)
+        return self._verdict(found)
 
     def _verdict(self, reply: object) -> Verdict:
-        if not isinstance(reply, str):
-            raise CheckError(f"the judge replied {reprlib.repr(reply)}; expected text", cost_usd=self.usd_per_call)
-        score = score_of(reply)
+        text, cost_usd = reply if isinstance(reply, Reply) else (reply, None)
+        cost_usd = self.usd_per_call if cost_usd is None else cost_usd
+        if not isinstance(text, str):
+            raise CheckError(f"the judge replied {reprlib.repr(text)}; expected text", cost_usd=cost_usd)
+        score = score_of(text)
         if score is None:
-            end = reprlib.repr(_last_line(reply))
+            end = reprlib.repr(_last_line(text))
             raise CheckError(
-                f"the judge's reply ends with {end}; expected PASS, FAIL or a score in 0..1", cost_usd=self.usd_per_call
+                f"the judge's reply ends with {end}; expected PASS, FAIL or a score in 0..1", cost_usd=cost_usd
             )
-        return Verdict(score=score, cost_usd=self.usd_per_call, reason=f"the judge says {score:g}")
+        return Verdict(score=score, cost_usd=cost_usd, reason=f"the judge says {score:g}")
 
 
 def judge_prompt(prompt: str, answer: str, criterion: str = CRITERION) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -11,17 +12,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from router.checks.verdict import Check
+from router.checks.verdict import Check, verdict_of
 from router.command import DONE, FAILED, Command, say
 from router.errors import CheckError, OutcomeLogError
 from router.outcomes.export import FORMATS, export
-from router.outcomes.label import label
+from router.outcomes.label import Labels, label
 from router.outcomes.log import OutcomeLog
 from router.outcomes.queries import GROUPS, Spend, spend
 from router.outcomes.reading import LoggedDecision, LogReader
 
 OUTCOMES = "logs/router"
 """Where `broker serve` writes its log."""
+
+JUDGE_AT = "http://127.0.0.1:4000/v1"
+JUDGE_KEY = "LITELLM_MASTER_KEY"
+_JUDGES_AT_ONCE = 8
 
 _AGO = re.compile(r"(\d+)([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
@@ -50,10 +55,26 @@ def _label_arguments(parser: argparse.ArgumentParser) -> None:
         "--check",
         required=True,
         metavar="NAME=KIND:VALUE",
-        help="json=schema:FILE, date=pattern:REGEX or tests=python:FILE (which runs the answers: only those you trust)",
+        help="json=schema:FILE, date=pattern:REGEX, grader=judge:MODEL, or tests=python:FILE (which runs the answers: "
+        "only those you trust)",
     )
     parser.add_argument(
-        "--decides", action="store_true", help="answers that nobody has judged are right where the check says so"
+        "--decides",
+        action="store_true",
+        help="set the outcome of answers that nobody has judged: as the check says; of a judge, the probability that "
+        "the answer is right, by how often the judge was right where people have judged",
+    )
+    parser.add_argument(
+        "--judge-at",
+        default=JUDGE_AT,
+        metavar="URL",
+        help=f"where the judging model is asked, in OpenAI's protocol; default: {JUDGE_AT}, the service",
+    )
+    parser.add_argument(
+        "--judge-key",
+        default=JUDGE_KEY,
+        metavar="VARIABLE",
+        help=f"environment variable with its key; default: {JUDGE_KEY}",
     )
 
 
@@ -124,39 +145,69 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _label(options: argparse.Namespace) -> int:
-    name, check = _check(options.check)
+    name, kind, value = _stated(options.check)
+    is_judge = kind == "judge"
+    check = _judge(value, options.judge_at, options.judge_key) if is_judge else _check(kind, value)
     with OutcomeLog(options.outcomes) as log:
         done = label(
             LogReader(options.outcomes), log, name, check,
-            decides=options.decides, since=options.since, until=options.until,
+            decides=options.decides, corrects=is_judge, since=options.since, until=options.until,
+            n_threads=_JUDGES_AT_ONCE if is_judge else 1,
         )  # fmt: skip
-    text = (
-        f"check {name}: looked at {done.looked_at:,} answers, {done.passed:,} passed; could not look at "
-        f"{done.troubled:,}; set the outcome of {done.outcomes:,}"
-    )
-    say(json.dumps(asdict(done)) if options.json else text)
+    say(json.dumps(asdict(done)) if options.json else _labels_text(name, done))
     return DONE
 
 
-def _check(text: str) -> tuple[str, Check]:
-    """The name and the check that an option states; raises CheckError."""
+def _labels_text(name: str, done: Labels) -> str:
+    lines = [
+        f"check {name}: looked at {done.looked_at:,} answers, {done.passed:,} passed; could not look at "
+        f"{done.troubled:,}; set the outcome of {done.outcomes:,}"
+    ]
+    if done.usd:
+        lines.append(f"the check cost {done.usd:.6f} USD")
+    if measured := done.accuracy:
+        lines.append(
+            f"it passes {measured.sensitivity:.0%} of {measured.n_right:,} right answers and fails "
+            f"{measured.specificity:.0%} of {measured.n_wrong:,} wrong ones that people have judged; outcomes are "
+            f"corrected by that"
+        )
+    return "\n".join(lines)
+
+
+def _stated(text: str) -> tuple[str, str, str]:
+    """The name, kind and value that --check states; raises CheckError."""
     name, _, stated = text.partition("=")
     kind, colon, value = stated.partition(":")
-    if not re.fullmatch("[A-Za-z0-9_]+", name) or not colon or kind not in ("pattern", "schema", "python"):
-        raise CheckError(f"found {text[:80]!r}; expected NAME=pattern:REGEX, NAME=schema:FILE or NAME=python:FILE")
+    if not re.fullmatch("[A-Za-z0-9_]+", name) or not colon or kind not in ("pattern", "schema", "python", "judge"):
+        raise CheckError(
+            f"found {text[:80]!r}; expected NAME=pattern:REGEX, NAME=schema:FILE, NAME=python:FILE or NAME=judge:MODEL"
+        )
+    return name, kind, value
+
+
+def _judge(model: str, url: str, key_variable: str) -> Check:
+    from router.checks.endpoint import ModelAt
+    from router.checks.judge import Judge
+
+    judge = Judge(ask=ModelAt(model, base_url=url, api_key=os.environ.get(key_variable) or "none"))
+    return lambda prompt, answer: verdict_of(judge(prompt, answer))
+
+
+def _check(kind: str, value: str) -> Check:
+    """The check of a kind; raises CheckError."""
     if kind == "pattern":
         from router.checks.pattern import Pattern
 
-        return name, Pattern(pattern=value)
+        return Pattern(pattern=value)
     content = Path(value).read_text(encoding="utf-8")
     if kind == "python":
         from router.checks.python_tests import PythonTests
 
-        return name, PythonTests(tests=content)
+        return PythonTests(tests=content)
     from router.checks.schema import JsonSchema
 
     try:
-        return name, JsonSchema(schema=json.loads(content))
+        return JsonSchema(schema=json.loads(content))
     except ValueError as error:
         raise CheckError(f"{value}: not JSON: {error}") from error
 
