@@ -8,7 +8,7 @@ EXTRAS := train,outcomes,checks,distributed,feeds,signing,dev
 EXPORT := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --generate-hashes \
 	--constraint requirements.lock pyproject.toml requirements/build.in
 
-.PHONY: help demo test test-encoders test-gateway check lock clean
+.PHONY: help demo test test-encoders test-gateway check docs dist lock clean
 
 help:                            ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ check: .venv/installed           ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs                 ## the documentation as a site, in build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: .venv/installed            ## the wheel and the source distribution, in dist
+	$(BIN)/python -m hatchling build -d dist
+
 lock: .venv/installed            ## resolve anew what requirements.lock pins, and the lists with hashes from it
 	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
@@ -39,7 +45,7 @@ lock: .venv/installed            ## resolve anew what requirements.lock pins, an
 	$(EXPORT) --extra gateway --extra outcomes --extra checks --extra feeds --extra signing --output-file requirements/gateway.lock
 
 clean:                           ## remove what the other targets made
-	rm -rf .venv models/demo* models/.cache examples/*/node_modules
+	rm -rf .venv build dist models/demo* models/.cache examples/*/node_modules
 
 .venv/installed: pyproject.toml requirements/dev.lock
 	$(PYTHON) -m venv .venv
@@ -50,6 +56,10 @@ clean:                           ## remove what the other targets made
 .venv/encoders: .venv/installed
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[$(EXTRAS),encoders]'
+	touch $@
+
+.venv/docs: .venv/installed
+	$(PIP) --editable '.[$(EXTRAS),docs]'
 	touch $@
 
 .venv/gateway: .venv/installed

@@ -22,6 +22,7 @@ from router.bundle.signature import TrustedKeys, sign
 from router.command import BAD_INPUT, DONE, FAILED, Command, say
 from router.decision import Decision
 from router.errors import BundleError, RouterError
+from router.extras import install_command
 from router.feeds.commands import INIT_HELP, PRICES_HELP, init, init_arguments, prices, prices_arguments
 from router.golden import check_golden, proven
 from router.plans.checks import CheckModel
@@ -122,7 +123,7 @@ def _named_commands(words: Iterable[str]) -> dict[str, Command]:
         return {name: getattr(import_module(_IN_ROUTER[name]), name)}
     found = [entry for entry in entry_points(group=COMMAND_GROUP) if entry.name == name]
     if not found:
-        raise ImportError(f"`broker {name}` is not installed: pip install 'token-broker[train]'")
+        raise ImportError(f"`broker {name}` is not installed: {install_command('train')}")
     return {name: found[0].load()}
 
 

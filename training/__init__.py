@@ -1,15 +1,17 @@
 """Token Broker's training line: from logged outcomes to a bundle.
 
-Needs the extra `train`: pip install "token-broker[train]".
+Needs the extra `train`.
 """
 
 from importlib.util import find_spec
+
+from router.extras import install_command
 
 _EXTRA = {
     "duckdb", "lightgbm", "matplotlib", "mlflow", "onnx", "pandas", "pyarrow", "scipy", "sklearn", "tqdm",
 }  # fmt: skip
 if _missing := sorted(package for package in _EXTRA if find_spec(package) is None):
-    raise ImportError(f"training needs {', '.join(_missing)}: pip install 'token-broker[train]'")
+    raise ImportError(f"training needs {', '.join(_missing)}: {install_command('train')}")
 
 from training.config import TrainingConfig  # noqa: E402
 from training.evaluation.evaluate import evaluate  # noqa: E402

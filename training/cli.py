@@ -16,6 +16,7 @@ from tqdm import tqdm
 from router.bundle.bundle import Bundle
 from router.command import DONE, Command, say
 from router.errors import CheckError
+from router.extras import install_command
 from router.plans.checks import CheckModel
 from router.portfolio.tiers import read_tiers
 from router.router import Router
@@ -311,7 +312,7 @@ def _how_to_serve(bundle: Path) -> str:
     of_bundle = "" if bundle == DEMO_BUNDLE else f" --bundle {shlex.quote(str(bundle))}"
     command = f"broker serve --demo{of_bundle}"
     if find_spec("litellm") is None:
-        return f"pip install 'token-broker[gateway]', then {command}   ask it over HTTP, without any key"
+        return f"{install_command('gateway')}, then {command}   ask it over HTTP, without any key"
     return f"{command}   ask it over HTTP: stub providers, no key"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from router.bundle.manifest import Manifest
 from router.errors import KeyFileError, SignatureError
+from router.extras import install_command
 from router.files import read_bounded, replacing
 
 SIGNATURE_FILE = "manifest.sig"
@@ -96,4 +97,4 @@ def _cryptography(module: str) -> Any:
     try:
         return import_module(f"cryptography.{module}")
     except ImportError as error:
-        raise ImportError("signatures need cryptography: pip install 'token-broker[signing]'") from error
+        raise ImportError(f"signatures need cryptography: {install_command('signing')}") from error

@@ -8,11 +8,12 @@ from typing import Any
 
 from router.checks.verdict import Verdict
 from router.errors import CheckError
+from router.extras import install_command
 
 try:
     import regex
 except ImportError as error:
-    raise ImportError("router.checks.pattern needs regex: pip install 'token-broker[checks]'") from error
+    raise ImportError(f"router.checks.pattern needs regex: {install_command('checks')}") from error
 
 MOST_CHARACTERS = 1_000_000
 SECONDS = 0.5

@@ -18,6 +18,7 @@ from typing import Any
 from router.checks.normalise import canonical_json
 from router.checks.verdict import Verdict
 from router.errors import CheckError
+from router.extras import install_command
 
 try:
     import regex
@@ -27,7 +28,7 @@ try:
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 except ImportError as error:
-    raise ImportError(f"router.checks.schema needs {error.name}: pip install 'token-broker[checks]'") from error
+    raise ImportError(f"router.checks.schema needs {error.name}: {install_command('checks')}") from error
 
 MOST_CHARACTERS = 1_000_000
 DEEPEST = 50

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from router.errors import PriceMapError
+from router.extras import install_command
 from router.feeds.effect import PriceEffect, effect
 from router.feeds.price_map import LITELLM, read_price_map
 from router.feeds.proposal import ModelFacts, propose
@@ -154,6 +155,6 @@ def log_reader(name: str) -> Callable[..., Any]:
     """A function of the extra `train` that reads logs. Raises ImportError where the extra is not installed."""
     found = [entry for entry in entry_points(group=LOG_READERS) if entry.name == name]
     if not found:
-        raise ImportError("--logs needs the extra train: pip install 'token-broker[train]'")
+        raise ImportError(f"--logs needs the extra train: {install_command('train')}")
     reader: Callable[..., Any] = found[0].load()
     return reader

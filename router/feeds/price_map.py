@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from router.errors import PriceMapError
+from router.extras import install_command
 from router.feeds.formats import REGIONS, PricedModel, csv_models, litellm_models, openrouter_models
 from router.files import read_bounded
 
@@ -110,7 +111,7 @@ def read_price_map(source: str | None, usd_per: Mapping[str, float] | None = Non
         if packaged is not None:
             return _checked(f"LiteLLM's packaged map {packaged}", _models(packaged, usd_per or {}))
         if source == LITELLM:
-            raise PriceMapError("litellm is not installed: pip install 'token-broker[gateway]', or name a file")
+            raise PriceMapError(f"litellm is not installed: {install_command('gateway')}, or name a file")
         return _checked(f"list prices of {LIST_PRICES_DATE}, which ship", _models(LIST_PRICES, usd_per or {}))
     found = _checked(source, _models(Path(source), usd_per or {}))
     return replace(found, names_are_routes=Path(source).suffix.lower() != ".csv")

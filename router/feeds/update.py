@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from router.errors import PriceError
+from router.extras import install_command
 from router.feeds.formats import PricedModel
 from router.feeds.price_map import PriceMap
 from router.files import replacing
@@ -67,7 +68,7 @@ class PriceUpdate:
         try:
             import tomlkit
         except ImportError as error:
-            raise ImportError("changing tiers.toml needs tomlkit: pip install 'token-broker[feeds]'") from error
+            raise ImportError(f"changing tiers.toml needs tomlkit: {install_command('feeds')}") from error
         document: Any = tomlkit.parse(self.table.text)
         for change in self.believed:
             offer = document["tiers"][change.tier_number]["offers"][change.offer_number]

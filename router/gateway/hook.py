@@ -16,6 +16,7 @@ from typing import Any
 
 from router.decision import Decision
 from router.errors import CheckError, DialError
+from router.extras import install_command
 from router.gateway.attempts import (
     ATTEMPTS_KEY,
     COMPLETE,
@@ -40,7 +41,7 @@ try:
     from litellm.integrations.custom_logger import CustomLogger
     from litellm.proxy._types import ProxyException
 except ImportError as error:
-    raise ImportError("router.gateway needs LiteLLM's proxy: pip install 'token-broker[gateway]'") from error
+    raise ImportError(f"router.gateway needs LiteLLM's proxy: {install_command('gateway')}") from error
 
 DECISION_KEY = "broker_decision"
 """Where the Decision stands in LiteLLM's request metadata; LiteLLM's logging callbacks find it there too."""

@@ -55,7 +55,7 @@ class OutcomeLog:
     `decided`, `outcome` and `attempt` never raise and never wait for another process: what cannot be stored (a full
     disk, a value of another type or out of range) is counted in `n_lost` and logged as a warning. What they have put
     into a folder outlives the process. Only the owner may read the files, and open the folders, that the log makes.
-    Needs POSIX; `compact` and URLs need the extra `outcomes`: pip install "token-broker[outcomes]".
+    Needs POSIX; `compact` and URLs need the extra `outcomes`.
     """
 
     def __init__(self, path: str | Path, *, keep_prompts: bool = False, keep_answers: bool = False) -> None:

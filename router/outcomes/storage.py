@@ -14,6 +14,7 @@ from threading import Lock
 from typing import Any, BinaryIO, Protocol
 from uuid import uuid4
 
+from router.extras import install_command
 from router.files import replacing, sync
 
 JOURNALS = ".journal/"
@@ -81,7 +82,7 @@ def extra(package: str) -> Any:
     try:
         return import_module(package)
     except ImportError as error:
-        raise ImportError(f"the outcome log needs {package}: pip install 'token-broker[outcomes]'") from error
+        raise ImportError(f"the outcome log needs {package}: {install_command('outcomes')}") from error
 
 
 def _new_journal() -> str:

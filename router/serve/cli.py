@@ -16,6 +16,7 @@ from typing import Any
 from router.bundle.manifest import MANIFEST_FILE
 from router.command import DONE, Command, say
 from router.errors import ServiceError
+from router.extras import install_command
 from router.outcomes.cli import OUTCOMES
 from router.outcomes.log import OutcomeLog
 from router.policy import Policy
@@ -72,7 +73,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     if find_spec("litellm") is None:
-        raise ImportError("`broker serve` needs LiteLLM's proxy: pip install 'token-broker[gateway]'")
+        raise ImportError(f"`broker serve` needs LiteLLM's proxy: {install_command('gateway')}")
     bundle = _bundle(options)
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # Else LiteLLM fetches its price map at import.
     with ExitStack() as stack:

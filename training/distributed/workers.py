@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import lightgbm
 
+from router.extras import install_command
 from training.errors import ClusterError, ConfigError
 from training.export.versions import versions
 
@@ -37,7 +38,7 @@ def workers_at(address: str) -> Iterator[Workers]:
     try:
         from dask.distributed import Client
     except ImportError as error:
-        raise ConfigError("--cluster needs Dask: pip install 'token-broker[distributed]'") from error
+        raise ConfigError(f"--cluster needs Dask: {install_command('distributed')}") from error
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:

