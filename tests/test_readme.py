@@ -1,11 +1,13 @@
 """What the documents show runs, what they name exists, and what they link to is there."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+from router import Router
 from router.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +21,9 @@ DOCUMENTS = sorted(
 TIERS = {"edge", "distilled", "frontier"}
 FIRST_WORD_PRINTED = {README: TIERS, ROOT / "docs" / "serving.md": TIERS, ROOT / "docs" / "checks.md": {"1.0"}}
 FIRST_WORD_PRINTED[ROOT / "docs" / "plans.md"] = {"ask", "direct:"}
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+NEEDS = "# needs "
+"""How a block of Python begins that cannot run on its own; the reader is told what it needs."""
 LONGEST_README, WIDEST_LINE = 100, 120
 
 
@@ -48,15 +53,68 @@ def test_the_readme_is_one_page():
     assert max(map(len, lines)) <= WIDEST_LINE
 
 
-@pytest.mark.parametrize("document", FIRST_WORD_PRINTED, ids=name_of)
-def test_the_python_that_is_shown_runs(document, bundle, tmp_path, monkeypatch, capsys):
-    shutil.copytree(bundle, tmp_path / "models" / "demo")
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
+def python_in(document: Path) -> list[str]:
+    """The blocks of Python of a page, in their order."""
+    return re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def run(blocks: list[str], document: Path, names: dict[str, object]) -> None:
+    """Run blocks one after the other, as a reader would; one that says what it needs is only compiled."""
     for block in blocks:
-        exec(compile(block, document.name, "exec"), {})
-    assert capsys.readouterr().out.split()[0] in FIRST_WORD_PRINTED[document]
+        code = compile(block, document.name, "exec")
+        if not block.startswith(NEEDS):
+            exec(code, names)
+
+
+@pytest.fixture
+def as_a_reader(bundle, tmp_path, monkeypatch) -> Path:
+    """A folder with what pages take for granted: bundles, the sample log and its tiers."""
+    for name in ("demo", "mine"):
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / "models" / name).symlink_to(bundle)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    shutil.copy(ROOT / "data" / "tiers.toml", tmp_path / "tiers.toml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "document", [page for page in DOCUMENTS if python_in(page) and page not in (TUTORIAL, CHANGELOG)], ids=name_of
+)
+def test_the_python_that_is_shown_runs(document, as_a_reader, capsys):
+    router = Router.load("models/demo")
+    prompt = "Prove that the square root of 2 is irrational."
+    decision = router.route(prompt)
+    taken_for_granted = {"router": router, "Router": Router, "prompt": prompt, "decision": decision}
+    run(python_in(document), document, {**taken_for_granted, "decision_id": decision.decision_id})
+    if document in FIRST_WORD_PRINTED:
+        assert capsys.readouterr().out.split()[0] in FIRST_WORD_PRINTED[document]
+
+
+def test_few_blocks_of_python_need_more_than_a_reader_has():
+    needy = [block for page in DOCUMENTS for block in python_in(page) if block.startswith(NEEDS)]
+    assert len(needy) == 1 and "OpenAI" in needy[0]
+
+
+def test_the_tutorial_leads_to_a_router(as_a_reader):
+    """Its commands and its Python, in the order of the page, in a folder that has nothing but the sample log."""
+    (as_a_reader / "models" / "mine").unlink()
+    (as_a_reader / "tiers.toml").unlink()
+    names: dict[str, object] = {}
+    commands = []
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    for language, block in blocks:
+        if language == "python":
+            run([block], TUTORIAL, names)
+        elif block.startswith("broker "):
+            words = shlex.split(block.replace("\\\n", " "))
+            commands.append(words[1])
+            assert main(words[1:]) == 0, block
+        else:
+            assert block == "make demo\n"
+    assert commands == ["import", "init", "audit", "train", "route"]
+    assert names["decision"].tier in ("edge", "distilled", "frontier")
+    assert (as_a_reader / "models" / "mine" / "report.html").is_file()
 
 
 def test_every_command_and_option_that_is_named_exists(capsys):
