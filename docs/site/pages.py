@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGES = ("*.md", "docs/*.md", "data/*.md", "models/README.md", "benchmarks/*.md", "examples/*/*.md")
 STYLE = "docs/site/style.css"
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
-HELP_COLUMNS = "100"
+HELP_COLUMNS = "88"
 MODULES = (
     "router", "router.outcomes", "router.checks", "router.checks.normalise", "router.checks.schema",
     "router.checks.pattern", "router.checks.python_tests", "router.checks.judge", "router.gateway", "training",
