@@ -6,6 +6,7 @@
  */
 
 import { BundleError, DialError, PriceError, PromptError, shown } from "./errors.js";
+import { explain } from "./explanation.js";
 import { compareGolden } from "./golden.js";
 import { bundleId, checkFile, decodeUtf8, hexadecimal, parseManifest, REQUIRED_FILES } from "./manifest.js";
 import { checkWorth, directPlan, loadPlanner, PLAN_FILES } from "./plans.js";
@@ -13,6 +14,7 @@ import { PriceTable } from "./prices.js";
 import { cutText, mediaCapabilities, promptText, validUnicode } from "./prompt.js";
 import { textEncoder } from "./tokens.js";
 
+const CLUSTERS_FILE = "clusters.json";
 const GOLDEN_TOLERANCE = 1e-4;
 const MOST = 1e12;  // tokens of a context, or USD of a worth
 const OUTPUTS = ["success", "output_tokens", "cost_usd", "tier", "familiarity", "cluster"];
@@ -27,7 +29,7 @@ export const PLAN_REQUEST_KEYS = [...REQUEST_KEYS, "checks", "max_calls"];
 /** Sends each request to the cost-optimal tier. */
 export class Router {
   /** Use openRouter instead. prices: the table in use; assign another to route at other prices. */
-  constructor({ manifest, encode, session, ort, bundlePrices, golden, planner = null }) {
+  constructor({ manifest, encode, session, ort, parseToml, bundlePrices, golden, planner = null, clusters = null }) {
     this.manifest = manifest;
     this.bundleId = bundleId(manifest);
     this.bundlePrices = bundlePrices;
@@ -35,8 +37,10 @@ export class Router {
     this.encode = encode;
     this.session = session;
     this.ort = ort;
+    this.parseToml = parseToml;
     this.golden = golden;
     this.planner = planner;
+    this.clusters = clusters;
   }
 
   /**
@@ -67,6 +71,14 @@ export class Router {
    */
   async plan(request) {
     return this.#planAt(request, this.prices);
+  }
+
+  /**
+   * What a decision of this router rests on and what would change it: {tier, reason, admissible, changes, similar}.
+   * `similar` is null where clusters.json was not read. See explanation.js.
+   */
+  explain(decision) {
+    return explain(decision, this.clusters);
   }
 
   /** The token ids that the graph reads for a text, and how many characters the text has. */
@@ -261,11 +273,13 @@ export async function openRouter(readFile, libraries, options = {}) {
     return new RouterClass({
       manifest,
       ort,
+      parseToml,
       encode: textEncoder(Tokenizer, JSON.parse(decodeUtf8(tokenizer))),
       session: await ort.InferenceSession.create(graph, sessionOptions),
       bundlePrices: await PriceTable.parse(tiers, parseToml, manifest.tiers),
       golden: decodeUtf8(golden).trim().split("\n").map((line) => JSON.parse(line)),
       planner: await loadPlanner(contents, manifest.tiers, ort, sessionOptions),
+      clusters: CLUSTERS_FILE in contents ? JSON.parse(decodeUtf8(contents[CLUSTERS_FILE])) : null,
     });
   } catch (error) {
     const trouble = error instanceof PriceError ? `tiers.toml: ${error.message}` : error.message;

@@ -4,6 +4,7 @@
  *     node server.js --bundle DIR [--prices FILE] [--port N] [--host ADDRESS]
  *
  * POST /route    a JSON object with prompt or messages, and dials -> the decision as JSON
+ * POST /explain  the same -> the decision, and what would change it
  * POST /plan     the same with worth_usd, checks and max_calls -> the plan as JSON
  * GET  /healthz  which bundle and which price table are in use
  *
@@ -133,6 +134,10 @@ async function respond(router, priceFile, request, response) {
 async function answer(router, priceFile, request) {
   const route = `${request.method} ${request.url.split("?")[0]}`;
   if (route === "POST /route") return router.route(await readRequest(request, REQUEST_KEYS));
+  if (route === "POST /explain") {
+    const decision = await router.route(await readRequest(request, REQUEST_KEYS));
+    return { decision, explanation: router.explain(decision) };
+  }
   if (route === "POST /plan") return router.plan(await readRequest(request, PLAN_REQUEST_KEYS));
   if (route === "GET /healthz") {
     return {
@@ -142,9 +147,9 @@ async function answer(router, priceFile, request) {
       prices_refused: priceFile?.refused ?? null,
     };
   }
-  const allowed = { "/route": "POST", "/plan": "POST", "/healthz": "GET" }[route.split(" ")[1]];
+  const allowed = { "/route": "POST", "/explain": "POST", "/plan": "POST", "/healthz": "GET" }[route.split(" ")[1]];
   if (allowed !== undefined) throw new HttpError(405, `expected ${allowed}`, { allow: allowed });
-  throw new HttpError(404, "no such path; expected POST /route, POST /plan or GET /healthz");
+  throw new HttpError(404, "no such path; expected POST /route, /explain or /plan, or GET /healthz");
 }
 
 /** The request of a body: a JSON object with nothing but these keys. */
