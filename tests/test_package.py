@@ -1,10 +1,12 @@
 """What is released: the wheel has all that runs, the source makes the same wheel, and a missing extra is named."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
@@ -148,6 +150,23 @@ def test_code_that_runs_from_its_folder_is_installed_from_there(monkeypatch):
 def test_one_place_says_how_an_extra_is_installed():
     files = [path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     assert [file for file in files if "pip install" in (ROOT / file).read_text()] == [EXTRAS_MODULE]
+
+
+def test_every_package_has_the_same_version():
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert json.loads((ROOT / "examples" / "javascript" / "package.json").read_text())["version"] == python
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_what_a_workflow_runs_is_there_and_what_it_uses_has_a_version(path):
+    text = path.read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"run: make ([a-z-]+)", text)) <= targets
+    for script in re.findall(r"run: (\.ci/\w+)", text):
+        assert os.access(ROOT / script, os.X_OK), script
+    used = re.findall(r"uses: (\S+)", text)
+    assert used and all(re.search(r"@v\d+(\.\d+\.\d+)?$", name) for name in used)
+    assert "permissions:\n  contents: read\n" in text
 
 
 def test_documents_install_from_a_checkout():
