@@ -170,6 +170,12 @@ def test_every_document_can_be_reached_from_the_readme():
     assert set(DOCUMENTS) <= reached
 
 
+def test_every_document_is_in_the_navigation_of_the_site():
+    named = set(re.findall(r"([\w./-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    made_while_building = {"reference/command-line.md", "reference/python.md"}
+    assert named == {name_of(document) for document in DOCUMENTS} | made_while_building
+
+
 def test_every_subpackage_is_on_the_map():
     text = CONTRIBUTING.read_text(encoding="utf-8")
     for package in ("router", "training"):

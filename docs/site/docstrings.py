@@ -12,6 +12,7 @@ from typing import Any
 import griffe
 
 ARGUMENT = re.compile(r"^(`?[A-Za-z_*][\w.*]*`?(?:, `?[A-Za-z_*][\w.*]*`?| or `?[A-Za-z_]\w*`?)*): (.*)$")
+DIRECTIVE = re.compile(r" *# doctest: .*$", re.MULTILINE)
 SENTENCE_OF_ITS_OWN = re.compile(r"^(Raises|Returns|Rejects) ")
 
 
@@ -32,7 +33,7 @@ def as_markdown(docstring: str) -> str:
 
 def _block(text: str) -> str:
     if text.startswith(">>>"):
-        return f"```pycon\n{text}\n```"
+        return f"```pycon\n{DIRECTIVE.sub('', text)}\n```"
     if text.startswith("    "):
         return text
     parts: list[str] = []

@@ -23,7 +23,7 @@ STYLE = "docs/site/style.css"
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 HELP_COLUMNS = "88"
 MODULES = (
-    "router", "router.outcomes", "router.checks", "router.checks.normalise", "router.checks.schema",
+    "router", "router.plan", "router.outcomes", "router.checks", "router.checks.normalise", "router.checks.schema",
     "router.checks.pattern", "router.checks.python_tests", "router.checks.judge", "router.gateway", "training",
     "training.retrain",
 )  # fmt: skip
