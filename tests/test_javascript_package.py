@@ -158,7 +158,7 @@ def test_every_explanation_has_pythons_figures(project, bundle, tmp_path):
     dials = [{"quality": q, "worth_usd": w} for q, w in product((None, 0.8, 0.95, 1), (None, 0, 0.003, 0.05))]
     others = [{"critical": True}, {"regions": ["local"]}, {"regions": []}, {"regions": ["us", "cn"], "quality": 1}]
     with serving(bundle, tmp_path / "log") as service:
-        for prompt, more in product([*PASSAGES[:8], "", PASSAGES[4] * 500], [*dials, *others]):
+        for prompt, more in product([*PASSAGES[:4], "", PASSAGES[4] * 500], [*dials, *others]):
             request = {"prompt": prompt, **more}
             status, found = service.ask("POST", "/explain", json.dumps(request).encode())
             expected = json.loads(json.dumps(python.route(**request).explain().to_json()))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from router.checks.judge import Reply
+from router.extras import install_command
 
 try:
     from openai import OpenAI
 except ImportError as error:
-    raise ImportError("a judge at an endpoint needs openai's client: pip install 'token-broker[gateway]'") from error
+    raise ImportError(f"a judge at an endpoint needs openai's client: {install_command('gateway')}") from error
 
 COST_HEADER = "x-litellm-response-cost"
 """Where LiteLLM's proxy says what an answer cost, in USD."""
