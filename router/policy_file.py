@@ -187,8 +187,9 @@ def _range(table: Mapping[str, Any], key: str, place: str, most: float) -> Range
     if not isinstance(value, list) or len(value) != 2:
         raise TierError(f"{place}: {key} is {shown(value)}; expected [least, largest], true or false")
     low, high = (number_of({key: each}, key, place, most=most) for each in value)
-    if low > high:
-        raise TierError(f"{place}: {key} is {shown(value)}; expected [least, largest] in this order")
+    if low > high or (key == "quality" and high == 0):
+        largest = ", the largest above 0" if key == "quality" else ""
+        raise TierError(f"{place}: {key} is {shown(value)}; expected [least, largest] in this order{largest}")
     return low, high
 
 

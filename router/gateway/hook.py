@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from router.clients import DEFAULT_RIGHTS, ClientRights
+from router.clients import ClientRights
 from router.decision import Decision
 from router.errors import CheckError, DialError, RefusedError
 from router.gateway.attempts import (
@@ -29,7 +29,7 @@ from router.gateway.attempts import (
     streamed_text,
 )
 from router.gateway.health import Failure, Pace, failure_of, pace_of
-from router.gateway.limits import answers_wanted, client_of, operators_names
+from router.gateway.limits import answers_wanted, operators_names
 from router.gateway.plans import PLAN_KEY, RequestPlanner, planned_of
 from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage, visible_text
 from router.outcomes.log import OutcomeLog
@@ -39,12 +39,10 @@ from router.routing import Call
 
 try:
     from litellm.integrations.custom_logger import CustomLogger
-    from litellm.proxy._types import ProxyException
+
+    from router.gateway.rights import DECISION_KEY, is_routed, refusal, refuse_unpoliced, rights_of
 except ImportError as error:
     raise ImportError("router.gateway needs LiteLLM's proxy: pip install 'token-broker[gateway]'") from error
-
-DECISION_KEY = "broker_decision"
-"""Where the Decision stands in LiteLLM's request metadata; LiteLLM's logging callbacks find it there too."""
 
 _CLIENT_IS_GONE = 499  # the HTTP status that LiteLLM gives a request whose client has closed the connection
 
@@ -92,23 +90,23 @@ class BrokerHook(CustomLogger):
         no offer may answer.
         """
         snapshot = self._router.snapshot  # One bundle, one price table and one policy for all that follows.
-        rights = _rights(snapshot, user_api_key_dict, data.get("model"))
-        if not _is_routed(data.get("model")):
+        rights = rights_of(snapshot, user_api_key_dict, data.get("model"))
+        if not is_routed(data.get("model")):
             return None
         if call_type not in _CALL_TYPES:
-            raise _refusal(f"{MODEL} answers chat completions and text completions; found a call of type {call_type}")
+            raise refusal(f"{MODEL} answers chat completions and text completions; found a call of type {call_type}")
         data.pop("router_settings_override", None)  # It has fallbacks of its own.
         if names := operators_names(data):
-            raise _refusal(f"found {', '.join(names)} in a request to {MODEL}; the broker sets this, so leave it out")
+            raise refusal(f"found {', '.join(names)} in a request to {MODEL}; the broker sets this, so leave it out")
         metadata = data.setdefault("metadata", {})
         metadata.pop(PLAN_KEY, None)  # A client's own would be none.
         try:
             decision, call = self._route(snapshot, rights, data)
         except (DialError, CheckError) as error:
-            raise _refusal(str(error), code=403 if isinstance(error, RefusedError) else 400) from error
+            raise refusal(str(error), code=403 if isinstance(error, RefusedError) else 400) from error
         offers = call.offers_to_try(decision)
         if not offers:
-            raise _refusal(f"no offer in the price table may answer this request; {decision.reason}")
+            raise refusal(f"no offer in the price table may answer this request; {decision.reason}")
         decision = metadata[DECISION_KEY] = replace(decision, offer=offers[0])  # A fallback may have had no offer.
         if planned := planned_of(data):
             return planned.put_into(data)  # The plan logs what it does.
@@ -117,16 +115,23 @@ class BrokerHook(CustomLogger):
             data["fallbacks"] = fallbacks
         elif call.restrictions:  # LiteLLM's own fallbacks know nothing of these.
             data["disable_fallbacks"] = True
-        metadata[ATTEMPTS_KEY] = Attempts(decision)
+        metadata[ATTEMPTS_KEY] = Attempts(
+            decision, frozenset((data["model"], *fallbacks)) if call.restrictions else None
+        )
         if self._outcomes is not None:
             self._outcomes.decided(decision, request_prompt(data), messages=data.get("messages"))
         return data
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
-        """Note who is asked now, or run the request's plan; LiteLLM calls this at the beginning of each attempt."""
+        """Note who is asked now, or run the request's plan; LiteLLM calls this at the beginning of each attempt.
+
+        Raises HTTPException (403) where the policy does not allow this attempt, however it came about.
+        """
         if planned := planned_of(kwargs):
             return await planned.answered(kwargs)
-        if attempts := attempts_of(kwargs):
+        attempts = attempts_of(kwargs)
+        refuse_unpoliced(self._router.policy.clients, attempts, kwargs)
+        if attempts is not None:
             model = kwargs["metadata"].get("model_group")
             if attempts.model not in (None, model):
                 self._log_attempt(attempts, CUT)
@@ -327,24 +332,3 @@ def _session_id(data: Mapping[str, Any]) -> str | None:
     metadata = data.get("metadata")
     names = data.get("litellm_session_id"), metadata.get("session_id") if isinstance(metadata, Mapping) else None
     return next((name for name in names if isinstance(name, str) and name), None)
-
-
-def _is_routed(model: object) -> bool:
-    return isinstance(model, str) and model.partition("/")[0] == MODEL
-
-
-def _rights(snapshot: Snapshot, auth: Any, model: object) -> ClientRights:
-    """What the client may ask for; raises ProxyException where it may not ask for the model."""
-    clients = snapshot.policy.clients
-    try:
-        rights = DEFAULT_RIGHTS if clients is None else clients.rights(client_of(auth))
-        if not _is_routed(model):
-            rights.check_model(model)
-    except RefusedError as error:
-        raise _refusal(str(error), code=403) from error
-    return rights
-
-
-def _refusal(message: str, *, code: int = 400) -> ProxyException:
-    kind = "permission_error" if code == 403 else "invalid_request_error"
-    return ProxyException(message=message, type=kind, param="model", code=code)

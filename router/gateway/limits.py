@@ -1,12 +1,10 @@
-"""Who asks, what its request says of the answers, and the names in it that only the operator sets."""
+"""What a request says of the answers that it wants, and the names in it that only the operator sets."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from typing import Any
-
-from router.clients import Client
 
 _WHO_ANSWERS = {
     "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "max_fallbacks",
@@ -24,19 +22,30 @@ LiteLLM refuses some of them by itself, but an operator can allow those for requ
 _WHERE_IT_RUNS = ("aws_", "azure_", "vertex_")  # how the names of a cloud's region, project and account begin
 
 
-def client_of(auth: Any) -> Client:
-    """Who asks. auth: LiteLLM's UserAPIKeyAuth, which no request can write to; None for a client that is not known."""
-    names = (getattr(auth, name, None) for name in ("token", "key_alias", "team_id", "team_alias"))
-    return Client(*(name if isinstance(name, str) else "" for name in names))
-
-
 def answers_wanted(data: Mapping[str, Any]) -> tuple[int, float]:
-    """How many answers a request asks for, and the tokens of the longest answer that it takes, infinite for any."""
-    counts = [data.get(name) for name in ("n", "best_of")]
-    lengths = [data.get(name) for name in ("max_tokens", "max_completion_tokens")]
-    n_answers = max((count for count in counts if type(count) is int), default=1)
-    longest = min((length for length in lengths if type(length) is int and length > 0), default=math.inf)
-    return max(1, n_answers), longest
+    """How many answers a request asks for, and the tokens of the longest answer that it takes, infinite for any.
+
+    Where it says so in several places, the larger number counts. A request with an `extra_body` may say anything to the
+    provider, so its answers may have any length.
+    """
+    extra = data.get("extra_body")
+    places = [data, extra] if isinstance(extra, Mapping) else [data]
+    counts = [_number(place.get(name)) for place in places for name in ("n", "best_of")]
+    lengths = [_number(data.get(name)) for name in ("max_tokens", "max_completion_tokens")]
+    longest = max((length for length in lengths if length is not None), default=0.0)
+    n_answers = max((math.ceil(count) for count in counts if count is not None), default=1)
+    return max(1, n_answers), math.inf if extra or longest <= 0 else longest
+
+
+def _number(value: object) -> float | None:
+    """The number that a provider would read, also from a text; None where it would read none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def operators_names(data: Mapping[str, Any]) -> list[str]:
