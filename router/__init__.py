@@ -17,6 +17,7 @@ from router.errors import (
 from router.plan_result import Answer
 from router.policy import Policy
 from router.portfolio.tiers import Offer, Tier
+from router.restrictions import Restrictions
 from router.router import Router
 from router.watch import Watcher
 
@@ -33,6 +34,7 @@ __all__ = [
     "PolicyError",
     "PriceError",
     "PromptError",
+    "Restrictions",
     "Router",
     "RouterError",
     "SignatureError",

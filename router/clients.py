@@ -5,6 +5,7 @@ One entry of the policy holds for a client: that of its key, else that of its te
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -62,7 +63,8 @@ class ClientRights:
 
         A dial that the request leaves out takes its usual value, or the nearest one of its range. A request with
         `worth_usd` alone has no quality to keep, so the least quality of the range is added.
-        default_quality: that of a request without dials. Raises RefusedError where something is not allowed.
+        default_quality: that of a request without dials. Raises RefusedError where something is not allowed. Whether
+        a number is one that the dial can be, Router.route says.
         """
         self._check(asked)
         quality, worth_usd = asked.quality, asked.worth_usd
@@ -88,12 +90,12 @@ class ClientRights:
             )
 
     def _check(self, asked: RequestDials) -> None:
-        for name, value, allowed in (
-            ("quality", asked.quality, self.quality),
-            ("worth_usd", asked.worth_usd, self.worth_usd),
+        for name, value, allowed, most in (
+            ("quality", asked.quality, self.quality, 1.0),
+            ("worth_usd", asked.worth_usd, self.worth_usd, math.inf),
         ):
-            if value is None:
-                continue
+            if value is None or not 0 <= value <= most:
+                continue  # A value that is none of the dial's, Router.route refuses for everybody.
             if allowed is None:
                 raise self._not_its_own(name, f"{name} {value:g}")
             if not allowed[0] <= value <= allowed[1]:

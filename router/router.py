@@ -94,15 +94,16 @@ class Router:
 
         Both are swapped at once, so every decision is made by one bundle at one price table. Requests go on meanwhile:
         the new bundle is loaded, and its golden prompts are checked, in the calling thread before the swap.
-        Raises BundleError or PriceError and keeps what was in use.
+        Raises BundleError, PriceError or PolicyError (see Snapshot) and keeps what was in use.
         """
         with self._one_change_at_a_time:
             present = self.bundle
             bundle = Bundle.load(path, n_threads=present.n_threads, trusted_keys=present.trusted_keys)
             bundle = proven(bundle)
             table = bundle.prices if prices is None else PriceTable.read(prices, bundle.manifest.tiers)
+            snapshot = Snapshot(bundle, table, self.policy, self._portfolio)
             self._portfolio.take_prices(table)
-            self._snapshot = Snapshot(bundle, table, self.policy, self._portfolio)
+            self._snapshot = snapshot
 
     def update_prices(self, path: str | Path) -> None:
         """Take the prices of a file in the format of tiers.toml; raises PriceError and keeps the present ones."""

@@ -85,7 +85,8 @@ class Call:
         accepts = self.accepts
         if not self.restrictions or accepts is None or not self.prices.namesakes:
             return self
-        mixed = [offers for offers in self.prices.namesakes.values() if not all(map(accepts, offers))]
+        may_answer = replace(accepts, capabilities=frozenset())
+        mixed = [offers for offers in self.prices.namesakes.values() if not all(map(may_answer, offers))]
         return self._without(key_of(offer) for offers in mixed for offer in offers)
 
     def route(
