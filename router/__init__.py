@@ -7,6 +7,7 @@ from router.errors import (
     DialError,
     KeyFileError,
     PlanError,
+    PolicyError,
     PriceError,
     PromptError,
     RouterError,
@@ -16,6 +17,7 @@ from router.errors import (
 from router.plan_result import Answer
 from router.policy import Policy
 from router.portfolio.tiers import Offer, Tier
+from router.restrictions import Restrictions
 from router.router import Router
 from router.watch import Watcher
 
@@ -29,8 +31,10 @@ __all__ = [
     "Offer",
     "PlanError",
     "Policy",
+    "PolicyError",
     "PriceError",
     "PromptError",
+    "Restrictions",
     "Router",
     "RouterError",
     "SignatureError",

@@ -157,6 +157,8 @@ def _route_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--explain", action="store_true", help="say what would change the decision")
     parser.add_argument("--prices", type=Path, help="today's prices, in the format of tiers.toml")
+    parser.add_argument("--policy", type=Path, help="policy.toml: rules for requests and their classes")
+    parser.add_argument("--class", dest="request_class", metavar="NAME", help="the class of the policy to route it in")
     parser.add_argument("--json", action="store_true", help="print the decision as JSON")
     parser.add_argument(
         "prompt",
@@ -169,7 +171,10 @@ def _route(options: argparse.Namespace) -> int:
     router = Router.load(options.bundle)
     if options.prices is not None:
         router.update_prices(options.prices)
+    if options.policy is not None:
+        router.update_policy(options.policy)
     dials = {"quality": options.quality, "worth_usd": options.worth_usd, "critical": options.critical}
+    dials["request_class"] = options.request_class
     if options.prompt == "-":
         return _route_lines(router, sys.stdin.buffer, dials, explain=options.explain)
     decision = router.route(options.prompt, **dials)

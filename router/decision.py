@@ -35,6 +35,7 @@ class Decision:
         promise the quality (router.rule.or_best_tier); None where the slack alone decides.
     shadow_usd: what caps and budgets add to the cost of each tier's best offer, since it is short; empty where nothing
         is. The rule chose at cost and shadow price together.
+    request_class: the class of the policy that the request is in; None where it is in none.
     """
 
     tier: str
@@ -59,6 +60,7 @@ class Decision:
     cluster: Cluster | None = None
     best_tier: str | None = None
     shadow_usd: Mapping[str, float] = field(default_factory=dict)
+    request_class: str | None = None
 
     @property
     def price_usd(self) -> Mapping[str, float]:

@@ -12,7 +12,9 @@ RouterError
 ├── PlanError       a plan was run, and no offer gave an answer
 ├── ServiceError    the service cannot start as it is set up
 ├── OutcomeLogError an outcome log was asked for what it cannot say
+├── PolicyError     policy.toml does not say what it must, or names a tier that the bundle lacks
 └── DialError       quality, worth_usd or another argument of a request is out of range
+    └── RefusedError    a client asks for what the policy does not allow it
 
 Every message says what was found, what was expected and what to do.
 """
@@ -99,5 +101,21 @@ class OutcomeLogError(RouterError):
     """An outcome log was asked for what it cannot say."""
 
 
+class PolicyError(RouterError):
+    """policy.toml does not say what it must, or names a tier that the bundle lacks."""
+
+
 class DialError(RouterError, ValueError):
     """quality, worth_usd or another argument of a request is out of range."""
+
+
+class RefusedError(DialError):
+    """A client asks for what the policy does not allow it.
+
+    rule: where the rule stands, and its name. allowed: what it allows. found: what the client asked for.
+    remedy: what the client, or the operator, can do.
+    """
+
+    def __init__(self, rule: str, *, allowed: str, found: str, remedy: str) -> None:
+        self.rule, self.allowed, self.found, self.remedy = rule, allowed, found, remedy
+        super().__init__(f"{rule} allows {allowed}; found {found}; {remedy}")

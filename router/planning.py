@@ -18,6 +18,7 @@ from router.plans.tree import Choices
 from router.policy import Dials
 from router.portfolio.prices import PriceTable
 from router.portfolio.tiers import Offer
+from router.restrictions import CostLimit
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +107,12 @@ def make_plan(
     decision: Decision,
     offers: Mapping[str, tuple[Offer, ...]],
     prompt: str | None,
+    cost_limit: CostLimit | None = None,
 ) -> Plan:
     """The plan for a request that was routed.
 
     asked: the dials of the request. decision: of direct routing. offers: usable ones per tier, cheapest first.
+    cost_limit: a plan that is expected to cost more gives way to direct routing; None sets no limit.
     """
 
     def direct(reason: str) -> Plan:
@@ -147,7 +150,11 @@ def make_plan(
         why = f"a correct answer taken to be worth USD {worth:.3g}, {keeps}"
     else:
         why = f"a correct answer is worth USD {worth:.3g}"
-    return _planned(dials.planner, looks, asked, decision, offers, prompt, worth, covered, why)
+    plan = _planned(dials.planner, looks, asked, decision, offers, prompt, worth, covered, why)
+    if cost_limit is not None and not plan.is_direct and plan.cost_usd > cost_limit.max_usd:
+        allowed = f"{cost_limit.name} allows a max_usd of {cost_limit.max_usd:g}"
+        return direct(f"{allowed}, and a plan is expected to cost USD {plan.cost_usd:.6f}")
+    return plan
 
 
 def _planned(

@@ -1,32 +1,36 @@
-"""From the dials of a request to the numbers that the graph takes."""
+"""What holds for requests: the policy of the operator, and the dials, as the numbers that the graph takes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 
 import numpy as np
 
 from router.bundle.manifest import Manifest
-from router.errors import DialError
-from router.portfolio.tiers import Offer
+from router.clients import Clients
+from router.errors import DialError, PolicyError
+from router.restrictions import Restrictions
 
 _MOST_USD = 1e12
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What holds for every request of a router unless the request says otherwise.
+    """What holds for the requests of a router; docs/policy.md has the file that an operator writes.
 
     default_quality: the quality of a request without dials, in (0, 1]; None takes the bundle's.
     fallback_tier: the tier that answers where the router cannot decide; None takes the bundle's best tier.
-    regions: only offers of these regions are eligible; None admits all.
+    regions: of a request that names none, only offers of these regions are eligible; None admits all.
     exploration: share of requests that ask another admissible tier than the best, in [0, 1); 0.02 is a good start.
         Explored tiers are within the slack of the request's quality, so the promise covers them. The decision's
         propensity lets training and off-policy evaluation use the outcomes. Critical requests never explore. The
         random decision_id seeds the draw (router.rule.explored): no caller can choose what is explored, and the record
         of a decision replays it.
+    every_request: rules that every request keeps, whatever it says. classes: by its name the rules of each class of
+        requests, which those of a request's `request_class` keep as well.
+    clients: what each client of an endpoint may ask for; None lets the gateway's usual limits hold for all.
     Raises DialError where exploration is out of range.
     """
 
@@ -34,10 +38,42 @@ class Policy:
     fallback_tier: str | None = None
     regions: frozenset[str] | None = None
     exploration: float = 0.0
+    every_request: Restrictions | None = None
+    classes: Mapping[str, Restrictions] = field(default_factory=dict)
+    clients: Clients | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.exploration, Real) and 0 <= self.exploration < 1):
             raise DialError(f"exploration is {self.exploration!r}; expected a share of at least 0 and below 1")
+        named = {
+            name: each if each.name else replace(each, name=f"class {name}") for name, each in self.classes.items()
+        }
+        object.__setattr__(self, "classes", named)
+        if self.every_request is not None and not self.every_request.name:
+            object.__setattr__(self, "every_request", replace(self.every_request, name="the policy"))
+
+    def check_tiers(self, tiers: Collection[str]) -> None:
+        """Raises PolicyError where a rule names a tier that is not among these."""
+        of_clients = () if self.clients is None else self.clients.restrictions
+        for each in (self.every_request, *self.classes.values(), *of_clients):
+            if each is not None and each.tiers is not None and (unknown := sorted(set(each.tiers) - set(tiers))):
+                raise PolicyError(
+                    f"{each.name}: tiers names {', '.join(unknown)}; expected any of the bundle's: {', '.join(tiers)}"
+                )
+
+    def restrictions(self, request_class: str | None, client: Restrictions | None) -> tuple[Restrictions, ...]:
+        """All rules that a request must keep: those of every request, of its class, and of its client.
+
+        Raises DialError where there is no such class.
+        """
+        of_class = None
+        if request_class is not None:
+            try:
+                of_class = self.classes[request_class]
+            except (KeyError, TypeError):
+                known = ", ".join(self.classes) or "no class: the policy has none"
+                raise DialError(f"request_class is {request_class!r}; expected {known}") from None
+        return tuple(each for each in (self.every_request, of_class, client) if each is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,66 +135,3 @@ def resolve_dials(
         promised=point.promised,
         n_needed=point.n_needed,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class OfferFilter:
-    """Which offers a request accepts; upper and lower case do not matter.
-
-    regions: the offer must be in one of them; None admits all. capabilities: the offer must have all of them.
-    """
-
-    regions: frozenset[str] | None
-    capabilities: frozenset[str]
-
-    def __call__(self, offer: Offer) -> bool:
-        """Whether the request accepts the offer."""
-        return self._is_near(offer) and self._is_able(offer)
-
-    def needing(self, capabilities: Collection[str]) -> OfferFilter:
-        """The same filter for offers that have these capabilities too."""
-        return replace(self, capabilities=self.capabilities | _lower("capabilities", capabilities))
-
-    def trouble(self, offers: Collection[Offer]) -> str:
-        """What none of the offers has, in words; empty where the filter accepts one of them."""
-        if any(self(offer) for offer in offers):
-            return ""
-        if self.regions is not None and not self.regions:
-            return "the request admits no region"
-        where = f"is in region {' or '.join(sorted(self.regions))}" if self.regions else ""
-        if not any(self._is_near(offer) for offer in offers):
-            return f"no offer {where}"
-        missing = sorted(self.capabilities - stated_capabilities(offers))
-        able = f"has {' and '.join(missing or sorted(self.capabilities))}"
-        return f"no offer {able}" if missing or not where else f"no offer {where} and {able}"
-
-    def _is_near(self, offer: Offer) -> bool:
-        return self.regions is None or offer.region.lower() in self.regions
-
-    def _is_able(self, offer: Offer) -> bool:
-        return not self.capabilities or self.capabilities <= {word.lower() for word in offer.capabilities}
-
-
-def offer_filter(regions: Collection[str] | None, capabilities: Collection[str]) -> OfferFilter | None:
-    """The filter of a request; None where it accepts all offers.
-
-    regions: None admits all. Raises DialError where either is no collection of names.
-    """
-    if regions is None and not capabilities:
-        return None
-    return OfferFilter(
-        regions=None if regions is None else _lower("regions", regions),
-        capabilities=_lower("capabilities", capabilities),
-    )
-
-
-def stated_capabilities(offers: Collection[Offer]) -> frozenset[str]:
-    """Every capability that any of the offers states, in lower case."""
-    return frozenset(word.lower() for offer in offers for word in offer.capabilities)
-
-
-def _lower(name: str, values: Collection[str]) -> frozenset[str]:
-    is_list = isinstance(values, Collection) and not isinstance(values, str)
-    if not is_list or not all(isinstance(value, str) for value in values):
-        raise DialError(f"{name} is {values!r}; expected a list of names")
-    return frozenset(value.lower() for value in values)

@@ -1,7 +1,8 @@
 """What a request for the model `broker` says, and what its answer tells the client; free of any gateway.
 
-Dials stand in the model's name, `broker/quality=0.98,worth=0.002` or `broker/critical`, or in the request's metadata,
-`{"broker": {"quality": 0.98, "worth_usd": 0.002, "critical": true}}`, which wins over the name.
+Dials and the request's class stand in the model's name, `broker/quality=0.98,worth=0.002`, `broker/critical` or
+`broker/class=internal`, or in the request's metadata, `{"broker": {"quality": 0.98, "worth_usd": 0.002, "critical":
+true, "class": "internal"}}`, which wins over the name.
 """
 
 from __future__ import annotations
@@ -13,53 +14,61 @@ from typing import Any
 
 from router.decision import Decision
 from router.errors import DialError
-from router.policy import stated_capabilities
 from router.portfolio.prices import PriceTable
 from router.prompt import AUDIO, VISION, media_capabilities
+from router.restrictions import stated_capabilities
 
 MODEL = "broker"
 
 _DIALS_IN_NAME = (
-    f"{MODEL}/quality=Q, {MODEL}/worth=USD, {MODEL}/critical, {MODEL}/check=agreement or several with commas between"
+    f"{MODEL}/quality=Q, {MODEL}/worth=USD, {MODEL}/critical, {MODEL}/check=agreement, {MODEL}/class=NAME "
+    "or several with commas between"
 )
 _NUMBERS_IN_NAME = {"quality": "quality", "worth": "worth_usd"}
+_EXPECTED_IN_METADATA: dict[str, tuple[str, Any]] = {
+    "quality": ("a number", int | float),
+    "worth_usd": ("a number", int | float),
+    "critical": ("true or false", bool),
+    "class": ("the name of a class", str),
+}
 _TOOLS = "tools"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestDials:
-    """The dials of one request, as Router.route takes them. checks: by which a plan may look at answers."""
+    """The dials of one request and its class, as Router.route takes them. checks: by which a plan looks at answers."""
 
     quality: float | None = None
     worth_usd: float | None = None
     critical: bool = False
     checks: tuple[str, ...] = ()
+    request_class: str | None = None
 
 
 def read_dials(model: str, metadata: object = None) -> RequestDials:
     """The dials of a request.
 
-    model: `broker`, or `broker/` and dials, as in `broker/quality=0.98,worth=0.002`, `broker/critical` or
-        `broker/check=agreement`; the check may stand there several times, with different names.
-    metadata: what the request's metadata holds under `broker`: a mapping with any of `quality`, `worth_usd` and
-        `critical`, each of which wins over the name; None where there is nothing.
+    model: `broker`, or `broker/` and dials, as in `broker/quality=0.98,worth=0.002`, `broker/critical`,
+        `broker/class=internal` or `broker/check=agreement`; the check may stand there several times, with different
+        names.
+    metadata: what the request's metadata holds under `broker`: a mapping with any of `quality`, `worth_usd`, `critical`
+        and `class`, each of which wins over the name; None where there is nothing.
     Raises DialError for a dial of another name or type. Router.route checks whether numbers are in range.
     """
     named = _dials_in_name(model)
     if metadata is None:
         return RequestDials(**named)
-    if not isinstance(metadata, Mapping) or not {"quality", "worth_usd", "critical"}.issuperset(metadata):
+    if not isinstance(metadata, Mapping) or not _EXPECTED_IN_METADATA.keys() >= set(metadata):
         raise DialError(
             f"metadata.{MODEL} is {reprlib.repr(metadata)}; "
-            "expected an object with any of quality, worth_usd and critical"
+            "expected an object with any of quality, worth_usd, critical and class"
         )
     for name, value in metadata.items():
-        if name == "critical":
-            if not isinstance(value, bool):
-                raise DialError(f"metadata.{MODEL}.critical is {reprlib.repr(value)}; expected true or false")
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            raise DialError(f"metadata.{MODEL}.{name} is {reprlib.repr(value)}; expected a number")
-    return RequestDials(**{**named, **metadata})
+        expected, types = _EXPECTED_IN_METADATA[name]
+        if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
+            raise DialError(f"metadata.{MODEL}.{name} is {reprlib.repr(value)}; expected {expected}")
+    stated = {"request_class" if name == "class" else name: value for name, value in metadata.items()}
+    return RequestDials(**{**named, **stated})
 
 
 def _dials_in_name(model: str) -> dict[str, Any]:
@@ -70,8 +79,15 @@ def _dials_in_name(model: str) -> dict[str, Any]:
         if name == "check" and number and number not in dials.get("checks", ()):
             dials["checks"] = (*dials.get("checks", ()), number)
             continue
+        dial: str
+        value: Any
         try:
-            dial, value = ("critical", True) if word == "critical" else (_NUMBERS_IN_NAME[name], float(number))
+            if word == "critical":
+                dial, value = "critical", True
+            elif name == "class" and number:
+                dial, value = "request_class", number
+            else:
+                dial, value = _NUMBERS_IN_NAME[name], float(number)
         except (KeyError, ValueError):
             raise DialError(f"model {model!r}: {word!r} is no dial; expected {_DIALS_IN_NAME}") from None
         if dial in dials:
@@ -123,6 +139,7 @@ def response_headers(
         "x-broker-model": answered_model,
         "x-broker-first-tier": decision.tier,
         "x-broker-first-model": first_model,
+        "x-broker-class": decision.request_class,
         "x-broker-decision-id": decision.decision_id,
         "x-broker-reason": decision.reason,
     }

@@ -16,11 +16,13 @@ from router.plan import Plan
 from router.planning import PlanDials, make_plan
 from router.plans.checks import CheckModel
 from router.plans.dial import PlanDial
-from router.policy import Policy, offer_filter, resolve_dials
+from router.policy import Policy, resolve_dials
+from router.policy_file import read_policy
 from router.portfolio.portfolio import Portfolio
 from router.portfolio.prices import PriceTable
 from router.prompt import Messages, prompt_text
 from router.request import needed_capabilities
+from router.restrictions import CostLimit, Restrictions, offer_filter
 from router.routing import Call
 
 _DEFAULT_POLICY = Policy()
@@ -92,15 +94,16 @@ class Router:
 
         Both are swapped at once, so every decision is made by one bundle at one price table. Requests go on meanwhile:
         the new bundle is loaded, and its golden prompts are checked, in the calling thread before the swap.
-        Raises BundleError or PriceError and keeps what was in use.
+        Raises BundleError, PriceError or PolicyError (see Snapshot) and keeps what was in use.
         """
         with self._one_change_at_a_time:
             present = self.bundle
             bundle = Bundle.load(path, n_threads=present.n_threads, trusted_keys=present.trusted_keys)
             bundle = proven(bundle)
             table = bundle.prices if prices is None else PriceTable.read(prices, bundle.manifest.tiers)
+            snapshot = Snapshot(bundle, table, self.policy, self._portfolio)
             self._portfolio.take_prices(table)
-            self._snapshot = Snapshot(bundle, table, self.policy, self._portfolio)
+            self._snapshot = snapshot
 
     def update_prices(self, path: str | Path) -> None:
         """Take the prices of a file in the format of tiers.toml; raises PriceError and keeps the present ones."""
@@ -109,6 +112,17 @@ class Router:
             table = PriceTable.read(path, bundle.manifest.tiers)
             self._portfolio.take_prices(table)
             self._snapshot = Snapshot(bundle, table, self.policy, self._portfolio)
+            self._snapshot.prove_plans_of(before)
+
+    def update_policy(self, path: str | Path) -> None:
+        """Take the rules, classes and clients of a policy.toml (docs/policy.md) in place of the present ones.
+
+        Raises PolicyError and keeps what was in use.
+        """
+        with self._one_change_at_a_time:
+            before = self._snapshot
+            policy = read_policy(path, before.policy)
+            self._snapshot = Snapshot(before.bundle, before.prices, policy, self._portfolio)
             self._snapshot.prove_plans_of(before)
 
     def route(
@@ -124,6 +138,7 @@ class Router:
         capabilities: Collection[str] = (),
         request_id: str | None = None,
         session_id: str | None = None,
+        request_class: str | None = None,
     ) -> Decision:
         """Decide which tier answers one request.
 
@@ -139,13 +154,14 @@ class Router:
         request_id: the caller's own, carried into the decision. It changes nothing else, so it may be a client's.
         session_id: names the conversation; without it, a chat is known by its messages. An offer that answered the turn
             before, and has a price for cached input, competes with the cost of what it is expected to have cached.
+        request_class: a class of the policy (docs/policy.md); its rules hold beside all that is asked for here.
 
         Never raises on any prompt: where the router cannot decide, the fallback tier answers and `reason` says why.
-        Raises DialError where quality, worth_usd or context_tokens is out of range, critical is no bool, or regions or
-        capabilities is no collection of names.
+        Raises DialError where quality, worth_usd or context_tokens is out of range, critical is no bool, regions or
+        capabilities is no collection of names, or request_class is no class of the policy.
         """
         snapshot = self._snapshot
-        call = snapshot.call(quality, worth_usd, critical, regions, capabilities)
+        call = snapshot.call(quality, worth_usd, critical, regions, capabilities, request_class)
         if messages is not None:
             call = call.needing(needed_capabilities({"messages": messages}, snapshot.prices))
         return call.route(prompt, messages, context_tokens, request_id, session_id)
@@ -159,12 +175,14 @@ class Router:
         critical: bool = False,
         regions: Collection[str] | None = None,
         capabilities: Collection[str] = (),
+        request_class: str | None = None,
     ) -> list[Decision]:
         """Decide for many prompts with the same dials: the same decisions as one by one, but faster.
 
         Arguments are those of `route`. Never raises on any prompt; raises DialError as `route` does.
         """
-        return self._snapshot.call(quality, worth_usd, critical, regions, capabilities).route_batch(prompts)
+        call = self._snapshot.call(quality, worth_usd, critical, regions, capabilities, request_class)
+        return call.route_batch(prompts)
 
     def plan(
         self,
@@ -180,6 +198,7 @@ class Router:
         regions: Collection[str] | None = None,
         capabilities: Collection[str] = (),
         request_id: str | None = None,
+        request_class: str | None = None,
     ) -> Plan:
         """The best plan to answer one request: whom to ask, what to look at, when to stop, and whom to ask next.
 
@@ -192,10 +211,9 @@ class Router:
 
         Never raises on any prompt. Raises DialError and CheckError on arguments that are out of range or not known.
         """
-        return self._snapshot.plan(
-            prompt, messages, checks, max_calls, quality, worth_usd, critical, context_tokens, regions, capabilities,
-            request_id,
-        )  # fmt: skip
+        snapshot = self._snapshot
+        call = snapshot.call(quality, worth_usd, critical, regions, capabilities, request_class)
+        return snapshot.planned(call, prompt, messages, checks, max_calls, context_tokens, request_id)[0]
 
     def prove_plans(self, checks: Collection[str | CheckModel] | None = None, *, max_calls: int = 3) -> PlanDial | None:
         """The dial of plans with these checks at the prices in force, proven now where it is not yet.
@@ -215,7 +233,8 @@ class Snapshot:
 
     A snapshot never changes: all that is asked of it agrees, even if the router takes others meanwhile. Only the
     portfolio counts what is decided, where there are limits.
-    Raises BundleError where the bundle lacks the policy's fallback tier.
+    Raises BundleError where the bundle lacks the policy's fallback tier, and PolicyError where it lacks a tier that a
+    rule of the policy names.
     """
 
     bundle: Bundle
@@ -223,9 +242,7 @@ class Snapshot:
     policy: Policy
     portfolio: Portfolio | None = field(default=None, repr=False, compare=False)
     plan_dials: PlanDials | None = field(init=False, repr=False, compare=False)
-    _known_calls: dict[tuple[float | None, float | None, bool], Call] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _known_calls: dict[tuple[object, ...], Call] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         planner, tiers = self.bundle.planner, self.bundle.manifest.tiers
@@ -236,6 +253,13 @@ class Snapshot:
                 f"{self.bundle.path}: the policy's fallback_tier is {self.policy.fallback_tier!r}; "
                 f"expected one of the bundle's tiers: {', '.join(tiers)}"
             )
+        self.policy.check_tiers(tiers)
+
+    @property
+    def default_quality(self) -> float:
+        """The quality of a request without dials."""
+        quality = self.policy.default_quality
+        return self.bundle.manifest.default_quality if quality is None else quality
 
     def call(
         self,
@@ -244,54 +268,64 @@ class Snapshot:
         critical: bool = False,
         regions: Collection[str] | None = None,
         capabilities: Collection[str] = (),
+        request_class: str | None = None,
+        client: Restrictions | None = None,
     ) -> Call:
-        """What routes requests with these dials; arguments and errors are those of Router.route."""
-        key = (quality, worth_usd, critical)
+        """What routes requests with these dials; arguments and errors are those of Router.route.
+
+        client: the rules of the client that asks, of this snapshot's policy; None for none.
+        """
+        key = (quality, worth_usd, critical, request_class, client and client.name)
         try:
             call = self._known_calls.get(key)
         except TypeError:  # A value that is not hashable is no number, which resolve_dials says.
             call = None
         if call is None:
+            rules = self.policy.restrictions(request_class, client)
+            is_critical = True if any(each.critical for each in rules) else critical
             call = Call(
                 bundle=self.bundle,
                 prices=self.prices,
                 policy=self.policy,
-                dials=resolve_dials(self.bundle.manifest, self.policy, quality, worth_usd, critical=critical),
-                accepts=offer_filter(self.policy.regions, ()),
+                dials=resolve_dials(self.bundle.manifest, self.policy, quality, worth_usd, critical=is_critical),
+                accepts=offer_filter(self.policy.regions, (), rules, self.prices.tier_of),
                 portfolio=self.portfolio,
+                request_class=request_class,
+                restrictions=rules,
+                cost_limit=CostLimit.strictest(rules),
             )
             if len(self._known_calls) < _MAX_KNOWN_CALLS:
                 self._known_calls[key] = call
         if regions is None and not capabilities:
             return call
-        return replace(call, accepts=offer_filter(self.policy.regions if regions is None else regions, capabilities))
+        near = self.policy.regions if regions is None else regions
+        return replace(call, accepts=offer_filter(near, capabilities, call.restrictions, self.prices.tier_of))
 
-    def plan(
+    def planned(
         self,
+        call: Call,
         prompt: str | None,
         messages: Messages | None,
         checks: Collection[str | CheckModel] | None,
         max_calls: int,
-        quality: float | None,
-        worth_usd: float | None,
-        critical: bool,
-        context_tokens: float | None,
-        regions: Collection[str] | None,
-        capabilities: Collection[str],
-        request_id: str | None,
-    ) -> Plan:
-        """The plan for one request; arguments and errors are those of Router.plan."""
+        context_tokens: float | None = None,
+        request_id: str | None = None,
+    ) -> tuple[Plan, Call]:
+        """The plan for one request, and the call with the offers that may answer it.
+
+        call: of this snapshot. The other arguments and errors are those of Router.plan.
+        """
         planner = self.bundle.planner
         looks = None if planner is None else planner.looks(checks, max_calls)
-        call = self.call(quality, worth_usd, critical, regions, capabilities)
         if messages is not None:
             call = call.needing(needed_capabilities({"messages": messages}, self.prices))
-        decision = call.route(prompt, messages, context_tokens, request_id)
+        decision, call = call.decide(prompt, messages, context_tokens, request_id)
         try:
             text = prompt_text(prompt, messages)
         except PromptError:  # The decision is a fallback, and the plan is direct.
             text = None
-        return make_plan(self.plan_dials, looks, call.dials, decision, call.usable_offers(decision), text)
+        offers = call.usable_offers(decision)
+        return make_plan(self.plan_dials, looks, call.dials, decision, offers, text, call.cost_limit), call
 
     def prove_plans_of(self, other: Snapshot) -> None:
         """Begin to prove the dials of plans that another snapshot of the same bundle had in use."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,7 +16,9 @@ from router.bundle.engine import batches, padded
 from router.choosing import Choice, choose
 from router.decision import Decision
 from router.errors import DialError, PromptError
-from router.policy import Dials, OfferFilter, Policy
+from router.graph_answer import NO_ANSWER, BilledTokens, GraphAnswer, rechosen
+from router.policy import Dials, Policy
+from router.portfolio.health import Key, key_of
 from router.portfolio.portfolio import Portfolio
 from router.portfolio.prices import PriceTable
 from router.portfolio.quote import Quote, graph_inputs, usable_offers
@@ -24,31 +26,22 @@ from router.portfolio.sessions import Turn, turn_of
 from router.portfolio.terms import Request
 from router.portfolio.tiers import Offer
 from router.prompt import Messages, prompt_text
+from router.reasons import why_chosen, why_left_out, why_none
+from router.restrictions import CostLimit, OfferFilter, Restrictions
 
 _MOST_TOKENS = 1e12
-
-
-class _Answer(NamedTuple):
-    """What the graph says of one prompt: the engine's OUTPUTS in their order; tier -1 where none is eligible.
-
-    trouble: why there is no answer, in words; empty where the graph gave one.
-    """
-
-    success: list[float]
-    output_tokens: list[float]
-    cost_usd: list[float]
-    tier: int
-    familiarity: float | None
-    cluster: int | None
-    trouble: str = ""
-
-
-_NO_ANSWER = _Answer([], [], [], -1, None, None)
 
 
 def new_decision_id() -> str:
     """32 random hexadecimal digits."""
     return os.urandom(16).hex()
+
+
+class Decided(NamedTuple):
+    """A decision, and the call that made it: with the offers only that the request may use."""
+
+    decision: Decision
+    call: Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +50,8 @@ class Call:
 
     accepts: which offers the request accepts; None accepts all.
     portfolio: what limits who may answer how much; None limits nobody.
+    request_class: of the policy; None for none. restrictions: the rules of the policy that the request must keep.
+    cost_limit: the strictest of their limits on its cost; None where there is none.
     """
 
     bundle: Bundle
@@ -65,13 +60,34 @@ class Call:
     dials: Dials
     accepts: OfferFilter | None
     portfolio: Portfolio | None = None
+    request_class: str | None = None
+    restrictions: tuple[Restrictions, ...] = ()
+    cost_limit: CostLimit | None = None
 
     def needing(self, capabilities: Collection[str]) -> Call:
         """The same call for offers that have these capabilities too."""
         if not capabilities:
             return self
-        accepts = self.accepts or OfferFilter(regions=None, capabilities=frozenset())
-        return replace(self, accepts=accepts.needing(capabilities))
+        return replace(self, accepts=self._filter().needing(capabilities))
+
+    def answered(self, n_answers: int, most_output_tokens: float) -> Call:
+        """The same call for a request that asks for so many answers, none of them longer than so many tokens."""
+        if self.cost_limit is None:
+            return self
+        limit = replace(self.cost_limit, n_answers=n_answers, most_output_tokens=most_output_tokens)
+        return replace(self, cost_limit=limit)
+
+    def asked_by_model(self) -> Call:
+        """The same call without offers whose model has a namesake that may not answer.
+
+        Whoever asks by the model's name could reach either of them.
+        """
+        accepts = self.accepts
+        if not self.restrictions or accepts is None or not self.prices.namesakes:
+            return self
+        may_answer = replace(accepts, capabilities=frozenset())
+        mixed = [offers for offers in self.prices.namesakes.values() if not all(map(may_answer, offers))]
+        return self._without(key_of(offer) for offers in mixed for offer in offers)
 
     def route(
         self,
@@ -81,7 +97,18 @@ class Call:
         request_id: str | None = None,
         session_id: str | None = None,
     ) -> Decision:
-        """The decision for one prompt or chat; the arguments are those of Router.route.
+        """The decision for one prompt or chat; arguments and errors are those of `decide`."""
+        return self.decide(prompt, messages, context_tokens, request_id, session_id).decision
+
+    def decide(
+        self,
+        prompt: str | None,
+        messages: Messages | None = None,
+        context_tokens: float | None = None,
+        request_id: str | None = None,
+        session_id: str | None = None,
+    ) -> Decided:
+        """The decision for one prompt or chat, and who may answer it; the arguments are those of Router.route.
 
         Raises DialError where context_tokens is out of range.
         """
@@ -109,7 +136,7 @@ class Call:
         )
         has_caches = self.portfolio is not None and self.portfolio.has_caches
         turn = turn_of(messages, session_id) if has_caches else None
-        return self._decision(answer, quote, context_tokens, request_id, turn)
+        return self._decided(answer, quote, context_tokens, request_id, turn)
 
     def route_batch(self, prompts: Sequence[str]) -> list[Decision]:
         """The decisions for many prompts; prompts of similar length go through the graph together."""
@@ -119,7 +146,7 @@ class Call:
             try:
                 texts[row] = prompt_text(prompt, None)
             except PromptError as error:
-                decisions[row] = self._unread(error, None)
+                decisions[row] = self._unread(error, None).decision
         decisions.update(zip(texts, self._decisions(list(texts.values())), strict=True))
         return [decisions[row] for row in range(len(prompts))]
 
@@ -164,7 +191,7 @@ class Call:
         encoder, dials = self.bundle.manifest.encoder, self.dials
         context = [encoder.context_tokens(len(text), len(row)) for text, row in zip(texts, ids, strict=True)]
         quotes = [self._quote(tokens) for tokens in context]
-        found: dict[int, _Answer] = {}
+        found: dict[int, GraphAnswer] = {}
         for rows in batches(ids):
             answers = self._answers(
                 {
@@ -177,20 +204,20 @@ class Call:
             )
             found.update(zip(rows.tolist(), answers, strict=True))
         # In their own order: limits of the portfolio count who came first.
-        return [self._decision(found[row], quotes[row], context[row], None) for row in range(len(texts))]
+        return [self._decided(found[row], quotes[row], context[row], None).decision for row in range(len(texts))]
 
-    def _answers(self, feeds: Mapping[str, np.ndarray]) -> list[_Answer]:
+    def _answers(self, feeds: Mapping[str, np.ndarray]) -> list[GraphAnswer]:
         """What the graph says of each prompt; where it cannot be run, no answer to any, and why."""
         try:
             answers = [values.tolist() for values in self.bundle.engine.run(feeds)]
-            return [_Answer(*answer) for answer in zip(*answers, strict=True)]
+            return [GraphAnswer(*answer) for answer in zip(*answers, strict=True)]
         except Exception as error:  # ONNX Runtime raises bare subclasses of Exception.
-            return [_NO_ANSWER._replace(trouble=f"the graph cannot be run: {error}")] * len(feeds["input_ids"])
+            return [NO_ANSWER._replace(trouble=f"the graph cannot be run: {error}")] * len(feeds["input_ids"])
 
-    def _unread(self, error: PromptError, request_id: str | None) -> Decision:
+    def _unread(self, error: PromptError, request_id: str | None) -> Decided:
         """The decision where the prompt is no text, or the messages are no chat or have no text."""
-        answer = _NO_ANSWER._replace(trouble=f"the prompt cannot be read: {error}")
-        return self._decision(answer, self._quote(0.0), 0.0, request_id)
+        answer = NO_ANSWER._replace(trouble=f"the prompt cannot be read: {error}")
+        return self._decided(answer, self._quote(0.0), 0.0, request_id)
 
     def _quote(self, context_tokens: float) -> Quote:
         return self.prices.quote(
@@ -201,8 +228,50 @@ class Call:
             minute=self.prices.minute(),
         )
 
+    def _filter(self) -> OfferFilter:
+        return self.accepts or OfferFilter(regions=None, capabilities=frozenset())
+
+    def _without(self, keys: Iterable[Key]) -> Call:
+        """The same call without some offers."""
+        accepts = self._filter()
+        return replace(self, accepts=replace(accepts, excluded=accepts.excluded.union(keys)))
+
+    def _decided(
+        self, answer: GraphAnswer, quote: Quote, context_tokens: float, request_id: str | None, turn: Turn | None = None
+    ) -> Decided:
+        """The decision that the graph's answer comes to, among the offers within the limit of the request's cost."""
+        if (limit := self.cost_limit) is None:
+            return Decided(self._decision(answer, quote, context_tokens, request_id, turn), self)
+        tiers, typical = self.prices.tiers, self.bundle.manifest.output_tokens
+        usable = usable_offers(
+            tiers, context_tokens, typical, self.accepts, any_window=True, minute=self.prices.minute()
+        )
+        billed = BilledTokens.of(answer, quote, tiers, typical, context_tokens)
+        costs = billed.costs(limit, tiers, usable)
+        dear = [key for key, usd in costs.items() if usd > limit.max_usd]
+        call = self
+        if dear:
+            call = self._without(dear)
+            quote = call._quote(context_tokens)
+            answer = rechosen(answer, billed, quote, tiers, self.dials)
+        if dear and len(dear) == len(costs):
+            answer = answer._replace(tier=-1, trouble=f"no tier is eligible: {limit.trouble(costs)}")
+        return Decided(call._decision(answer, quote, context_tokens, request_id, turn), call)
+
+    @property
+    def _exploration(self) -> float:
+        return self.policy.exploration if all(each.exploration for each in self.restrictions) else 0.0
+
+    def _left_out(self, quote: Quote, context_tokens: float) -> list[str]:
+        """The tiers that could answer the request if the policy had no rules, and may not."""
+        if not self.restrictions:
+            return []
+        free_filter = replace(self._filter(), restrictions=(), excluded=frozenset())
+        could = replace(self, accepts=free_filter)._quote(context_tokens).open
+        return [name for name in could if name not in quote.open]
+
     def _decision(
-        self, answer: _Answer, quote: Quote, context_tokens: float, request_id: str | None, turn: Turn | None = None
+        self, answer: GraphAnswer, quote: Quote, context_tokens: float, request_id: str | None, turn: Turn | None = None
     ) -> Decision:
         """The decision that the graph's answer comes to, or the fallback and its trouble.
 
@@ -218,16 +287,23 @@ class Call:
         if is_fallback:
             tier = self._fallback_tier(quote)
             choice = Choice(tier=tier, offer=quote.offers.get(tier), cost_usd=cost_usd)
-            reason = f"fallback to {tier}: {answer.trouble or self._why_none(quote, context_tokens)}"
+            trouble = answer.trouble or why_none(quote.open, self._askable(), self.accepts, context_tokens)
+            reason = f"fallback to {tier}: {trouble}"
         else:
             log_best = manifest.best_tier if dials.unproven else None
             request = Request(
                 decision_id, names[answer.tier], log_best, quote.open, quote.offers, success, output_tokens, cost_usd,
-                context_tokens, manifest.output_tokens, dials.worth_usd, dials.slack, self.policy.exploration,
+                context_tokens, manifest.output_tokens, dials.worth_usd, dials.slack, self._exploration,
                 self.accepts, turn, self.portfolio.sessions.warm(turn) if self.portfolio is not None else None,
             )  # fmt: skip
             choice = choose(request, self.portfolio)
-            reason = self._reason(choice, quote)
+            reason = why_chosen(choice, quote.open, dials, manifest, self._exploration)
+            if left_out := self._left_out(quote, context_tokens):
+                bar = max(success[name] for name in (*quote.open, *left_out)) - dials.slack
+                covered = success[choice.tier] >= bar
+                choice = choice._replace(covered=choice.covered and covered)
+                reason += why_left_out(left_out, self.prices.tiers, self.restrictions, self.cost_limit)
+                reason += "" if covered or not dials.promised else ", so the promise does not cover it"
             if is_unfamiliar:
                 reason += (
                     f"; unlike the training log (familiarity {answer.familiarity:.2f}): "
@@ -256,11 +332,17 @@ class Call:
             cluster=self._cluster(answer.cluster),
             best_tier=choice.best_tier,
             shadow_usd=choice.shadow_usd,
+            request_class=self.request_class,
         )
 
     def _cluster(self, number: int | None) -> Cluster | None:
         clusters = self.bundle.clusters
         return clusters[number] if number is not None and 0 <= number < len(clusters) else None
+
+    def _askable(self) -> list[Offer]:
+        """The offers of all tiers that such a request may ask."""
+        names = self.prices.may_answer(critical=self.dials.critical)
+        return [offer for tier in self.prices.tiers if tier.name in names for offer in tier.offers]
 
     def _fallback_tier(self, quote: Quote) -> str:
         """The policy's fallback tier or the best one; where it may not answer, the best on average of those that may.
@@ -273,57 +355,6 @@ class Call:
             return tier
         success = dict(zip(manifest.tiers, manifest.success, strict=True))
         return max(quote.open, key=success.__getitem__)
-
-    def _why_none(self, quote: Quote, context_tokens: float) -> str:
-        """Why no tier was chosen: what no offer has, or a prompt that is too long."""
-        if quote.open:
-            return "the graph chose none of the tiers that may answer"
-        names = self.prices.may_answer(critical=self.dials.critical)
-        offers = [offer for tier in self.prices.tiers if tier.name in names for offer in tier.offers]
-        if self.accepts is not None and (trouble := self.accepts.trouble(offers)):
-            return f"no tier is eligible: {trouble}"
-        widest = max(offer.context_window for offer in offers if self.accepts is None or self.accepts(offer))
-        return (
-            f"no tier is eligible for {context_tokens:.0f} input tokens and an answer: "
-            f"the largest context window is {widest} tokens"
-        )
-
-    def _reason(self, choice: Choice, quote: Quote) -> str:
-        """Why the tier was chosen, in a sentence."""
-        dials, names, best_tier = self.dials, self.bundle.manifest.tiers, self.bundle.manifest.best_tier
-        tier, n_admissible = choice.best, choice.n_admissible
-        if dials.unproven and tier == best_tier:
-            why = "the best tier of the log"
-        elif dials.critical:
-            why = "critical request: highest success among the tiers that may answer it"
-        elif dials.slack == 0:
-            why = "highest success"
-        elif n_admissible == 1:
-            why = f"no other tier within {dials.slack:.3f} of the highest success"
-        elif dials.worth_usd > 0:
-            why = f"largest worth x success - cost of {n_admissible} admissible tiers"
-        else:
-            why = f"cheapest of {n_admissible} tiers within {dials.slack:.3f} of the highest success"
-        why += choice.why_limited
-        if dials.unproven:
-            why += self._why_unproven(quote)
-        if len(quote.open) < len(names):
-            why += f"; not eligible: {', '.join(name for name in names if name not in quote.open)}"
-        if choice.tier != tier:
-            return f"{choice.tier}: explored, as {self.policy.exploration:g} of requests are; else {tier}: {why}"
-        return f"{tier}: {why}"
-
-    def _why_unproven(self, quote: Quote) -> str:
-        """That the quality is not promised, and what it would take."""
-        dials, manifest = self.dials, self.bundle.manifest
-        why = ""
-        if manifest.best_tier not in quote.open:
-            why += f"; the best tier of the log, {manifest.best_tier}, may not answer"
-        why += f"; the training log carries no promise of quality {dials.quality:g}"
-        if dials.n_needed:
-            why += f", which takes about {dials.n_needed:,} {manifest.promise.get('prompts', 'prompts')}"
-            why += f": there are {manifest.promise.get('n_prompts', 0):,}"
-        return why
 
 
 def _in_range(context_tokens: object) -> bool:

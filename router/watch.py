@@ -1,4 +1,4 @@
-"""Follow files on disk: the bundle that a training run replaces, and the price table that someone edits."""
+"""Follow files on disk: the bundle that a training run replaces, the price table and the policy that someone edits."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Watcher:
 
     bundle: a bundle's folder, or a link to one, which may be pointed elsewhere; None follows prices only.
     prices: a file in the format of tiers.toml, which also holds for a new bundle; None takes each bundle's own.
+    policy: a policy.toml (docs/policy.md); None leaves the router's policy as it is.
     interval_s: seconds between two looks; a look that finds nothing new costs a few microseconds.
 
     A refused file is logged once as a warning that says what was found and expected. It is tried again at every look,
@@ -38,17 +39,20 @@ class Watcher:
         bundle: str | Path | None = None,
         *,
         prices: str | Path | None = None,
+        policy: str | Path | None = None,
         interval_s: float = 5.0,
     ) -> None:
         self._router = router
         self._bundle = None if bundle is None else Path(bundle)
         self._prices = None if prices is None else Path(prices)
+        self._policy = None if policy is None else Path(policy)
         self._interval_s = interval_s
         self._stop = Event()
         self._thread: Thread | None = None
         self._trouble = ""
         self._bundle_taken: Signature = _NEVER
         self._prices_taken: Signature = _NEVER
+        self._policy_taken: Signature = _NEVER
 
     @property
     def alive(self) -> bool:
@@ -63,7 +67,7 @@ class Watcher:
     def look(self) -> bool:
         """Look once, now, and return whether the router took anything new.
 
-        Raises BundleError or PriceError where a file is refused; new prices are taken even if the bundle is refused.
+        Raises BundleError, PriceError or PolicyError where a file is refused; the others are taken all the same.
         """
         took, errors = self._look()
         if errors:
@@ -71,7 +75,19 @@ class Watcher:
         return took
 
     def _look(self) -> tuple[bool, list[Exception]]:
-        """Look once: whether the router took anything new, and what was wrong with the bundle and with the prices."""
+        """Look once: whether the router took anything new, and what was wrong with each file."""
+        took, errors = self._look_at_bundle_and_prices()
+        policy_found = _NEVER if self._policy is None else _signature(self._policy)
+        if self._policy is not None and policy_found != self._policy_taken:
+            try:
+                self._router.update_policy(self._policy)
+                self._policy_taken = policy_found
+                took = True
+            except Exception as error:
+                errors.append(error)
+        return took, errors
+
+    def _look_at_bundle_and_prices(self) -> tuple[bool, list[Exception]]:
         bundle_found = _NEVER if self._bundle is None else _signature(self._bundle / MANIFEST_FILE)
         prices_found = _NEVER if self._prices is None else _signature(self._prices)
         errors: list[Exception] = []

@@ -74,17 +74,23 @@ MODELS = re.findall(r'model = "([^"]+)"', PRICES)
 OUTSIDER = "outsider"  # a model of LiteLLM that is no offer
 USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
 
+POLICY = """
+[others]
+other_models = true
+may_set = { quality = true, worth_usd = [0, 10], critical = true, check = true }
+"""
+
 HOOK = """
 import signal
 from router import Router
 from router.gateway import BrokerHook
 from router.outcomes import OutcomeLog
+from router.policy_file import parse_policy
 
-router = Router.load({bundle!r})
+router = Router.load({bundle!r}, parse_policy({policy!r}))
 router.update_prices({prices!r})
 signal.signal(signal.SIGHUP, lambda *_: router.update_prices({prices!r}))
-dials = {{"quality", "worth_usd", "critical"}}
-broker = BrokerHook(router, OutcomeLog({log!r}, keep_prompts=True), allowed_dials=dials, watch_health={watch_health})
+broker = BrokerHook(router, OutcomeLog({log!r}, keep_prompts=True), watch_health={watch_health})
 """
 
 
@@ -281,7 +287,13 @@ def serving_proxy(
     }
     (folder / "config.yaml").write_text(json.dumps(config))
     (folder / "broker_hook.py").write_text(
-        HOOK.format(bundle=str(bundle), prices=str(prices), log=str(folder / "outcomes"), watch_health=watch_health)
+        HOOK.format(
+            bundle=str(bundle),
+            prices=str(prices),
+            log=str(folder / "outcomes"),
+            watch_health=watch_health,
+            policy=POLICY,
+        )
     )
     with running_proxy(folder / "config.yaml", folder / "proxy.log") as running:
         yield running
@@ -775,6 +787,8 @@ def test_an_offer_that_fails_or_throttles_loses_its_traffic_and_gets_it_back(bun
         ("aws_region_name", "us-east-1"),
         ("vertex_location", "us-east1"),
         ("region_name", "us-east-1"),
+        ("provider", {"order": ["elsewhere"]}),
+        ("models", [OUTSIDER]),
         ("api_key", "sk-mine"),
         ("extra_body", {"model": OUTSIDER}),
     ],
@@ -821,61 +835,6 @@ def test_a_request_that_litellm_calls_off_since_its_client_is_gone_is_logged_as_
 def route_by_hook(hook, model: str, **body) -> dict:
     data = {"model": model, "messages": CHAT, "metadata": {}, **body}
     return asyncio.run(hook.async_pre_call_hook(None, None, data, "acompletion"))
-
-
-def refused(hook, model: str, **body) -> str:
-    from litellm.proxy._types import ProxyException
-
-    with pytest.raises(ProxyException) as refusal:
-        route_by_hook(hook, model, **body)
-    assert refusal.value.code == "400"
-    return refusal.value.message
-
-
-def test_by_default_clients_set_quality_and_a_small_worth_and_nothing_is_critical(reference):
-    from router.gateway import BrokerHook
-
-    hook = BrokerHook(reference)
-    for model in ("broker", "broker/quality=1", "broker/worth=0.1", "broker/quality=0.9,worth=0"):
-        route_by_hook(hook, model)
-    route_by_hook(hook, "broker", metadata={"broker": {"critical": False}})
-    for asked in ({"model": "broker/critical"}, {"model": "broker", "metadata": {"broker": {"critical": True}}}):
-        assert "critical" in (message := refused(hook, **asked)) and "quality, worth_usd" in message
-    for asked in ({"model": "broker/worth=0.11"}, {"model": "broker", "metadata": {"broker": {"worth_usd": 1000}}}):
-        assert "at most 0.1" in refused(hook, **asked)
-
-
-def test_the_operator_says_which_dials_clients_set(reference):
-    from router.gateway import BrokerHook
-
-    hook = BrokerHook(reference, allowed_dials={"critical", "worth_usd"}, max_worth_usd=1000)
-    for model in ("broker", "broker/critical", "broker/worth=1000"):
-        route_by_hook(hook, model)
-    assert "quality" in refused(hook, "broker/quality=0.9")
-    closed = BrokerHook(reference, allowed_dials=())
-    route_by_hook(closed, "broker")
-    for limited in (hook, closed):
-        assert "check is not for clients" in refused(limited, "broker/check=agreement")
-    assert "no dial" in refused(closed, "broker/worth=0")
-
-
-@pytest.mark.parametrize(
-    ("limits", "message"),
-    [
-        ({"allowed_dials": {"worth"}}, "'worth'"),
-        ({"allowed_dials": "quality"}, "'quality'"),
-        ({"allowed_dials": None}, "allowed_dials is None"),
-        ({"max_worth_usd": -1}, "max_worth_usd is -1"),
-        ({"max_worth_usd": float("nan")}, "max_worth_usd is nan"),
-        ({"max_worth_usd": "much"}, "max_worth_usd is 'much'"),
-    ],
-)
-def test_limits_that_say_nothing_are_refused(reference, limits, message):
-    from router import DialError
-    from router.gateway import BrokerHook
-
-    with pytest.raises(DialError, match=message):
-        BrokerHook(reference, **limits)
 
 
 # ---- operation -------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ ENTRY = "broker"  # the entry of model_list that LiteLLM chooses for a planned r
 CHAT = [{"role": "user", "content": "What is 17 * 23?"}]
 WORTH = "worth=0.03"
 FIGURES = "schema:sensitivity=0.99,specificity=0.6"
-HOOK = test_gateway.HOOK.replace("=dials", f"=[*dials, 'check'], max_worth_usd=10, declared_checks=[{FIGURES!r}]")
+HOOK = test_gateway.HOOK.replace("watch_health=", f"declared_checks=[{FIGURES!r}], watch_health=")
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}
 

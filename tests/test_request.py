@@ -17,6 +17,8 @@ OFFER = 'model = "m", provider = "p", region = "r", context_window = 9, usd_per_
         ("broker", None, RequestDials()),
         ("broker/quality=0.9,worth=0.002", None, RequestDials(quality=0.9, worth_usd=0.002)),
         ("broker/critical", {"critical": False, "worth_usd": 1}, RequestDials(worth_usd=1)),
+        ("broker/class=a", None, RequestDials(request_class="a")),
+        ("broker/class=a,quality=0.9", {"class": "b"}, RequestDials(quality=0.9, request_class="b")),
     ],
 )
 def test_metadata_wins_over_the_name(model, metadata, expected):
@@ -25,7 +27,16 @@ def test_metadata_wins_over_the_name(model, metadata, expected):
 
 @pytest.mark.parametrize(
     ("model", "metadata"),
-    [("broker/cheap", None), ("broker/critical,critical", None), ("broker", "x"), ("broker", {"quality": "high"})],
+    [
+        ("broker/cheap", None),
+        ("broker/critical,critical", None),
+        ("broker", "x"),
+        ("broker", {"quality": "high"}),
+        ("broker/class=", None),
+        ("broker/class=a,class=b", None),
+        ("broker", {"class": 1}),
+        ("broker", {"class": None}),
+    ],  # fmt: skip
 )
 def test_what_is_no_dial_is_refused_with_what_was_expected(model, metadata):
     with pytest.raises(DialError, match="expected"):

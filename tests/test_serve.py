@@ -1,5 +1,6 @@
 """Laws of `broker serve`: the real command as a process of its own, stub providers, the openai client, its end."""
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -36,6 +37,7 @@ UNKNOWN, SECRET = "0" * 32, "Zanzibar-4711"
 START_LIMIT_S = 240
 
 OPERATORS_CODE = """
+import os
 import sys
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
@@ -45,6 +47,34 @@ logger = CustomLogger()
 key = UserAPIKeyAuth(user_role=LitellmUserRoles.INTERNAL_USER)
 RouteChecks.non_proxy_admin_allowed_routes_check(None, key.user_role, "/v1/outcomes", None, key, {})
 sys.stderr.write("keys that are no admins may call it\\n")
+
+
+async def authenticate(request, api_key):
+    if api_key == os.environ["LITELLM_MASTER_KEY"]:
+        return UserAPIKeyAuth(api_key=api_key, key_alias="operator", user_role=LitellmUserRoles.PROXY_ADMIN)
+    if api_key not in ("sk-billing", "sk-research"):
+        raise Exception("no such key")  # as LiteLLM itself does without a database
+    alias, role = api_key.removeprefix("sk-"), LitellmUserRoles.INTERNAL_USER
+    return UserAPIKeyAuth(api_key=api_key, key_alias=alias, team_alias="analysts", user_role=role)
+"""
+
+POLICY = """
+[classes.public]
+[classes.personal-data]
+tiers = ["edge"]
+
+[keys.operator]
+classes = ["public"]
+may_set = { quality = true, worth_usd = [0, 1], check = true }
+
+[keys.billing]
+classes = ["personal-data"]
+may_set = { quality = [0.9, 1.0] }
+
+[teams.analysts]
+classes = ["public", "personal-data"]
+default_class = "public"
+other_models = true
 """
 
 
@@ -82,6 +112,8 @@ def served(bundle, tmp_path_factory) -> Iterator[Served]:
     bases = {"LOCAL_API_BASE": "", "SIM_EAST_API_BASE": "", "SIM_WEST_API_BASE": "", "SIM_CLOUD_API_BASE": ""}
     config = litellm_config(router.prices.tiers, bases, {"openai"})
     (folder / "mine.py").write_text(OPERATORS_CODE)
+    (folder / "policy.toml").write_text(POLICY)
+    config["general_settings"]["custom_auth"] = "mine.authenticate"
     (folder / "litellm.yaml").write_text(json.dumps({**config, "litellm_settings": {"callbacks": "mine.logger"}}))
     (folder / "prices.toml").write_text((bundle / "tiers.toml").read_text())
     with socket.socket() as free:
@@ -89,7 +121,7 @@ def served(bundle, tmp_path_factory) -> Iterator[Served]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "router", "serve", "--demo", "--bundle", bundle, "--port", str(port)]
     command += ["--config", folder / "litellm.yaml", "--outcomes", folder / "outcomes"]
-    command += ["--prices", folder / "prices.toml"]
+    command += ["--prices", folder / "prices.toml", "--policy", folder / "policy.toml"]
     with ExitStack() as stack:
         out, err = (stack.enter_context((folder / name).open("wb")) for name in ("out", "err"))
         process = subprocess.Popen(
@@ -244,7 +276,8 @@ def test_a_bad_body_is_a_400_that_says_what_was_found(served, body, said):
 def test_without_a_key_of_litellm_nothing_is_taken(served, headers):
     decision_id = served.decide()
     answer = served.http.post("/v1/outcomes", json={"decision_id": decision_id, "correct": True}, headers=headers)
-    assert answer.status_code >= 400 and found(served, decision_id)["correct"] is None
+    assert answer.status_code == 401 and "Authorization: Bearer KEY" in answer.json()["error"]["message"]
+    assert found(served, decision_id)["correct"] is None
 
 
 def test_many_clients_at_once_lose_and_double_nothing(served):
@@ -266,6 +299,43 @@ def test_many_clients_at_once_lose_and_double_nothing(served):
 def test_a_key_that_is_no_admins_may_tell_outcomes(served):
     """There is no database here, so the operator's own code in the service has asked LiteLLM about such a key."""
     assert "keys that are no admins may call it" in served.err.read_text()
+
+
+# ---- the policy -------------------------------------------------------------------------------------
+
+
+def complete(served: Served, key: str, model: str, path: str = "/v1/chat/completions", **body) -> httpx.Response:
+    body = {"model": model, "messages": CHAT, **body}
+    return served.http.post(path, json=body, headers={"Authorization": f"Bearer {key}"})
+
+
+def test_each_key_is_answered_by_whom_its_entry_allows(served):
+    billing = complete(
+        served, "sk-billing", "broker/quality=1", router_settings_override={"fallbacks": ["sim/edge-4b"]}
+    )
+    assert billing.status_code == 200 and billing.headers["x-broker-class"] == "personal-data"
+    assert billing.headers["x-litellm-model-group"] == "sim/edge-4b"
+    assert "policy.toml [classes.personal-data]" in billing.headers["x-broker-reason"]
+    assert complete(served, "sk-research", "broker").headers["x-broker-class"] == "public"
+    assert complete(served, "sk-research", "sim/frontier-1").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("model", "path"),
+    [
+        ("sim/frontier-1", "/v1/chat/completions"),
+        ("sim/frontier-1", "/queue/chat/completions"),  # LiteLLM asks no hook of its proxy here.
+        ("sim/frontier-1", "/v1/messages"),
+        ("sim/frontier-1", "/v1/responses"),
+        ("broker/class=public", "/v1/chat/completions"),
+        ("broker/quality=0.5", "/v1/chat/completions"),
+        ("broker/critical", "/v1/chat/completions"),
+        ("broker/worth=0.01", "/v1/chat/completions"),
+    ],
+)
+def test_a_key_that_asks_for_more_is_refused_with_its_rule_and_no_provider_is_asked(served, model, path):
+    answer = complete(served, "sk-billing", model, path, priority=1, max_tokens=5, input="Hello")
+    assert answer.status_code == 403 and "policy.toml [keys.billing]: " in answer.text and "stub" not in answer.text
 
 
 # ---- the page ---------------------------------------------------------------------------------------
@@ -294,8 +364,8 @@ def test_the_page_has_no_figure_of_its_own_and_gets_none_without_an_admins_key(s
     page = served.http.get("/broker/")
     assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
     assert "http" not in page.text and "sim/" not in page.text  # nothing from elsewhere, nothing of the log
-    assert served.http.get("/broker/data").status_code >= 400
-    assert figures(served, key="sk-of-nobody").status_code >= 400
+    assert served.http.get("/broker/data").status_code == 401
+    assert figures(served, key="sk-of-nobody").status_code == 401
     assert figures(served, period="1y").status_code == 400
 
 
@@ -312,6 +382,25 @@ def test_the_page_shows_its_figures_in_a_browser(served, tmp_path):
     for shown in (decision_id, "sim/edge-4b", "95 % interval", "against always asking"):
         assert shown in dom
     assert served.client.api_key not in dom
+
+
+# ---- a client without a key ------------------------------------------------------------------------
+
+
+def test_without_a_database_a_client_without_a_known_key_is_told_so(monkeypatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    from litellm.proxy._types import ProxyErrorTypes, ProxyException
+
+    from router.serve.unknown_keys import UnknownKeys
+
+    def answer(error: Exception, **body):
+        return asyncio.run(UnknownKeys().async_post_call_failure_hook(body, error, None))
+
+    no_database = ProxyException("No connected db.", ProxyErrorTypes.no_db_connection, None, 400)
+    for error in (Exception("No api key passed in."), no_database):
+        assert answer(error).status_code == 401
+        assert answer(error, proxy_server_request={}) is None  # The key was accepted; something else failed.
+    assert answer(ValueError("a bad request")) is None
 
 
 # ---- a stub ----------------------------------------------------------------------------------------

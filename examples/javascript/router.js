@@ -213,6 +213,7 @@ export class Router {
       cluster,
       best_tier: bestTier === null ? null : this.manifest.tiers[bestTier],
       shadow_usd: {}, // Caps and budgets are kept by the service in Python.
+      request_class: null, // So are the classes of a policy.
     };
   }
 

@@ -22,11 +22,13 @@ class Attempts:
     LiteLLM says when it asks a model and when that fails, but not when a stream breaks and the next model is asked.
     So an attempt that is still under way when another model is asked was cut.
 
-    decision: of the request. received: the list that LiteLLM fills with the chunks of the stream under way.
+    decision: of the request. may_answer: names of the models that may be asked; None where a policy has no say.
+    received: the list that LiteLLM fills with the chunks of the stream under way.
     """
 
-    def __init__(self, decision: Decision) -> None:
+    def __init__(self, decision: Decision, may_answer: frozenset[str] | None = None) -> None:
         self.decision = decision
+        self.may_answer = may_answer
         self.received: Sequence[object] = ()
         self._model: str | None = None
         self._is_simulated = False

@@ -1,10 +1,10 @@
 """The router behind an endpoint: a hook for LiteLLM's proxy that answers for the model `broker`.
 
 A request for `broker` is routed by the bundle, goes to the cheapest offer of the chosen tier, and carries the offers to
-try next as LiteLLM's own fallbacks. `router.request` says where a request's dials stand, and `router.gateway.limits`
-which of them a client may set. What was decided, and what became of it, goes into an `OutcomeLog` where there is one.
-Every other model passes untouched. An offer's `model` in the price table is a `model_name` of LiteLLM's `model_list`;
-keys stay in LiteLLM's own configuration. See examples/litellm.
+try next as LiteLLM's own fallbacks. `router.request` says where a request's dials stand, and the router's policy what
+each client may ask for (docs/policy.md). What was decided, and what became of it, goes into an `OutcomeLog` where there
+is one. Every other model passes untouched, where the policy allows it. An offer's `model` in the price table is a
+`model_name` of LiteLLM's `model_list`; keys stay in LiteLLM's own configuration. See examples/litellm.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from router.clients import ClientRights
 from router.decision import Decision
-from router.errors import CheckError, DialError
+from router.errors import CheckError, DialError, RefusedError
 from router.extras import install_command
 from router.gateway.attempts import (
     ATTEMPTS_KEY,
@@ -29,22 +30,20 @@ from router.gateway.attempts import (
     streamed_text,
 )
 from router.gateway.health import Failure, Pace, failure_of, pace_of
-from router.gateway.limits import ClientLimits, operators_names
+from router.gateway.limits import answers_wanted, operators_names
 from router.gateway.plans import PLAN_KEY, RequestPlanner, planned_of
 from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage, visible_text
 from router.outcomes.log import OutcomeLog
-from router.portfolio.tiers import Offer
 from router.request import MODEL, needed_capabilities, read_dials, request_prompt, response_headers
-from router.router import Router
+from router.router import Router, Snapshot
+from router.routing import Call
 
 try:
     from litellm.integrations.custom_logger import CustomLogger
-    from litellm.proxy._types import ProxyException
+
+    from router.gateway.rights import DECISION_KEY, is_routed, refusal, refuse_unpoliced, rights_of
 except ImportError as error:
     raise ImportError(f"router.gateway needs LiteLLM's proxy: {install_command('gateway')}") from error
-
-DECISION_KEY = "broker_decision"
-"""Where the Decision stands in LiteLLM's request metadata; LiteLLM's logging callbacks find it there too."""
 
 _CLIENT_IS_GONE = 499  # the HTTP status that LiteLLM gives a request whose client has closed the connection
 
@@ -54,18 +53,17 @@ _CALL_TYPES = {"completion", "acompletion", "text_completion", "atext_completion
 class BrokerHook(CustomLogger):
     """LiteLLM callback that routes every request for `broker`; answers say why in the headers `x-broker-*`.
 
-    router: may take other prices or another bundle at any time; they hold from the next request on.
+    router: may take other prices, another bundle or another policy at any time; they hold from the next request on. The
+        policy says which dials and classes each client may ask for, and whether it may ask for other models.
     outcomes: takes every decision and, of each attempt to answer it, who was asked, how it ended, its tokens, cost and
         latency. Tokens that the provider did not count are estimated. An answer from LiteLLM's own cache costs nothing
         and has no tokens. Whether the answer was right is for someone else to say later, by the decision_id in the
         headers. A client's `no-log` changes nothing of this. Logging never fails a request.
-    allowed_dials: the dials that a client may set, any of `quality`, `worth_usd`, `critical` and `check`.
-    max_worth_usd: the largest `worth_usd` that a client may set, in USD.
     watch_health: offers that fail, throttle or turn slow lose their traffic (docs/portfolio.md); False leaves that to
         LiteLLM's own cooldowns.
     declared_checks: figures of checks that the bundle has not learned, for `broker/check=NAME`, as in
         "schema:sensitivity=0.99,specificity=0.3"; see router.gateway.plans.
-    Raises DialError or CheckError where one of them is none of these.
+    Raises CheckError where one of them is wrong.
     """
 
     def __init__(
@@ -73,15 +71,12 @@ class BrokerHook(CustomLogger):
         router: Router,
         outcomes: OutcomeLog | None = None,
         *,
-        allowed_dials: Collection[str] = ("quality", "worth_usd", "check"),
-        max_worth_usd: float = 0.1,
         declared_checks: Collection[str] = (),
         watch_health: bool = True,
     ) -> None:
         super().__init__()
         self._router = router
         self._outcomes = outcomes
-        self._limits = ClientLimits(allowed_dials=allowed_dials, max_worth_usd=max_worth_usd)
         self._health = router.portfolio.health if watch_health else None
         self._planner = RequestPlanner(router.portfolio, outcomes, declared_checks)
 
@@ -91,40 +86,53 @@ class BrokerHook(CustomLogger):
         """Put the offer chosen in place of `broker` and the next ones into `fallbacks`; LiteLLM calls this.
 
         data: the request's body, changed in place.
-        Raises ProxyException (HTTP 400) where a dial is wrong or not for clients to set, where the request itself
-        would say who answers and how often (`fallbacks`, `num_retries`, ...), or where no offer may answer.
+        Raises ProxyException: HTTP 403 where the policy does not allow the client what it asks for; 400 where a dial is
+        wrong, where the request itself would say who answers and how often (`fallbacks`, `num_retries`, ...), or where
+        no offer may answer.
         """
-        model = data.get("model")
-        if not isinstance(model, str) or model.partition("/")[0] != MODEL:
+        snapshot = self._router.snapshot  # One bundle, one price table and one policy for all that follows.
+        rights = rights_of(snapshot, user_api_key_dict, data.get("model"))
+        if not is_routed(data.get("model")):
             return None
         if call_type not in _CALL_TYPES:
-            raise _refusal(f"{MODEL} answers chat completions and text completions; found a call of type {call_type}")
+            raise refusal(f"{MODEL} answers chat completions and text completions; found a call of type {call_type}")
+        data.pop("router_settings_override", None)  # It has fallbacks of its own.
         if names := operators_names(data):
-            raise _refusal(f"found {', '.join(names)} in a request to {MODEL}; the broker sets this, so leave it out")
+            raise refusal(f"found {', '.join(names)} in a request to {MODEL}; the broker sets this, so leave it out")
         metadata = data.setdefault("metadata", {})
         metadata.pop(PLAN_KEY, None)  # A client's own would be none.
         try:
-            decision, offers = self._route(data)
+            decision, call = self._route(snapshot, rights, data)
         except (DialError, CheckError) as error:
-            raise _refusal(str(error)) from error
+            raise refusal(str(error), code=403 if isinstance(error, RefusedError) else 400) from error
+        offers = call.offers_to_try(decision)
         if not offers:
-            raise _refusal(f"no offer in the price table may answer this request; {decision.reason}")
+            raise refusal(f"no offer in the price table may answer this request; {decision.reason}")
         decision = metadata[DECISION_KEY] = replace(decision, offer=offers[0])  # A fallback may have had no offer.
         if planned := planned_of(data):
             return planned.put_into(data)  # The plan logs what it does.
         data["model"], *fallbacks = dict.fromkeys(offer.model for offer in offers)
         if fallbacks:
             data["fallbacks"] = fallbacks
-        metadata[ATTEMPTS_KEY] = Attempts(decision)
+        elif call.restrictions:  # LiteLLM's own fallbacks know nothing of these.
+            data["disable_fallbacks"] = True
+        metadata[ATTEMPTS_KEY] = Attempts(
+            decision, frozenset((data["model"], *fallbacks)) if call.restrictions else None
+        )
         if self._outcomes is not None:
             self._outcomes.decided(decision, request_prompt(data), messages=data.get("messages"))
         return data
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
-        """Note who is asked now, or run the request's plan; LiteLLM calls this at the beginning of each attempt."""
+        """Note who is asked now, or run the request's plan; LiteLLM calls this at the beginning of each attempt.
+
+        Raises HTTPException (403) where the policy does not allow this attempt, however it came about.
+        """
         if planned := planned_of(kwargs):
             return await planned.answered(kwargs)
-        if attempts := attempts_of(kwargs):
+        attempts = attempts_of(kwargs)
+        refuse_unpoliced(self._router.policy.clients, attempts, kwargs)
+        if attempts is not None:
             model = kwargs["metadata"].get("model_group")
             if attempts.model not in (None, model):
                 self._log_attempt(attempts, CUT)
@@ -207,31 +215,31 @@ class BrokerHook(CustomLogger):
         answered = self._router.prices.find(model)
         return response_headers(decision, model, None if answered is None else answered.tier)
 
-    def _route(self, data: Mapping[str, Any]) -> tuple[Decision, list[Offer]]:
-        """The decision for a request, and the offers to try, best first; raises DialError.
+    def _route(self, snapshot: Snapshot, rights: ClientRights, data: Mapping[str, Any]) -> tuple[Decision, Call]:
+        """The decision for a request, and the call that made it; raises DialError and CheckError.
 
         It runs in LiteLLM's event loop on purpose: a decision of the static encoder takes less time than
         the way to another thread and back.
         """
-        dials = read_dials(data["model"], data["metadata"].get(MODEL))
-        self._limits.check(dials)
-        snapshot = self._router.snapshot  # One bundle and one price table for all that follows.
+        asked = read_dials(data["model"], data["metadata"].get(MODEL))
+        dials = rights.dials_for(asked, snapshot.default_quality)
         call = snapshot.call(
             quality=dials.quality,
             worth_usd=dials.worth_usd,
             critical=dials.critical,
             capabilities=needed_capabilities(data, snapshot.prices),
+            request_class=dials.request_class,
+            client=rights.restrictions,
         )
+        call = call.asked_by_model().answered(*answers_wanted(data))
         if dials.checks:
-            decision = self._planner.decide(snapshot, call, dials, data)
-        else:
-            decision = call.route(
-                request_prompt(data),
-                messages=data.get("messages"),
-                request_id=data.get("litellm_call_id"),
-                session_id=_session_id(data),
-            )
-        return decision, call.offers_to_try(decision)
+            return self._planner.decide(snapshot, call, dials, data)
+        return call.decide(
+            request_prompt(data),
+            messages=data.get("messages"),
+            request_id=data.get("litellm_call_id"),
+            session_id=_session_id(data),
+        )
 
     def _log_answer(
         self, attempts: Attempts, model: str, call: Mapping[str, Any], text: str, visible: str | None
@@ -325,7 +333,3 @@ def _session_id(data: Mapping[str, Any]) -> str | None:
     metadata = data.get("metadata")
     names = data.get("litellm_session_id"), metadata.get("session_id") if isinstance(metadata, Mapping) else None
     return next((name for name in names if isinstance(name, str) and name), None)
-
-
-def _refusal(message: str) -> ProxyException:
-    return ProxyException(message=message, type="invalid_request_error", param="model", code=400)

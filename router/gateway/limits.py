@@ -1,24 +1,20 @@
-"""What a client may ask of a routed request: the dials it may set, and the names that only the operator sets."""
+"""What a request says of the answers that it wants, and the names in it that only the operator sets."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from numbers import Real
+import math
+from collections.abc import Mapping
 from typing import Any
-
-from router.errors import DialError
-from router.request import RequestDials
-
-DIALS = ("quality", "worth_usd", "critical", "check")
 
 _WHO_ANSWERS = {
     "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "max_fallbacks",
     "num_retries", "max_retries", "retry_policy", "model_group_retry_policy",
     "model_list", "user_config", "deployment_id", "model_id", "specific_deployment", "custom_llm_provider",
     "api_base", "base_url", "api_key", "litellm_credential_name", "region_name",
+    "models", "provider", "providerOptions", "route", "inference_geo", "service_tier",
 }  # fmt: skip
-"""Names by which a request would tell LiteLLM whom to ask, how often, and with whose account.
+"""Names by which a request would tell LiteLLM, or a provider that is itself a broker, whom to ask, how often, with
+whose account, in which region, and at which price.
 
 LiteLLM refuses some of them by itself, but an operator can allow those for requests to other models.
 """
@@ -26,41 +22,30 @@ LiteLLM refuses some of them by itself, but an operator can allow those for requ
 _WHERE_IT_RUNS = ("aws_", "azure_", "vertex_")  # how the names of a cloud's region, project and account begin
 
 
-@dataclass(frozen=True)
-class ClientLimits:
-    """Which dials a client may set, and how far.
+def answers_wanted(data: Mapping[str, Any]) -> tuple[int, float]:
+    """How many answers a request asks for, and the tokens of the longest answer that it takes, infinite for any.
 
-    allowed_dials: any of DIALS. max_worth_usd: the largest worth_usd, in USD.
-    Raises DialError where a dial has another name, or max_worth_usd is below 0 or no number.
+    Where it says so in several places, the larger number counts. A request with an `extra_body` may say anything to the
+    provider, so its answers may have any length.
     """
+    extra = data.get("extra_body")
+    places = [data, extra] if isinstance(extra, Mapping) else [data]
+    counts = [_number(place.get(name)) for place in places for name in ("n", "best_of")]
+    lengths = [_number(data.get(name)) for name in ("max_tokens", "max_completion_tokens")]
+    longest = max((length for length in lengths if length is not None), default=0.0)
+    n_answers = max((math.ceil(count) for count in counts if count is not None), default=1)
+    return max(1, n_answers), math.inf if extra or longest <= 0 else longest
 
-    allowed_dials: Collection[str]
-    max_worth_usd: float
 
-    def __post_init__(self) -> None:
-        allowed = self.allowed_dials
-        is_list = isinstance(allowed, Collection) and not isinstance(allowed, str)
-        if not is_list or not all(name in DIALS for name in allowed):
-            raise DialError(f"allowed_dials is {allowed!r}; expected a list with any of {', '.join(DIALS)}")
-        if not (isinstance(self.max_worth_usd, Real) and self.max_worth_usd >= 0):
-            raise DialError(f"max_worth_usd is {self.max_worth_usd!r}; expected a number of USD of at least 0")
-
-    def check(self, dials: RequestDials) -> None:
-        """Raises DialError where a client may not set a dial, or not so high."""
-        asked = {
-            "quality": dials.quality is not None,
-            "worth_usd": dials.worth_usd is not None,
-            "critical": dials.critical,
-            "check": bool(dials.checks),
-        }
-        for name, is_set in asked.items():
-            if is_set and name not in self.allowed_dials:
-                allowed = ", ".join(each for each in DIALS if each in self.allowed_dials) or "no dial"
-                raise DialError(f"{name} is not for clients of this endpoint to set; expected {allowed}")
-        if dials.worth_usd is not None and dials.worth_usd > self.max_worth_usd:
-            raise DialError(
-                f"worth_usd is {dials.worth_usd:g}; expected at most {self.max_worth_usd:g} at this endpoint"
-            )
+def _number(value: object) -> float | None:
+    """The number that a provider would read, also from a text; None where it would read none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def operators_names(data: Mapping[str, Any]) -> list[str]:

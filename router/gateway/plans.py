@@ -25,7 +25,7 @@ from router.plans.planner import MOST_CALLS
 from router.portfolio.portfolio import Portfolio
 from router.portfolio.prices import PriceTable, TierOffer
 from router.portfolio.tiers import Offer
-from router.request import MODEL, RequestDials, needed_capabilities, printable, request_prompt, response_headers
+from router.request import MODEL, RequestDials, printable, request_prompt, response_headers
 from router.router import Snapshot
 from router.routing import Call
 
@@ -152,8 +152,10 @@ class RequestPlanner:
         self._outcomes = outcomes
         self._declared = {CheckModel.declared_by(text, 1).name: text for text in declared}
 
-    def decide(self, snapshot: Snapshot, call: Call, dials: RequestDials, data: Mapping[str, Any]) -> Decision:
-        """The decision for a request that asks for checks.
+    def decide(
+        self, snapshot: Snapshot, call: Call, dials: RequestDials, data: Mapping[str, Any]
+    ) -> tuple[Decision, Call]:
+        """The decision for a request that asks for checks, and the call with the offers that may answer it.
 
         call: what routes it. Where a plan answers the request, a PlannedRequest is put into the metadata of `data`.
         Where none does, the request is routed to one tier, and the reason says why.
@@ -162,25 +164,24 @@ class RequestPlanner:
         checks = {name: function for name in dials.checks if (function := _function(name, data)) is not None}
         messages, request_id = data.get("messages"), data.get("litellm_call_id")
         if why := _not_planned(data, dials.checks, checks):
-            decision = call.route(request_prompt(data), messages=messages, request_id=request_id)
-            return replace(decision, reason=f"not planned, since {why}; {decision.reason}")
+            decision, call = call.decide(request_prompt(data), messages=messages, request_id=request_id)
+            return replace(decision, reason=f"not planned, since {why}; {decision.reason}"), call
         models = [self._model(snapshot, name) for name in dials.checks]
-        plan = snapshot.plan(
-            None, messages, models, MOST_CALLS, dials.quality, dials.worth_usd, dials.critical, None, None,
-            needed_capabilities(data, snapshot.prices), request_id,
-        )  # fmt: skip
+        plan, call = snapshot.planned(call, None, messages, models, MOST_CALLS, request_id=request_id)
         if plan.is_direct:
             is_same = plan.tier == plan.decision.tier
             propensity = plan.decision.propensity if is_same else 1.0
-            offer = plan.first.offer
-            return replace(plan.decision, tier=plan.tier, offer=offer, reason=plan.reason, propensity=propensity)
+            direct = replace(
+                plan.decision, tier=plan.tier, offer=plan.first.offer, reason=plan.reason, propensity=propensity
+            )
+            return direct, call
         if MODEL not in _litellm_router().model_names:
             raise DialError(f"plans need an entry `{MODEL}` in LiteLLM's model_list; see examples/litellm")
         body = (data.get("proxy_server_request") or {}).get("body") or data
         data["metadata"][PLAN_KEY] = PlannedRequest(
             plan, checks, set(body) - _NOT_PARAMETERS, self._outcomes, snapshot.prices, self._portfolio
         )
-        return replace(plan.decision, reason=plan.reason)
+        return replace(plan.decision, reason=plan.reason), call
 
     def _model(self, snapshot: Snapshot, name: str) -> str | CheckModel:
         """What is known of a check: what the bundle has learned, else the figures that the operator has stated."""

@@ -21,7 +21,7 @@ from router.portfolio.caps import REQUESTS, WINDOW_REQUESTS, Budget, Cap, Limit
 from router.portfolio.clearing import clearing_prices
 from router.portfolio.health import Health, key_of
 from router.portfolio.prices import PriceTable
-from router.portfolio.quote import usable_offers
+from router.portfolio.quote import billed_input, usable_offers
 from router.portfolio.sessions import Sessions
 from router.portfolio.terms import Request, Terms
 from router.portfolio.tiers import Offer
@@ -271,7 +271,7 @@ class Portfolio:
             if quoted is None:
                 continue
             n_output = request.output_tokens[name]
-            n_input = _billed_input(request.cost_usd[name], quoted, n_output, request.context_tokens)
+            n_input = billed_input(request.cost_usd[name], quoted, n_output, request.context_tokens)
             for _, _, offer in offers:
                 cost = (n_input * offer.usd_per_mtok_input + n_output * offer.usd_per_mtok_output) / 1e6
                 n_cached = 0.0
@@ -387,10 +387,3 @@ class Portfolio:
 def _value(request: Request, terms: Terms) -> float:
     """What an offer is worth to a request, without shadow prices."""
     return request.worth_usd * request.success[terms.tier] - terms.cost_usd
-
-
-def _billed_input(cost_usd: float, quoted: Offer, output_tokens: float, context_tokens: float) -> float:
-    """The input tokens that an expected cost stands for: a provider may bill other ones than were counted."""
-    if quoted.usd_per_mtok_input <= 0:
-        return context_tokens
-    return max(0.0, (1e6 * cost_usd - output_tokens * quoted.usd_per_mtok_output) / quoted.usd_per_mtok_input)

@@ -150,6 +150,20 @@ class PriceTable:
                 found.setdefault(offer.model, TierOffer(tier.name, offer))
         return found
 
+    @cached_property
+    def tier_of(self) -> Mapping[str, str]:
+        """By the name of an offer's model the name of its tier."""
+        return {offer.model: tier.name for tier in self.tiers for offer in tier.offers}
+
+    @cached_property
+    def namesakes(self) -> Mapping[str, tuple[Offer, ...]]:
+        """By its name the offers of each model that several offers have: at other providers, or in other regions."""
+        found: dict[str, list[Offer]] = {}
+        for tier in self.tiers:
+            for offer in tier.offers:
+                found.setdefault(offer.model, []).append(offer)
+        return {model: tuple(offers) for model, offers in found.items() if len(offers) > 1}
+
     def may_answer(self, *, critical: bool) -> tuple[str, ...]:
         """Names of the tiers that a request may ask: all; for a critical one those reserved for such, if any are."""
         reserved = tuple(tier.name for tier in self.tiers if tier.critical)

@@ -81,3 +81,13 @@ def usable_offers(
             usable.sort()
         found.append(usable)
     return found
+
+
+def billed_input(cost_usd: float, quoted: Offer, output_tokens: float, context_tokens: float) -> float:
+    """The input tokens that an expected cost stands for: a provider may bill other ones than were counted.
+
+    quoted: the offer that the cost is of, at the prices of the request.
+    """
+    if quoted.usd_per_mtok_input <= 0:
+        return context_tokens
+    return max(0.0, (1e6 * cost_usd - output_tokens * quoted.usd_per_mtok_output) / quoted.usd_per_mtok_input)

@@ -149,7 +149,7 @@ def parse_document(text: str, source: str, *, is_json: bool = False) -> Mapping[
     Raises TierError.
     """
     try:
-        document = json.loads(text, object_pairs_hook=_object) if is_json else _toml(text)
+        document = json.loads(text, object_pairs_hook=_object) if is_json else load_toml(text)
     except ValueError as error:  # Also an integer of 5,000 digits.
         raise TierError(f"{source}: not valid {'JSON' if is_json else 'TOML'}: {error}") from error
     except RecursionError as error:
@@ -172,7 +172,8 @@ def tiers_of(document: Mapping[str, Any], source: str) -> tuple[Tier, ...]:
     return tiers
 
 
-def _toml(text: str) -> dict[str, Any]:
+def load_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML file; raises ValueError where it is none, RecursionError where they are nested too deep."""
     if _LONG_KEY.search(text):
         raise ValueError("a name of more than 16 parts, joined by dots")
     return tomllib.loads(text)

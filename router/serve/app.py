@@ -33,12 +33,14 @@ from router.outcomes.log import OutcomeLog
 from router.outcomes.queries import SPEND_COLUMNS, spend_of
 from router.outcomes.reading import LogReader
 from router.policy import Policy
+from router.policy_file import read_policy
 from router.portfolio.tiers import Offer
 from router.router import Router
 from router.serve.compactor import Compactor
 from router.serve.dashboard import Dashboard, dashboard_router
 from router.serve.offers import OfferKeeper
 from router.serve.outcomes_api import PATH, outcomes_router
+from router.serve.unknown_keys import UnknownKeys
 from router.watch import Watcher
 
 logger = logging.getLogger(__name__)
@@ -57,11 +59,21 @@ class Service:
     outcomes: str
 
     @classmethod
-    def load(cls, bundle: Path, prices: Path | None, policy: Policy, outcomes: str, log: OutcomeLog) -> Service:
-        """A router on a bundle, which follows it and the prices on disk; budgets count what the log says was spent.
+    def load(
+        cls,
+        bundle: Path,
+        prices: Path | None,
+        policy: Policy,
+        outcomes: str,
+        log: OutcomeLog,
+        policy_file: Path | None = None,
+    ) -> Service:
+        """A router on a bundle, which follows it, the prices and the policy's file on disk.
 
-        Raises what Router.load raises.
+        Budgets count what the log says was spent. Raises what Router.load, update_prices and read_policy raise.
         """
+        if policy_file is not None:
+            policy = read_policy(policy_file, policy)
         router = Router.load(bundle, policy)
         if prices is not None:
             router.update_prices(prices)
@@ -72,7 +84,8 @@ class Service:
             return {str(group.group["model"]): group.usd for group in spend_of(table, ["model"])}
 
         router.portfolio.recall(spent_usd)
-        return cls(router=router, watcher=Watcher(router, bundle, prices=prices), log=log, outcomes=outcomes)
+        watcher = Watcher(router, bundle, prices=prices, policy=policy_file)
+        return cls(router=router, watcher=watcher, log=log, outcomes=outcomes)
 
 
 def serve(
@@ -156,6 +169,7 @@ def _around(
     async def lifespan(app: Any) -> AsyncIterator[Any]:
         async with litellms(app) as state:
             _add(hook)
+            litellm.logging_callback_manager.add_litellm_callback(UnknownKeys())
             service.watcher.start()
             compactor = Compactor(service.log, service.outcomes).start()
             following = asyncio.create_task(keeper.run(lambda: proxy_server.llm_router))

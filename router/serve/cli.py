@@ -41,6 +41,13 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
         "--prices", type=Path, help="tiers.toml with today's prices; followed on disk; default: the bundle's own"
     )
     parser.add_argument(
+        "--policy",
+        type=Path,
+        help="policy.toml: which providers and regions answer which class of requests, and what each client's key may "
+        "ask for (docs/policy.md); followed on disk; default: no rules, and every key may set quality, check and a "
+        "worth of up to 0.1 USD",
+    )
+    parser.add_argument(
         "--config",
         type=Path,
         help="LiteLLM's own configuration, taken as it is; default: written from the tiers",
@@ -106,7 +113,7 @@ def _run(options: argparse.Namespace, bundle: Path, config: Mapping[str, Any], p
     keeps_prompts, keeps_answers = options.keep_prompts or options.demo, options.keep_answers or options.demo
     log = OutcomeLog(outcomes, keep_prompts=keeps_prompts, keep_answers=keeps_answers)
     policy = Policy(exploration=options.exploration)
-    service = Service.load(bundle, options.prices, policy, outcomes, log)
+    service = Service.load(bundle, options.prices, policy, outcomes, log, options.policy)
     stdout = sys.stdout
 
     def announce() -> None:
