@@ -10,6 +10,7 @@ keys stay in LiteLLM's own configuration. See examples/litellm.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -29,6 +30,7 @@ from router.gateway.attempts import (
 )
 from router.gateway.health import Failure, Pace, failure_of, pace_of
 from router.gateway.limits import ClientLimits, operators_names
+from router.gateway.observer import RequestObserver
 from router.gateway.plans import PLAN_KEY, RequestPlanner, planned_of
 from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage, visible_text
 from router.outcomes.log import OutcomeLog
@@ -64,6 +66,7 @@ class BrokerHook(CustomLogger):
         LiteLLM's own cooldowns.
     declared_checks: figures of checks that the bundle has not learned, for `broker/check=NAME`, as in
         "schema:sensitivity=0.99,specificity=0.3"; see router.gateway.plans.
+    observer: is told of each routed request.
     Raises DialError or CheckError where one of them is none of these.
     """
 
@@ -76,10 +79,12 @@ class BrokerHook(CustomLogger):
         max_worth_usd: float = 0.1,
         declared_checks: Collection[str] = (),
         watch_health: bool = True,
+        observer: RequestObserver | None = None,
     ) -> None:
         super().__init__()
         self._router = router
         self._outcomes = outcomes
+        self._observer = observer
         self._limits = ClientLimits(allowed_dials=allowed_dials, max_worth_usd=max_worth_usd)
         self._health = router.portfolio.health if watch_health else None
         self._planner = RequestPlanner(router.portfolio, outcomes, declared_checks)
@@ -102,6 +107,7 @@ class BrokerHook(CustomLogger):
             raise _refusal(f"found {', '.join(names)} in a request to {MODEL}; the broker sets this, so leave it out")
         metadata = data.setdefault("metadata", {})
         metadata.pop(PLAN_KEY, None)  # A client's own would be none.
+        began_s = time.perf_counter()
         try:
             decision, offers = self._route(data)
         except (DialError, CheckError) as error:
@@ -109,6 +115,8 @@ class BrokerHook(CustomLogger):
         if not offers:
             raise _refusal(f"no offer in the price table may answer this request; {decision.reason}")
         decision = metadata[DECISION_KEY] = replace(decision, offer=offers[0])  # A fallback may have had no offer.
+        if self._observer is not None:
+            self._observer.routed(decision, time.perf_counter() - began_s, data, _session_id(data))
         if planned := planned_of(data):
             return planned.put_into(data)  # The plan logs what it does.
         data["model"], *fallbacks = dict.fromkeys(offer.model for offer in offers)
@@ -171,6 +179,9 @@ class BrokerHook(CustomLogger):
         attempts = attempts_of(request_data)
         if attempts is not None and getattr(original_exception, "status_code", None) == _CLIENT_IS_GONE:
             self._log_attempt(attempts, LEFT)
+        decision = (request_data.get("metadata") or {}).get(DECISION_KEY)
+        if self._observer is not None and isinstance(decision, Decision):
+            self._observer.gave_up(decision)
 
     async def async_logging_hook(
         self, kwargs: dict[str, Any], result: Any, call_type: str
