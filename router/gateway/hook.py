@@ -30,10 +30,10 @@ from router.gateway.attempts import (
 )
 from router.gateway.health import Failure, Pace, failure_of, pace_of
 from router.gateway.limits import ClientLimits, operators_names
-from router.gateway.observer import RequestObserver
 from router.gateway.plans import PLAN_KEY, RequestPlanner, planned_of
 from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage, visible_text
 from router.outcomes.log import OutcomeLog
+from router.outcomes.observers import Observer
 from router.portfolio.tiers import Offer
 from router.request import MODEL, needed_capabilities, read_dials, request_prompt, response_headers
 from router.router import Router
@@ -79,7 +79,7 @@ class BrokerHook(CustomLogger):
         max_worth_usd: float = 0.1,
         declared_checks: Collection[str] = (),
         watch_health: bool = True,
-        observer: RequestObserver | None = None,
+        observer: Observer | None = None,
     ) -> None:
         super().__init__()
         self._router = router

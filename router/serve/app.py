@@ -31,6 +31,7 @@ from prometheus_client import REGISTRY
 from router.errors import ServiceError
 from router.gateway.hook import BrokerHook
 from router.outcomes.feedback import Feedback
+from router.outcomes.observers import ObservedLog, Observers
 from router.outcomes.queries import SPEND_COLUMNS, spend_of
 from router.outcomes.reading import LogReader
 from router.policy import Policy
@@ -39,7 +40,6 @@ from router.router import Router
 from router.serve.compactor import Compactor
 from router.serve.dashboard import Dashboard, dashboard_router
 from router.serve.metrics import RequestMetrics, StateMetrics, metrics_router
-from router.serve.observers import ObservedLog, Observers
 from router.serve.offers import OfferKeeper
 from router.serve.outcomes_api import PATH, outcomes_router
 from router.serve.spans import Spans, tracer_provider

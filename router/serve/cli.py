@@ -92,8 +92,8 @@ def _serve(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, bundle: Path, config: Mapping[str, Any], path: Path) -> None:
     import litellm
 
+    from router.outcomes.observers import ObservedLog, Observers
     from router.serve.app import Service, serve
-    from router.serve.observers import ObservedLog, Observers
 
     missing = missing_variables(config, os.environ, litellm.validate_environment)
     if any(variable.name == MASTER_KEY for variable in missing):

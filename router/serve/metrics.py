@@ -18,10 +18,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from router.decision import Decision
+from router.outcomes.observers import reason_kind
 from router.portfolio.caps import Cap
 from router.portfolio.health import State, key_of
 from router.router import Router
-from router.serve.observers import reason_kind
 from router.watch import Watcher
 
 PATH = "/metrics"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from router.decision import Decision
 from router.errors import ServiceError
-from router.serve.observers import reason_kind
+from router.outcomes.observers import reason_kind
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -1,6 +1,6 @@
-"""What metrics and traces are told: which requests were routed, how attempts ended, what became of the answers.
+"""Who is told of requests besides the outcome log: metrics and traces.
 
-All that the outcome log takes passes through `ObservedLog`, so what is told is what is logged.
+All that the log takes passes through `ObservedLog`, so what observers are told is what is logged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from router.decision import Decision
-from router.gateway.observer import RequestObserver
 from router.outcomes.log import OutcomeLog
 from router.prompt import Messages
 from router.rule import admissible, best, or_best_tier
@@ -20,11 +19,15 @@ from router.rule import admissible, best, or_best_tier
 logger = logging.getLogger(__name__)
 
 
-class Observer(RequestObserver, Protocol):
+class Observer(Protocol):
     """Is told of all that happens to requests. Texts of prompts, answers and comments are not among it.
 
-    `columns` are those of the outcome log: tokens, cost, latency, and who was asked.
+    It must not wait: some of its methods run in the event loop that serves requests. `columns` are those of the outcome
+    log: tokens, cost, latency, and who was asked.
     """
+
+    def routed(self, decision: Decision, seconds: float, data: Mapping[str, Any], session_id: str | None) -> None:
+        """A request was routed, which took `seconds`. data: its body. session_id: the client's name for the chat."""
 
     def decided(self, decision: Decision) -> None:
         """A decision was logged."""
@@ -33,10 +36,13 @@ class Observer(RequestObserver, Protocol):
         """An attempt has ended, and another offer may be asked. ended: one of router.outcomes.columns.ENDS."""
 
     def answered(self, decision_id: str, ended: str, columns: Mapping[str, Any]) -> None:
-        """The attempt has ended that is the decision's own row in the log; its answer is what the client got."""
+        """The attempt has ended that is the decision's own row in the log: its answer is what the client got."""
 
     def judged(self, decision_id: str, correct: float) -> None:
         """Someone has said whether an answer was right. correct: from 0 to 1."""
+
+    def gave_up(self, decision: Decision) -> None:
+        """The client of a routed request got an error, and no other model is asked."""
 
 
 class Observers:
@@ -51,11 +57,11 @@ class Observers:
         self._observers.append(observer)
 
     def routed(self, decision: Decision, seconds: float, data: Mapping[str, Any], session_id: str | None) -> None:
-        """As RequestObserver says."""
+        """As Observer says."""
         self._tell(lambda each: each.routed(decision, seconds, data, session_id))
 
     def gave_up(self, decision: Decision) -> None:
-        """As RequestObserver says."""
+        """As Observer says."""
         self._tell(lambda each: each.gave_up(decision))
 
     def decided(self, decision: Decision) -> None:
