@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/load.py --bundle models/NAME [--streams 200] [--seconds 120]
 
-Takes about four minutes with the defaults, and the extra `gateway`. It talks to the loopback only and writes into a
+Takes about six minutes with the defaults, and the extra `gateway`. It talks to the loopback only and writes into a
 temporary folder only. The service is the real one, in a process of its own; providers are simulated in another process
 (faulty_upstreams.py), where 5 % of the attempts meet an error, 5 % a stall and 5 % a cut stream, and one provider is
 dead for a quarter of the time. Half of the streams ask for `broker`, half for a model of LiteLLM, without faults.
@@ -16,6 +16,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from router.bundle.manifest import GOLDEN_FILE
 from router.outcomes.reading import LogReader
 
 ADDED_P50_MS = 2.0
-N_KILLS, KILL_AFTER_S, KILL_STREAMS = 3, 10.0, 40
+N_KILLS, KILL_STREAMS, KILL_AFTER_OUTCOMES, KILL_AFTER_S = 5, 20, 40, 60.0
 SETTLED_S = 15.0
 """Seconds in which the service must have logged its last answers."""
 
@@ -96,12 +97,13 @@ def spend(
 ) -> list[Guarantee]:
     """Each attempt that a provider saw is a row; the log's spend is the providers' own count."""
     ids = {each.number: each.decision_id for each in asked}
-    logged, sent = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    logged, sent, failed = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     usd, billed = defaultdict[str, float](float), defaultdict[str, float](float)
     cut_usd, cut_billed = 0.0, 0.0
     for row in rows:
         if row["ended"] is not None:
             logged[row["decision_id"], row["model"]] += 1
+            failed[row["decision_id"], row["model"]] += row["ended"] == "failed"
         if row["ended"] == "complete":
             usd[row["decision_id"]] += row["cost_usd"] or 0.0
         else:
@@ -113,15 +115,18 @@ def spend(
                 billed[ids[each["number"]]] += each["usd"]
             else:
                 cut_billed += each["usd"]
-    unseen = {key: n - sent[key] for key, n in logged.items() if n > sent[key]}
+    unseen = {key: n for key, n in failed.items() if n and not sent[key]}  # The connection was refused, or too slow.
+    n_dead = sum(n for (_, model), n in unseen.items() if model == dead)
     wrong_usd = [each for each in usd.keys() | billed.keys() if abs(usd[each] - billed[each]) > 1e-10]
     return [
         Guarantee(
             "attempts",
-            f"{sum(sent.values()):,} seen by providers; {sum(unseen.values()):,} more found the dead one",
+            f"{sum(sent.values()):,} reached a provider; {n_dead:,} failed at the dead one, and "
+            f"{sum(unseen.values()) - n_dead:,} on the way to others",
             {
                 "without a row": sum(max(0, n - logged[key]) for key, n in sent.items()),
-                "rows without an attempt": sum(n for (_, model), n in unseen.items() if model != dead),
+                "rows without an attempt": sum(max(0, n - sent[key] - unseen.get(key, 0)) for key, n in logged.items()),
+                "attempts doubled": sum(n > 1 for n in logged.values()),
             },
         ),
         Guarantee(
@@ -227,8 +232,10 @@ async def under_kill(bundle: Path, folder: Path) -> list[Guarantee]:
             with service.running() as process:
                 async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
                     clients = Clients(service, session, prompts_of(bundle), "")
-                    running = asyncio.create_task(clients.run(KILL_STREAMS, 600, "killed", all_broker=True))
-                    await asyncio.sleep(KILL_AFTER_S)
+                    running = asyncio.create_task(clients.run(KILL_STREAMS, 600, "killed", judged_of=1))
+                    end_s = time.monotonic() + KILL_AFTER_S
+                    while len(clients.told) < KILL_AFTER_OUTCOMES and time.monotonic() < end_s:
+                        await asyncio.sleep(0.01)
                     process.kill()
                     await running
             asked += clients.asked

@@ -23,8 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from router import Router
 
 N_PAIRS, WARM_UP_PAIRS, TURN = 300, 30, 10
-ONE_OUTCOME_OF = 10
-"""One in so many answers is judged."""
+RAMP_S = 5.0
+"""Seconds in which the clients begin, one after the other."""
 
 
 @dataclass
@@ -127,19 +127,22 @@ class Clients:
         self.told: dict[str, float] = {}
         """Outcomes that were acknowledged, by decision_id."""
 
-    async def run(self, n_clients: int, seconds: float, kind: str, *, all_broker: bool = False) -> None:
-        """Ask with so many clients at once until the time is over."""
+    async def run(self, n_clients: int, seconds: float, kind: str, *, judged_of: int = 10) -> None:
+        """Ask with so many clients at once until the time is over, or their connection breaks.
+
+        kind: "load" asks for `broker` with every other client, others always. judged_of: one in so many is judged.
+        """
         end_s = time.monotonic() + seconds
 
         async def client(place: int) -> None:
-            await asyncio.sleep(5.0 * place / n_clients)  # They do not all begin at once.
+            await asyncio.sleep(RAMP_S * place / n_clients)
             while time.monotonic() < end_s:
-                asked = Asked(len(self.asked), is_broker=all_broker or place % 2 == 0)
+                asked = Asked(len(self.asked), is_broker=kind != "load" or place % 2 == 0)
                 self.asked.append(asked)
                 await self._ask(asked, kind if asked.is_broker else "alone")
                 if asked.trouble:
                     return
-                if asked.is_broker and asked.is_whole and asked.number % ONE_OUTCOME_OF == 0:
+                if asked.is_broker and asked.is_whole and asked.number % judged_of == 0:
                     await self._judge(asked)
 
         await asyncio.gather(*(client(place) for place in range(n_clients)))
