@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from router import Router
+from router import Router, Watcher
 from router.errors import ServiceError
 from router.outcomes.reading import LogReader
 
@@ -33,6 +33,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.serve.config import litellm_config
@@ -269,6 +271,28 @@ def test_a_model_that_is_no_offer_is_counted_without_its_name(decisions):
     assert labels == [{"tier": "other", "provider": "other", "model": "other", "ended": "complete"}]
 
 
+def test_caps_budgets_and_trouble_are_gauges_that_every_scraper_can_read(bundle, tmp_path):
+    from router.serve.metrics import StateMetrics
+
+    router, registry, prices = Router.load(bundle), CollectorRegistry(), tmp_path / "prices.toml"
+    limits = '[[budgets]]\nusd = 50.0\nper = "day"\n[[caps]]\nprovider = "sim-east"\nmax_share = 0.5\n'
+    prices.write_text(limits + (bundle / "tiers.toml").read_text())
+    router.update_prices(prices)
+    prices.write_text("[[tiers")
+    watcher = Watcher(router, prices=prices).start()
+    watcher.stop()
+    router.route("Hello!")
+    registry.register(StateMetrics(router, watcher, lambda: 3))
+    families = text_string_to_openmetrics_families(generate_openmetrics(registry).decode())
+    found = {(sample.name, *sample.labels.values()): sample.value for each in families for sample in each.samples}
+    assert found["broker_budget_limit_usd", "all offers at most USD 50 per day"] == 50
+    assert 0 < found["broker_budget_spent_usd", "all offers at most USD 50 per day"] < 50
+    assert found["broker_cap_max_share_ratio", "sim-east at most 50% of requests"] == 0.5
+    assert 0 <= found["broker_cap_share_ratio", "sim-east at most 50% of requests"] <= 1
+    assert found["broker_log_lost_lines_total",] == 3
+    assert (found["broker_files_followed",], found["broker_files_refused",]) == (0, 1)
+
+
 # ---- traces ----------------------------------------------------------------------------------------
 
 
@@ -427,6 +451,12 @@ def test_an_observer_that_raises_stops_nothing(tmp_path, decisions, caplog):
         assert log.outcome(decisions["worth"].decision_id, correct=1, ended="complete")
     assert log.n_lost == 0 and len(caplog.records) == 1 and PROMPT_MARK not in caplog.text
     assert LogReader(tmp_path).find(decisions["worth"].decision_id).rows[0]["correct"] == 1
+
+
+def test_errors_here_and_there_close_no_offer(served):
+    """LiteLLM would leave a model alone after two failures a minute, and answer 429 in its place."""
+    assert [served.ask(served.cheapest, FAILING).status_code for _ in range(4)] == [500] * 4
+    assert served.ask(served.cheapest).status_code == 200
 
 
 # ---- the end ---------------------------------------------------------------------------------------
