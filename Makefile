@@ -23,7 +23,7 @@ test-encoders: .venv/encoders    ## the tests of transformer encoders; installs 
 	$(BIN)/python -m pytest tests/test_transformer.py tests/test_minilm.py
 
 test-gateway: .venv/gateway      ## the tests of the LiteLLM gateway; installs litellm[proxy]
-	$(BIN)/python -m pytest tests/test_gateway.py tests/test_gateway_plans.py tests/test_serve.py
+	$(BIN)/python -m pytest tests/test_gateway.py tests/test_gateway_plans.py tests/test_serve.py tests/test_telemetry.py
 
 check: .venv/installed           ## lint, format and types
 	$(BIN)/ruff check .
@@ -42,7 +42,7 @@ lock: .venv/installed            ## resolve anew what requirements.lock pins, an
 		--all-extras --output-file requirements.lock pyproject.toml requirements/build.in
 	$(EXPORT) --extra train --extra outcomes --extra checks --extra distributed --extra feeds --extra signing --extra dev --output-file requirements/dev.lock
 	$(EXPORT) --extra train --extra outcomes --extra feeds --extra signing --output-file requirements/train.lock
-	$(EXPORT) --extra gateway --extra outcomes --extra checks --extra feeds --extra signing --output-file requirements/gateway.lock
+	$(EXPORT) --extra gateway --extra telemetry --extra outcomes --extra checks --extra feeds --extra signing --output-file requirements/gateway.lock
 
 clean:                           ## remove what the other targets made
 	rm -rf .venv build dist models/demo* models/.cache examples/*/node_modules

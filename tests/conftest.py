@@ -25,7 +25,7 @@ settings.load_profile("tests")
 
 LONGEST_FIRST = (
     "test_retrain.py", "test_distributed.py", "test_gateway.py", "test_gateway_plans.py", "test_serve.py",
-    "test_tables.py",
+    "test_telemetry.py", "test_tables.py",
     "test_circle.py", "test_ingest.py",
     "test_fit_partial.py", "test_real_logs.py", "test_dial.py", "test_minilm.py", "test_evaluate.py", "test_audit.py",
     "test_lost_store.py", "test_log_check.py", "test_full_disk.py", "test_maps.py", "test_paths.py", "test_export.py",

@@ -11,7 +11,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = {
     "dev": ("train", "outcomes", "checks", "distributed", "feeds", "signing", "dev"),
     "train": ("train", "outcomes", "feeds", "signing"),
-    "gateway": ("gateway", "outcomes", "checks", "feeds", "signing"),
+    "gateway": ("gateway", "telemetry", "outcomes", "checks", "feeds", "signing"),
 }
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(.*(?:\n    .*)*)", re.MULTILINE)
 

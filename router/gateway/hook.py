@@ -10,6 +10,7 @@ is one. Every other model passes untouched, where the policy allows it. An offer
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -34,6 +35,7 @@ from router.gateway.limits import answers_wanted, operators_names
 from router.gateway.plans import PLAN_KEY, RequestPlanner, planned_of
 from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage, visible_text
 from router.outcomes.log import OutcomeLog
+from router.outcomes.observers import Observer
 from router.request import MODEL, needed_capabilities, read_dials, request_prompt, response_headers
 from router.router import Router, Snapshot
 from router.routing import Call
@@ -63,7 +65,8 @@ class BrokerHook(CustomLogger):
         LiteLLM's own cooldowns.
     declared_checks: figures of checks that the bundle has not learned, for `broker/check=NAME`, as in
         "schema:sensitivity=0.99,specificity=0.3"; see router.gateway.plans.
-    Raises CheckError where one of them is wrong.
+    observer: is told of each routed request.
+    Raises CheckError where one of the checks is wrong.
     """
 
     def __init__(
@@ -73,10 +76,12 @@ class BrokerHook(CustomLogger):
         *,
         declared_checks: Collection[str] = (),
         watch_health: bool = True,
+        observer: Observer | None = None,
     ) -> None:
         super().__init__()
         self._router = router
         self._outcomes = outcomes
+        self._observer = observer
         self._health = router.portfolio.health if watch_health else None
         self._planner = RequestPlanner(router.portfolio, outcomes, declared_checks)
 
@@ -101,6 +106,7 @@ class BrokerHook(CustomLogger):
             raise refusal(f"found {', '.join(names)} in a request to {MODEL}; the broker sets this, so leave it out")
         metadata = data.setdefault("metadata", {})
         metadata.pop(PLAN_KEY, None)  # A client's own would be none.
+        began_s = time.perf_counter()
         try:
             decision, call = self._route(snapshot, rights, data)
         except (DialError, CheckError) as error:
@@ -109,6 +115,7 @@ class BrokerHook(CustomLogger):
         if not offers:
             raise refusal(f"no offer in the price table may answer this request; {decision.reason}")
         decision = metadata[DECISION_KEY] = replace(decision, offer=offers[0])  # A fallback may have had no offer.
+        self._tell_observer(decision, time.perf_counter() - began_s, data)
         if planned := planned_of(data):
             return planned.put_into(data)  # The plan logs what it does.
         data["model"], *fallbacks = dict.fromkeys(offer.model for offer in offers)
@@ -180,6 +187,13 @@ class BrokerHook(CustomLogger):
         attempts = attempts_of(request_data)
         if attempts is not None and getattr(original_exception, "status_code", None) == _CLIENT_IS_GONE:
             self._log_attempt(attempts, LEFT)
+        decision = (request_data.get("metadata") or {}).get(DECISION_KEY)
+        if self._observer is not None and isinstance(decision, Decision):
+            self._observer.gave_up(decision)
+
+    def _tell_observer(self, decision: Decision, took_s: float, data: dict[str, Any]) -> None:
+        if self._observer is not None:
+            self._observer.routed(decision, took_s, data, _session_id(data))
 
     async def async_logging_hook(
         self, kwargs: dict[str, Any], result: Any, call_type: str

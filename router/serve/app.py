@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -25,11 +26,12 @@ from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 from litellm.proxy import proxy_server
 from litellm.proxy._types import LiteLLMRoutes
 from litellm.proxy.proxy_cli import run_server
+from prometheus_client import REGISTRY
 
 from router.errors import ServiceError
 from router.gateway.hook import BrokerHook
 from router.outcomes.feedback import Feedback
-from router.outcomes.log import OutcomeLog
+from router.outcomes.observers import ObservedLog, Observers
 from router.outcomes.queries import SPEND_COLUMNS, spend_of
 from router.outcomes.reading import LogReader
 from router.policy import Policy
@@ -38,8 +40,10 @@ from router.portfolio.tiers import Offer
 from router.router import Router
 from router.serve.compactor import Compactor
 from router.serve.dashboard import Dashboard, dashboard_router
+from router.serve.metrics import RequestMetrics, StateMetrics, metrics_router
 from router.serve.offers import OfferKeeper
 from router.serve.outcomes_api import PATH, outcomes_router
+from router.serve.spans import Spans, tracer_provider
 from router.serve.unknown_keys import UnknownKeys
 from router.watch import Watcher
 
@@ -55,7 +59,7 @@ class Service:
 
     router: Router
     watcher: Watcher
-    log: OutcomeLog
+    log: ObservedLog
     outcomes: str
 
     @classmethod
@@ -65,7 +69,7 @@ class Service:
         prices: Path | None,
         policy: Policy,
         outcomes: str,
-        log: OutcomeLog,
+        log: ObservedLog,
         policy_file: Path | None = None,
     ) -> Service:
         """A router on a bundle, which follows it, the prices and the policy's file on disk.
@@ -107,11 +111,15 @@ def serve(
     """
     with contextlib.redirect_stdout(sys.stderr):
         app = _litellm_app(config, host, port)
-        hook = BrokerHook(service.router, service.log)
+        observers = service.log.observers
+        hook = BrokerHook(service.router, service.log, observer=observers)
         reader = LogReader(service.outcomes)
         app.include_router(outcomes_router(Feedback(service.log, reader)))
         dashboard = Dashboard(service.router, service.watcher, reader, lambda: service.log.n_lost)
         app.include_router(dashboard_router(dashboard))
+        observers.add(RequestMetrics(REGISTRY))
+        REGISTRY.register(StateMetrics(service.router, service.watcher, lambda: service.log.n_lost))
+        app.include_router(metrics_router(REGISTRY))
         _allow_every_key(PATH)
         app.router.lifespan_context = _around(
             app.router.lifespan_context, service, hook, OfferKeeper(service.router, entry_of)
@@ -170,6 +178,7 @@ def _around(
         async with litellms(app) as state:
             _add(hook)
             litellm.logging_callback_manager.add_litellm_callback(UnknownKeys())
+            spans = _spans(service.log.observers)
             service.watcher.start()
             compactor = Compactor(service.log, service.outcomes).start()
             following = asyncio.create_task(keeper.run(lambda: proxy_server.llm_router))
@@ -182,6 +191,8 @@ def _around(
                 compactor.stop()
                 service.watcher.stop()
                 service.log.close()
+                if spans is not None:
+                    spans.close()
 
     return lifespan
 
@@ -193,6 +204,16 @@ def _add(hook: BrokerHook) -> None:
             "LiteLLM's configuration names a BrokerHook; leave it out of `callbacks`: serve adds its own"
         )
     litellm.logging_callback_manager.add_litellm_callback(hook)
+
+
+def _spans(observers: Observers) -> Spans | None:
+    """Begin to make spans where they are to be exported. LiteLLM has started, so its own provider is there."""
+    provider = tracer_provider(os.environ)
+    if provider is None:
+        return None
+    spans = Spans(provider.get_tracer("token-broker"))
+    observers.add(spans)
+    return spans
 
 
 def _end_quietly_on_sigterm() -> None:

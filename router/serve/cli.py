@@ -18,7 +18,6 @@ from router.command import DONE, Command, say
 from router.errors import ServiceError
 from router.extras import install_command
 from router.outcomes.cli import OUTCOMES
-from router.outcomes.log import OutcomeLog
 from router.policy import Policy
 from router.portfolio.tiers import read_tiers
 from router.router import Router
@@ -83,6 +82,7 @@ def _serve(options: argparse.Namespace) -> int:
         raise ImportError(f"`broker serve` needs LiteLLM's proxy: {install_command('gateway')}")
     bundle = _bundle(options)
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # Else LiteLLM fetches its price map at import.
+    os.environ.setdefault("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "NO_CONTENT")  # else: prompts in spans
     with ExitStack() as stack:
         options.drawn_key = _set_up_demo(bundle, stack) if options.demo else ""
         config = _written_config(options, bundle) if options.config is None else _read_config(options.config)
@@ -100,6 +100,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, bundle: Path, config: Mapping[str, Any], path: Path) -> None:
     import litellm
 
+    from router.outcomes.observers import ObservedLog, Observers
     from router.serve.app import Service, serve
 
     missing = missing_variables(config, os.environ, litellm.validate_environment)
@@ -111,7 +112,7 @@ def _run(options: argparse.Namespace, bundle: Path, config: Mapping[str, Any], p
         sys.stderr.write(f"broker: {_in_words(variable)}\n")
     outcomes = options.outcomes or (DEMO_OUTCOMES if options.demo else OUTCOMES)
     keeps_prompts, keeps_answers = options.keep_prompts or options.demo, options.keep_answers or options.demo
-    log = OutcomeLog(outcomes, keep_prompts=keeps_prompts, keep_answers=keeps_answers)
+    log = ObservedLog(outcomes, Observers(), keep_prompts=keeps_prompts, keep_answers=keeps_answers)
     policy = Policy(exploration=options.exploration)
     service = Service.load(bundle, options.prices, policy, outcomes, log, options.policy)
     stdout = sys.stdout

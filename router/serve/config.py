@@ -23,8 +23,12 @@ from router.request import MODEL
 MASTER_KEY = "LITELLM_MASTER_KEY"
 """The environment variable with the key that clients send."""
 
-ROUTER_SETTINGS = {"num_retries": 0, "stream_timeout": 3, "timeout": 60, "allowed_fails": 1, "cooldown_time": 30}
-"""Seconds and counts; examples/litellm/README.md says why. An offer that fails hands over to the next one at once."""
+ROUTER_SETTINGS = {"num_retries": 0, "stream_timeout": 3, "timeout": 60, "disable_cooldowns": True}
+"""Seconds and counts; examples/litellm/README.md says why. An offer that fails hands over to the next one at once.
+
+Which offers are left alone, router.portfolio.health says. LiteLLM's own cooldowns would do it a second time: after two
+failures a minute, whatever the share, and also where no other offer is left, so that requests get a 429.
+"""
 
 _PRICE_NAMES = (
     "input_cost_per_token", "output_cost_per_token",
