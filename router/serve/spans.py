@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from router.decision import Decision
 from router.errors import ServiceError
+from router.extras import install_command
 from router.outcomes.observers import reason_kind
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def tracer_provider(environment: Mapping[str, str]) -> TracerProvider | None:
     names = _exporters(environment)
     if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
         if names:
-            raise ServiceError("traces need OpenTelemetry: pip install 'token-broker[telemetry]'")
+            raise ServiceError(f"traces need OpenTelemetry: {install_command('telemetry')}")
         return None
     from opentelemetry import trace
     from opentelemetry.sdk.resources import Resource
@@ -173,7 +174,7 @@ def _exporter(name: str) -> Any:
     """An exporter by the name under which its package registers it; raises ServiceError where there is none."""
     found = next(iter(entry_points(group="opentelemetry_traces_exporter", name=name)), None)
     if found is None:
-        raise ServiceError(f"no exporter {name!r} of OpenTelemetry is installed; pip install 'token-broker[telemetry]'")
+        raise ServiceError(f"no exporter {name!r} of OpenTelemetry is installed; {install_command('telemetry')}")
     return found.load()()
 
 
