@@ -78,7 +78,7 @@ def held_out(log: Path, seed: int, folder: Path) -> tuple[Estimates, Estimates]:
     prices = TIERS / f"{log.name}.toml"
     bundle = Bundle.load(train(log, prices, folder / "bundle", TrainingConfig(seed=seed), tracking_uri="none").bundle)
     table = ingest(log, bundle.prices.tiers)
-    seen = TrainingData.load(TrainingData.path_of(bundle.path), bundle.manifest.bundle_id).saw(table.groups)
+    seen = TrainingData.load(bundle).saw(table.groups)
     found = []
     for which in (seen, ~seen):
         part = table.rows(which)

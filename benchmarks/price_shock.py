@@ -63,7 +63,7 @@ def bundle_choices(bundle: Bundle, judged: Judged) -> np.ndarray:
 
 def frozen_choices(bundle: Bundle, seed: int, vectors: np.ndarray) -> np.ndarray:
     """A classifier of the cheapest correct tier at the training's prices, (n_prompts,); no tier right: the cheapest."""
-    part = TrainingData.load(TrainingData.path_of(bundle.path), bundle.manifest.bundle_id)
+    part = TrainingData.load(bundle)
     correct, cost_usd = part.correct[part.embedded], part.cost_usd[part.embedded]
     complete = np.isfinite(correct).all(axis=1)
     label = label_cheapest_correct(correct[complete], cost_usd[complete])
@@ -119,7 +119,7 @@ def rows_of(log: Path, seed: int, folder: Path) -> list[str]:
     name_of_log, log = log.name, without_costs(log, folder / log.name)
     logged = ingest(log, listed.tiers)
     bundle = trained_on(log, listed, seed, folder / "listed")
-    part = TrainingData.load(TrainingData.path_of(bundle.path), bundle.manifest.bundle_id)
+    part = TrainingData.load(bundle)
     held_out = ~part.saw(logged.groups) & np.isfinite(logged.correct).all(axis=1)
     table = logged.rows(held_out)
     frozen = frozen_choices(bundle, seed, embed_with(bundle, table.prompts))[:, None]

@@ -93,7 +93,7 @@ def splits_of(log: Path, n_splits: int, folder: Path, bar: tqdm) -> list[Split]:
 
 def policies(bundle: Bundle, evaluation: FullEvaluation, log: Path) -> dict[str, dict[str, float]]:
     """The figures of router, learned baselines and mixes of single tiers, on the prompts held out."""
-    training = TrainingData.load(TrainingData.path_of(bundle.path), bundle.manifest.bundle_id)
+    training = TrainingData.load(bundle)
     table = ingest(log, bundle.prices.tiers)
     judged = JudgedPrompts.of(
         bundle, table.rows(~training.saw(table.groups) & np.isfinite(table.correct).all(axis=1)), seed=0

@@ -36,6 +36,7 @@ _EXTRA_COMMANDS = {
     "audit": "say whether routing can pay, from outcome logs alone (extra: train)",
     "train": "learn a router from outcome logs (extra: train)",
     "evaluate": "judge a bundle on logged outcomes (extra: train)",
+    "compare": "compare two bundles on the same prompts (extra: train)",
     "demo": "train, evaluate and route on the simulated sample log (extra: train)",
     "retrain": "train a challenger and promote it if it is better (extra: train)",
     "rollback": "put the previous champion back (extra: train)",
@@ -44,8 +45,8 @@ _EXTRA_COMMANDS = {
     "outcomes": "ask, compact, export and label an outcome log (extra: outcomes)",
 }
 _ORDER = (
-    "demo", "import", "init", "audit", "train", "evaluate", "route", "plan", "verify", "sign", "serve", "outcomes",
-    "portfolio", "prices", "retrain", "rollback", "store",
+    "demo", "import", "init", "audit", "train", "evaluate", "compare", "route", "plan", "verify", "sign", "serve",
+    "outcomes", "portfolio", "prices", "retrain", "rollback", "store",
 )  # fmt: skip
 """In the order in which one needs them."""
 

@@ -67,7 +67,7 @@ def make_cheaper(first: Path, folder: Path) -> None:
     golden = hashlib.sha256(lines.encode()).hexdigest()
     training = {**manifest.training, "data_digest": "of other data"}
     manifest = seal(replace(manifest, training=training, files={**manifest.files, "golden.jsonl": golden}))
-    part = TrainingData.load(TrainingData.path_of(first), bundle_id(first))
+    part = TrainingData.load(first)
     part.save(TrainingData.path_of(folder), manifest.bundle_id)
 
 

@@ -18,7 +18,7 @@ from training.fit.kernel import KernelBasis
 
 @pytest.fixture(scope="module")
 def part(trained):
-    return TrainingData.load(TrainingData.path_of(trained.bundle), trained.manifest.bundle_id)
+    return TrainingData.load(trained.bundle)
 
 
 @pytest.fixture(scope="module")

@@ -201,7 +201,7 @@ def test_what_was_trained_on_beyond_the_sample_is_never_judged(
     facts = result.manifest.training
     assert facts["n_prompts"] == trained.log.n_prompts > facts["n_sampled"] == result.log.n_prompts
     assert facts["n_trained_on"] == trained.manifest.training["n_trained_on"]
-    part = TrainingData.load(TrainingData.path_of(result.bundle), result.manifest.bundle_id)
+    part = TrainingData.load(result.bundle)
     np.testing.assert_array_equal(part.saw(trained.log.groups), ~Split(0.2, 0).in_test(trained.log.groups))
     assert f"sample of {facts['n_sampled']:,}" in (result.bundle / "README.md").read_text()
 

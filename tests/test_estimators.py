@@ -12,7 +12,7 @@ from sklearn.linear_model import RidgeCV
 
 from training import SuccessEstimator
 from training.encoders.encoder import N_SURFACE
-from training.errors import LogError
+from training.errors import FitError
 from training.fit import kernel, logistic
 from training.fit import task as tasks
 from training.fit.cross_fit import folds_of, out_of_fold
@@ -49,11 +49,11 @@ def fitted():
 
 
 def test_fit_returns_the_estimator_and_learns_only_names_that_end_in_an_underscore():
-    estimator = SuccessEstimator(seed=3)
-    given = set(vars(estimator))
+    estimator = SuccessEstimator(seed=3, n_landmarks=20)
+    given = dict(vars(estimator))
     assert estimator.fit(*log_of(100, 2)) is estimator
-    assert all(name.endswith("_") for name in set(vars(estimator)) - given)
-    assert estimator.get_params() == {"seed": 3}
+    assert all(name.endswith("_") for name in vars(estimator).keys() - given)
+    assert estimator.get_params() == given
 
 
 def test_a_clone_has_the_settings_and_nothing_learned(fitted):
@@ -86,14 +86,13 @@ def test_new_prompts_are_estimated_better_than_by_the_tiers_means():
     assert brier(estimator.predict_proba(embedding), correct) < 0.97 * brier(correct.mean(axis=0), correct)
 
 
-def test_too_little_to_learn_from_is_refused():
-    with pytest.raises(LogError, match="at least 60 prompts"):
-        SuccessEstimator().fit(*log_of(59, 2))
-    with pytest.raises(LogError, match="2 tiers"):
-        SuccessEstimator().fit(*log_of(100, 1))
+def test_what_nothing_can_be_learned_from_is_refused_as_a_value_error():
     embedding, correct = log_of(100, 2)
-    with pytest.raises(LogError, match="group"):
+    with pytest.raises(FitError, match="group") as refused:
         SuccessEstimator().fit(embedding, correct, groups=np.full(100, "one"))
+    assert isinstance(refused.value, ValueError)
+    with pytest.raises(FitError, match="from 0 to 5"):
+        SuccessEstimator().fit(embedding, 5 * correct)
 
 
 def fitted_and_asked(seed):
@@ -164,7 +163,7 @@ def test_without_labels_the_kernel_stands_alone():
     embedding, correct = log_of(200, 3)
     correct[:, 0] = np.nan  # the cheapest is never observed: no label is ever certain
     model = SuccessEstimator().fit(embedding, correct).model_
-    assert model.classifier is None and model.classifier_weight == 0
+    assert model.classifier is None and model.voices.classifier_weight == 0
 
 
 # ---- what no fold may see --------------------------------------------------------------------------

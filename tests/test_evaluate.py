@@ -187,7 +187,7 @@ def test_prompts_that_were_trained_on_are_never_judged(trained, sample):
 
 
 def test_nothing_left_to_judge_is_an_error_that_says_why(trained, log):
-    part = TrainingData.load(TrainingData.path_of(trained.bundle), trained.manifest.bundle_id)
+    part = TrainingData.load(trained.bundle)
     seen = log[log.question_key.isin(set(part.groups.tolist()))]
     with pytest.raises(LogError, match=r"no prompt to judge: .* were trained on"):
         evaluate(trained.bundle, seen)
@@ -349,7 +349,7 @@ def test_break_evens_name_the_best_single_tier_at_any_worth(tiers, worth):
 def test_of_a_large_training_part_only_some_embeddings_are_kept_and_baselines_are_fitted_on_them(
     trained, tmp_path, monkeypatch
 ):
-    part = TrainingData.load(TrainingData.path_of(trained.bundle), trained.manifest.bundle_id)
+    part = TrainingData.load(trained.bundle)
     n = len(part.groups)
     assert part.embedded.tolist() == list(range(n)) == TrainingData.rows_to_embed(n).tolist()
     monkeypatch.setattr(training.evaluation.training_data, "MAX_EMBEDDED_PROMPTS", 500)
@@ -358,7 +358,7 @@ def test_of_a_large_training_part_only_some_embeddings_are_kept_and_baselines_ar
     smaller = replace(part, embedding=part.embedding[kept], embedded=kept)
     path = TrainingData.path_of(tmp_path / "copy")
     smaller.save(path, "a bundle")
-    again = TrainingData.load(path, "a bundle")
+    again = TrainingData.read(path, "a bundle")
     np.testing.assert_array_equal(again.embedding, smaller.embedding)
     np.testing.assert_array_equal(again.embedded, kept)
     np.testing.assert_array_equal(again.prompt_ids, part.prompt_ids)

@@ -95,7 +95,7 @@ class Lab:
     def model(self, correct=None):
         outcomes = self.log.correct if correct is None else correct
         success = SuccessEstimator().fit(self.embedding, outcomes, cost_usd=self.costs.cost_usd).model_
-        clusters = PromptClusters.fit(success.kernel.basis, self.embedding, self.log, self.log.correct, seed=0)
+        clusters = PromptClusters.fit(success.basis, self.embedding, self.log, self.log.correct, seed=0)
         return TierModel(success, self.lengths, self.inputs, clusters)
 
     def parity(self, model, graph):
@@ -779,10 +779,10 @@ def test_no_prompt_of_the_log_is_in_any_file_that_training_writes_beside_its_cac
 
 def test_the_training_part_belongs_to_its_bundle_alone(trained):
     path = TrainingData.path_of(trained.bundle)
-    part = TrainingData.load(path, trained.manifest.bundle_id)
+    part = TrainingData.read(path, trained.manifest.bundle_id)
     assert len(part.groups) == trained.manifest.training["n_trained_on"]
     with pytest.raises(LogError, match="not of another"):
-        TrainingData.load(path, "another")
+        TrainingData.read(path, "another")
 
 
 def test_a_router_of_the_written_bundle_is_the_one_that_was_measured(trained):

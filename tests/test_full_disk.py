@@ -302,10 +302,10 @@ def test_training_data_that_the_machine_cannot_read_are_not_taken_for_lost(turn,
 
     path = TrainingData.path_of(turn.store.bundle("000001"))
     with pytest.raises(LogError, match="of bundle"):
-        TrainingData.load(path, "another")
+        TrainingData.read(path, "another")
     monkeypatch.setattr("training.evaluation.training_data.pq.read_table", too_many_open_files)
     with pytest.raises(OSError, match="Too many open files"):
-        TrainingData.load(path, bundle_id(turn.store.bundle("000001")))
+        TrainingData.read(path, bundle_id(turn.store.bundle("000001")))
 
 
 # ---- who is told -----------------------------------------------------------------------------------

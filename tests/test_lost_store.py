@@ -143,7 +143,7 @@ def test_a_machine_that_fails_says_nothing_of_the_champion(turn, monkeypatch):
 
 def test_without_its_training_data_a_champion_is_judged_on_what_every_training_holds_out(turn, day, monkeypatch):
     kept = turn.store.bundle("000002")
-    data = TrainingData.load(TrainingData.path_of(kept), bundle_id(kept))
+    data = TrainingData.load(kept)
     TrainingData.path_of(kept).unlink()
     day(2).to_parquet(turn.logs / "day2.parquet")
     receipt = turn()

@@ -178,7 +178,7 @@ def test_a_lowered_version_is_a_sound_bundle_that_estimates_the_same(champion, t
     assert (low.tier, low.promised, high.promised) == (manifest.best_tier, False, True)
     assert manifest.promise["n_prompts"] == 321 and "Lowered since training" in manifest.promise["evidence"]
     assert "lowered" in (tmp_path / "low" / "README.md").read_text().splitlines()[0]
-    part = TrainingData.load(TrainingData.path_of(tmp_path / "low"), manifest.bundle_id)
+    part = TrainingData.load(tmp_path / "low")
     assert len(part.prompt_ids) == len(champion.part.prompt_ids)
 
 

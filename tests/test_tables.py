@@ -144,7 +144,7 @@ def printed_json(capsys, *words):
 def log(trained, sample_log):
     """Some rows of the sample log, most of prompts that training did not see."""
     rows = pd.read_parquet(sample_log)
-    seen = TrainingData.load(TrainingData.path_of(trained.bundle), trained.manifest.bundle_id).groups
+    seen = TrainingData.load(trained.bundle).groups
     return pd.concat([rows[~rows.question_key.isin(seen)].head(800), rows[rows.question_key.isin(seen)].head(100)])
 
 

@@ -2,8 +2,10 @@
 
 RouterError
 ├── LogError        the outcome log cannot be used as it is
-│   └── LabelError      its column `correct` has other values than true, false and 0..1
+│   ├── LabelError      its column `correct` has other values than true, false and 0..1
+│   └── FitError        an estimator cannot learn from what it is given
 ├── EncoderError    an encoder cannot be made or exported
+├── EstimatorError  an estimator of one's own cannot be exported
 ├── ParityError     the exported graph does not decide as the models it was made from
 ├── ConfigError     a training setting is out of range
 │   ├── MapError        a column map cannot be understood
@@ -48,6 +50,28 @@ class LabelError(LogError):
             f"0..1; most frequent of these: {seen}. Say what correct means, for example --map correct=correct/5 for "
             "1 to 5, --map correct=correct/100 for percent, --map correct=correct:1 where only 1 is correct, or "
             "--map correct=OTHER_COLUMN"
+        )
+
+
+class FitError(LogError, ValueError):
+    """An estimator cannot learn from what it is given."""
+
+
+class EstimatorError(RouterError):
+    """An estimator of one's own cannot be exported.
+
+    estimator: the fitted model. problem: why.
+    """
+
+    def __init__(self, estimator: object, problem: str) -> None:
+        super().__init__(estimator, problem)
+        self.estimator, self.problem = estimator, problem
+
+    def __str__(self) -> str:
+        return (
+            f"{type(self.estimator).__name__} cannot become part of a bundle: {self.problem}. "
+            "It can still be cross-validated; to ship, take a model that skl2onnx converts, such as "
+            "LogisticRegression, MLPClassifier, RandomForestClassifier, GradientBoostingClassifier or LGBMClassifier"
         )
 
 

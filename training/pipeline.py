@@ -24,7 +24,7 @@ from training.dial.evidence import CalibratedDial
 from training.encoders.embed import embed
 from training.encoders.encoder import Encoder
 from training.encoders.make import encoder_info, make_encoder
-from training.errors import LogError
+from training.errors import ConfigError, LogError
 from training.evaluation.evaluate import evaluate_table
 from training.evaluation.result import Evaluation
 from training.evaluation.training_data import TrainingData
@@ -33,7 +33,7 @@ from training.export.parity import Parity, check_parity
 from training.export.versions import versions
 from training.fit.billing import InputModel
 from training.fit.clusters import PromptClusters
-from training.fit.estimator import SuccessEstimator
+from training.fit.estimator import SuccessEstimator, success_estimator
 from training.fit.lengths import LengthModel
 from training.fit.model import TierModel
 from training.fit.never_asked import never_asked
@@ -49,6 +49,9 @@ from training.reports.report import write_report
 from training.tracking import NO_TRACKING, ambient_tracking_uri, default_tracking_uri, tracked_run
 
 logger = logging.getLogger(__name__)
+
+MIN_PROMPTS = 60
+"""Training prompts that a router is learned from, at least."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def train(
     out: str | Path,
     config: TrainingConfig | None = None,
     *,
+    estimator: Any = None,
     cluster: str | None = None,
     tracking_uri: str | None = None,
     progress: bool = False,
@@ -85,6 +89,8 @@ def train(
     """Train a router on logged outcomes and write its bundle to the folder `out`.
 
     logs: files, folders, globs or DataFrames in the format of data/README.md. tiers: a tiers.toml.
+    estimator: a SuccessEstimator with other settings, which is cloned and not changed. Or a classifier of your own with
+        `fit` and `predict_proba`, which then takes the place of its voices. None: SuccessEstimator(config.seed).
     cluster: address of a Dask scheduler, such as tcp://host:8786 (extra `distributed`). Its workers read the log, which
         need not fit into one machine's memory, and fit the classifier on all of it. All else is fitted and judged here,
         on a sample. Logs and cache must stand on storage that all workers see. None does everything here.
@@ -95,12 +101,16 @@ def train(
     Beside the bundle stand `<out>-training.parquet` (what `evaluate` fits its baselines on; no prompt text) and, where
     rows were broken, `<out>-quarantine.parquet`.
 
-    Raises LogError, TierError, ConfigError, EncoderError, ParityError, ClusterError; `out` is then left as it was.
+    Raises LogError, TierError, ConfigError, EncoderError, ParityError, ClusterError, and EstimatorError where your own
+    classifier cannot be exported; `out` is then left as it was.
     TrackingError is a ConfigError: the run cannot be started in MLflow. What fails in MLflow later stops nothing: it is
     a warning, and in the result.
     """
     out, config = Path(out), config or TrainingConfig()
     prices = PriceTable.parse(tiers_text(tiers), source=str(tiers))
+    if cluster is not None and estimator is not None:
+        raise ConfigError("found a cluster and an estimator; the workers of a cluster fit the standard estimator only")
+    chosen = success_estimator(estimator, config.seed)
     check_target(out)
     uri = tracking_uri or ambient_tracking_uri() or default_tracking_uri(out)
     with tracked_run(uri, out.name) as tracker, tqdm(desc="train", unit="step", delay=1, disable=not progress) as bar:
@@ -115,14 +125,19 @@ def train(
         # One thread for linear algebra: the same bundle on any number of cores, and pools of threads that wait for each
         # other in every small step are many times slower as soon as the machine has other work.
         with backend_at(cluster, context) as backend, threadpool_limits(1):
-            result = _run(logs, prices, out, backend, context)
+            result = _run(logs, prices, out, chosen, backend, context)
     if tracker.problem is not None:
         logger.warning("%s; the bundle is complete, but MLflow lacks a part of this run", tracker.outcome)
     return replace(result, tracking=tracker.outcome)
 
 
 def _run(
-    logs: LogSource | Sequence[LogSource], prices: PriceTable, out: Path, backend: Backend, context: RunContext
+    logs: LogSource | Sequence[LogSource],
+    prices: PriceTable,
+    out: Path,
+    estimator: SuccessEstimator,
+    backend: Backend,
+    context: RunContext,
 ) -> TrainingResult:
     config = context.config
     log = backend.ingest(logs, prices.tiers, out.with_name(f"{out.name}-quarantine.parquet"))
@@ -140,7 +155,7 @@ def _run(
     held_out = LogPart.of(log, embeddings.vectors, prices.tiers, in_test)
 
     info = encoder_info(encoder, log, embeddings.n_tokens, in_training)
-    learned = _learn(known, encoder, info, backend, context)
+    learned = _learn(known, encoder, info, estimator, backend, context)
     graph = learned.model.whole(encoder)
     parity = check_parity(learned.model, encoder, graph, held_out.table.prompts, held_out.vectors, config.seed)
     context.done("parity")
@@ -188,10 +203,13 @@ def _run(
 class _Learned:
     """What the training part of a log taught.
 
-    out_of_fold: calibrated success of the training prompts, (n_prompts, n_tiers). n_trained_on: prompts that the
-    classifier saw, which on a cluster are more than the table has. plans: None where there are none to choose from.
+    settings: of the estimator, where they are not the standard.
+    out_of_fold: calibrated success of the training prompts, (n_prompts, n_tiers).
+    n_trained_on: prompts that the classifier saw, which on a cluster are more than the table has.
+    plans: None where there are none to choose from.
     """
 
+    settings: dict[str, str]
     model: TierModel
     out_of_fold: np.ndarray
     dial: CalibratedDial
@@ -199,10 +217,17 @@ class _Learned:
     n_trained_on: int
 
 
-def _learn(known: LogPart, encoder: Encoder, info: EncoderInfo, backend: Backend, context: RunContext) -> _Learned:
+def _learn(
+    known: LogPart,
+    encoder: Encoder,
+    info: EncoderInfo,
+    estimator: SuccessEstimator,
+    backend: Backend,
+    context: RunContext,
+) -> _Learned:
     """Fit everything that is learned from outcomes."""
     config, table = context.config, known.table
-    estimator = SuccessEstimator(config.seed).fit(
+    estimator.fit(
         known.vectors,
         table.correct,
         propensity=table.propensity,
@@ -212,7 +237,7 @@ def _learn(known: LogPart, encoder: Encoder, info: EncoderInfo, backend: Backend
         on_step=context.done,
     )
     success = estimator.model_
-    basis = success.kernel.basis
+    basis = success.basis
     billed = known.costs.billed
     lengths = LengthModel.fit(
         basis, known.vectors, billed.output_tokens, known.costs.mean_output_tokens, table.groups, config.seed
@@ -237,6 +262,7 @@ def _learn(known: LogPart, encoder: Encoder, info: EncoderInfo, backend: Backend
     context.done("plans")
     has_classifier = success.classifier is not None
     return _Learned(
+        settings=estimator.changed_settings,
         model=TierModel(success, lengths, inputs, clusters),
         out_of_fold=estimator.out_of_fold_,
         dial=dial,
@@ -266,6 +292,7 @@ def _manifest(
         "note": config.note,
         "estimated_cost_share": known.costs.estimated_share,
         **({"never_asked": unasked} if unasked else {}),
+        **({"estimator": learned.settings} if learned.settings else {}),
     }
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -302,6 +329,12 @@ def _training_data(learned: _Learned, known: LogPart, split: Split) -> TrainingD
 
 def _check_split(log: OutcomeTable, in_training: np.ndarray, in_test: np.ndarray) -> None:
     """Raises LogError where a tier cannot be learned or nothing is held out, before any work is done."""
+    n_known, n_tiers = int(in_training.sum()), len(log.tiers)
+    if n_known < MIN_PROMPTS or n_tiers < 2:
+        raise LogError(
+            f"found {n_known} training prompts and {n_tiers} tiers; "
+            f"expected at least {MIN_PROMPTS} prompts (300 and more are sensible) and 2 tiers"
+        )
     observed = np.isfinite(log.correct)
     if unseen := [tier for tier, seen in zip(log.tiers, observed[in_training].any(axis=0), strict=True) if not seen]:
         raise LogError(f"found no training outcome of {', '.join(unseen)}; log some, or leave it out of tiers.toml")
@@ -317,6 +350,7 @@ def _track(result: TrainingResult, estimated_cost_share: float, context: RunCont
     """Settings, facts of the data, and what was measured."""
     manifest, evaluation, summary = result.manifest, result.evaluation, result.log.summary
     facts = {**asdict(context.config), **manifest.training}
+    facts |= facts.pop("estimator", {})
     facts.pop("never_asked", None)  # Tables do not fit into MLflow's parameters.
     context.tracker.log_params({**facts, "bundle_id": manifest.bundle_id, "tiers": ", ".join(manifest.tiers)})
     metrics = evaluation.metrics | {f"label.{name}": share for name, share in result.label_distribution["all"].items()}

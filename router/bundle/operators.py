@@ -25,6 +25,14 @@ OF_TRANSFORMERS = frozenset(
 )
 """What torch's exporter writes for transformers besides: arithmetic on tensors, no loop, no branch, no chance."""
 
+OF_CONVERTERS = frozenset(
+    "ArrayFeatureExtractor LinearClassifier LinearRegressor Normalizer ReduceLogSumExp SVMClassifier "
+    "TreeEnsembleClassifier".split()
+)
+"""What skl2onnx and onnxmltools write besides for classifiers of one's own: linear models, kernels, trees."""
+
+_KNOWN = OWN | OF_TRANSFORMERS | OF_CONVERTERS
+
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 
 _GRAPH, _TRAINING, _FUNCTIONS = 7, 20, 25  # of ModelProto
@@ -40,9 +48,9 @@ _MOST_FIELDS = 1_000_000
 def refused_operators(graph: bytes) -> str:
     """What in a graph the exporter never writes, in words; empty where there is nothing.
 
-    graph: the content of an ONNX file. Refused are operators outside OWN and OF_TRANSFORMERS, such as Loop, Scan and
-    If; functions, training steps and sparse tensors; tensors that are kept in other files or claim to be larger than
-    the file.
+    graph: the content of an ONNX file. Refused are operators outside OWN, OF_TRANSFORMERS and OF_CONVERTERS, such as
+    Loop, Scan and If; functions, training steps and sparse tensors; tensors that are kept in other files or claim to be
+    larger than the file.
     """
     try:
         return next(_refused(_Walk(memoryview(graph))), "")
@@ -120,7 +128,7 @@ def _refused_in_node(walk: _Walk, node: memoryview) -> Iterator[str]:
             attributes.append(content)
         elif number == _OPERATOR:
             operator = _name(content)
-            if operator not in OWN and operator not in OF_TRANSFORMERS:
+            if operator not in _KNOWN:
                 yield f"has the operator {operator!r}; expected only operators that the exporter writes"
         elif number == _DOMAIN and _name(content) not in DOMAINS:
             yield f"has an operator of {_name(content)!r}; expected only those of ai.onnx and ai.onnx.ml"

@@ -92,7 +92,7 @@ def evaluate(
         repriced = np.where(np.isfinite(table.cost_usd), at_these_prices, np.nan)
         table, paid = replace(table, cost_usd=repriced), table
         change = _mean_cost(table, loaded.prices.tiers) / np.maximum(_mean_cost(paid, tiers), np.finfo(float).tiny)
-    training = TrainingData.load(TrainingData.path_of(loaded.path), loaded.manifest.bundle_id)
+    training = TrainingData.load(loaded)
     training = replace(training, cost_usd=training.cost_usd * change)  # the baselines see today's prices too
     evaluation = evaluate_table(
         loaded, table, training, dials=dials, simulated_checks=simulated_checks, seed=seed, on_step=on_step

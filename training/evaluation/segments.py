@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from training.evaluation.metrics import Outcomes, Policy, interval, policy_figur
 
 MIN_SEGMENT_PROMPTS = 50
 """Smaller segments are left out."""
+
+SEGMENT_ERROR_RATE = 0.05
+"""Chance that a router which is as good in every segment counts as worse in any of them (Bonferroni)."""
 
 _N_RESAMPLES = 200
 
@@ -53,3 +57,20 @@ def _judge_segment(
             "cost_of_best_tier": float(local.cost_usd[:, outcomes.best].mean() * 1000),
         },
     }
+
+
+def worse_segments_of(difference: np.ndarray, segments: np.ndarray) -> dict[str, str]:
+    """By how much the quality is lower, for each segment where that is significant.
+
+    difference, segments: (n_prompts,). Prompts of no segment ("") are judged with all others, by the verdict.
+    """
+    names, sizes = np.unique(segments, return_counts=True)
+    large = names[(sizes >= MIN_SEGMENT_PROMPTS) & (names != "")]
+    worse: dict[str, str] = {}
+    for name in large.tolist():
+        of_segment = difference[segments == name]
+        error = float(of_segment.std(ddof=1)) / len(of_segment) ** 0.5
+        highest = float(of_segment.mean()) + NormalDist().inv_cdf(1 - SEGMENT_ERROR_RATE / len(large)) * error
+        if highest < 0:
+            worse[name] = f"{of_segment.mean() * 100:+.1f} points, {len(of_segment):,} prompts"
+    return worse

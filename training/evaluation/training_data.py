@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from router.bundle.bundle import Bundle
+from router.bundle.manifest import read_manifest
 from router.files import replacing
 from training.errors import LogError
 from training.log.machine import of_machine
@@ -79,9 +81,31 @@ class TrainingData:
         with replacing(path) as unfinished:
             pq.write_table(table, unfinished, compression="zstd")
 
+    def for_sklearn(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """What SuccessEstimator.fit takes: X, y, and a dict of its keywords `cost_usd` and `groups`.
+
+        X: float32 (n_embedded, n_dims). y: (n_embedded, n_tiers), NaN where not observed.
+        """
+        rows = self.embedded
+        return self.embedding, self.correct[rows], {"cost_usd": self.cost_usd[rows], "groups": self.groups[rows]}
+
     @classmethod
-    def load(cls, path: Path, bundle_id: str) -> TrainingData:
-        """Raises LogError where the file is missing, of another form, or another bundle's; OSError otherwise."""
+    def load(cls, bundle: str | Path | Bundle) -> TrainingData:
+        """What training kept beside a bundle. bundle: its folder, or the bundle itself.
+
+        Raises BundleError where there is no bundle, and what `read` raises.
+        """
+        if isinstance(bundle, Bundle):
+            return cls.read(cls.path_of(bundle.path), bundle.manifest.bundle_id)
+        folder = Path(bundle).resolve()
+        return cls.read(cls.path_of(folder), read_manifest(folder).bundle_id)
+
+    @classmethod
+    def read(cls, path: Path, bundle_id: str) -> TrainingData:
+        """From a file that must be of this bundle.
+
+        Raises LogError where the file is missing, of another form, or another bundle's; OSError otherwise.
+        """
         try:
             table = pq.read_table(path)
             if (found := (table.schema.metadata or {}).get(_BUNDLE_ID, b"").decode()) != bundle_id:

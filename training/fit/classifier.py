@@ -16,6 +16,7 @@ from training.graph.builder import Graph
 from training.graph.readout import Readout
 
 LABEL_ROUNDS = 20
+N_LEAVES = 15
 
 MANY_PROMPTS = 1_000_000
 """From here on LightGBM uses all cores. With fewer prompts its threads wait for each other in every small step: on a
@@ -69,7 +70,9 @@ class Classifier:
         return Readout(success, np.eye(n_tiers), np.zeros(n_tiers))
 
 
-def fit_forest(embedding: np.ndarray, classes: np.ndarray, n_classes: int, settings: dict[str, Any]) -> Forest:
+def fit_forest(
+    embedding: np.ndarray, classes: np.ndarray, n_classes: int, settings: dict[str, Any], n_rounds: int = LABEL_ROUNDS
+) -> Forest:
     """LightGBM on float32 features (n_prompts, n_dims) and classes, int in 0 .. n_classes - 1, (n_prompts,).
 
     One fit at a time: LightGBM may crash where threads fit side by side.
@@ -78,14 +81,14 @@ def fit_forest(embedding: np.ndarray, classes: np.ndarray, n_classes: int, setti
     parameters = {**settings, "objective": "multiclass", "num_class": n_classes}
     with _ONE_FIT_AT_A_TIME:
         data = lightgbm.Dataset(embedding, params=shared).set_label(classes)
-        return Forest(lightgbm.train(parameters, data, LABEL_ROUNDS))
+        return Forest(lightgbm.train(parameters, data, n_rounds))
 
 
-def lightgbm_settings(n_prompts: int, seed: int) -> dict[str, Any]:
+def lightgbm_settings(n_prompts: int, seed: int, n_leaves: int = N_LEAVES) -> dict[str, Any]:
     """Small, strongly regularised trees: outcomes are noisy, and only differences between tiers decide."""
     return {
         "learning_rate": 0.04,
-        "num_leaves": 15,
+        "num_leaves": n_leaves,
         "min_data_in_leaf": int(np.clip(n_prompts // 20, 10, 80)),
         "feature_fraction": 0.4,
         "bagging_fraction": 0.8,

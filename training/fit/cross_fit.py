@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from training.errors import LogError
+from training.errors import FitError
 from training.log.split import fold_numbers
 
 N_FOLDS = 5
 
 
 def folds_of(groups: np.ndarray, seed: int) -> np.ndarray:
-    """Fold of each prompt, int (n_prompts,); raises LogError where all prompts are in one fold."""
+    """Fold of each prompt, int (n_prompts,); raises FitError where all prompts are in one fold."""
     folds = fold_numbers(groups, N_FOLDS, seed)
     if len(np.unique(folds)) < 2:
-        raise LogError("all training prompts are of one or two groups (question_key); expected many")
+        raise FitError("all training prompts are of one or two groups (question_key), or too few; expected many")
     return folds
 
 

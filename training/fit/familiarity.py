@@ -76,7 +76,7 @@ def fit_familiarity(
     distance = np.empty(len(embedding))
     for fold in np.unique(folds):
         held_out = folds == fold
-        others = KernelBasis.fit(embedding[~held_out & sampled], len(basis.landmarks), seed)
+        others = KernelBasis.fit(embedding[~held_out & sampled], len(basis.landmarks), seed, basis.n_surface)
         distance[held_out] = squared_distances(others.inputs(embedding[held_out]), others.landmarks).min(axis=1)
     similarity = np.exp(-basis.gamma * distance)
     among = np.sort(distance[sampled])

@@ -53,7 +53,8 @@ class Kernel:
 class KernelBasis:
     """Landmarks, fitted without outcomes; every regression on them shares the similarities of a prompt to them.
 
-    The surface columns (token kinds, length) are standardised by mean and scale, clipped and weighed small.
+    The surface columns (token kinds, length), the last of an embedding, are standardised by mean and scale, clipped and
+    weighed small. mean, scale: (n_surface,).
     """
 
     mean: np.ndarray
@@ -63,18 +64,27 @@ class KernelBasis:
     whitening: np.ndarray
 
     @classmethod
-    def fit(cls, embedding: np.ndarray, n_landmarks: int, seed: int) -> KernelBasis:
-        """k-means centres as landmarks; the kernel's width is the spread of the prompts."""
+    def fit(cls, embedding: np.ndarray, n_landmarks: int, seed: int, n_surface: int = N_SURFACE) -> KernelBasis:
+        """k-means centres as landmarks; the kernel's width is the spread of the prompts.
+
+        n_landmarks: at most half as many as there are prompts are placed. n_surface: how many columns at the end of an
+        embedding are surface columns.
+        """
         embedding = embedding[evenly(len(embedding), MAX_LANDMARK_PROMPTS)]
-        surface = embedding[:, -N_SURFACE:]
+        surface = embedding[:, embedding.shape[1] - n_surface :]
         mean, scale = surface.mean(axis=0), surface.std(axis=0) + 1e-6
         x = kernel_inputs(embedding, mean, scale).astype(np.float64)
-        n_landmarks = min(n_landmarks, len(x) // 2)
+        n_landmarks = max(1, min(n_landmarks, len(x) // 2))
         clusters = MiniBatchKMeans(n_landmarks, n_init=1, random_state=seed, batch_size=2048, max_iter=20).fit(x)
         gamma = 1.0 / max(float(((x - x.mean(axis=0)) ** 2).sum(axis=1).mean()), 1e-9)
         landmarks = clusters.cluster_centers_
         values, vectors = np.linalg.eigh(similarities(landmarks, landmarks, gamma))
         return cls(mean, scale, landmarks, gamma, vectors / np.sqrt(np.maximum(values, 1e-6)))
+
+    @property
+    def n_surface(self) -> int:
+        """How many columns at the end of an embedding are surface columns."""
+        return len(self.mean)
 
     def inputs(self, embedding: np.ndarray) -> np.ndarray:
         """What distances are measured on, float64 (n_prompts, n_dims)."""
@@ -129,20 +139,22 @@ class KernelBasis:
         return x, closeness
 
     def _inputs(self, graph: Graph, embedding: str) -> str:
-        n_text = self.landmarks.shape[1] - N_SURFACE
+        n_text = self.landmarks.shape[1] - self.n_surface
         width = np.sqrt(self.gamma)
         scale = width * np.concatenate([np.ones(n_text), SURFACE_WEIGHT / self.scale])
         offset = np.concatenate([np.zeros(n_text), self.mean])
-        limit = np.full(n_text + N_SURFACE, np.finfo(np.float32).max)
+        limit = np.full(n_text + self.n_surface, np.finfo(np.float32).max)
         limit[n_text:] = width * SURFACE_WEIGHT * SURFACE_CLIP
         standard = graph.add("Scaler", embedding, offset=offset.tolist(), scale=scale.tolist())
         return graph.add("Max", graph.add("Min", standard, graph.constant(limit)), graph.constant(-limit))
 
 
 def kernel_inputs(embedding: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Text vectors as they are; surface columns standardised, clipped, weighed."""
-    surface = np.clip((embedding[:, -N_SURFACE:] - mean) / scale, -SURFACE_CLIP, SURFACE_CLIP)
-    return np.concatenate([embedding[:, :-N_SURFACE], SURFACE_WEIGHT * surface], axis=1)
+    """Text vectors as they are; surface columns, the last, standardised, clipped, weighed. mean, scale: of these."""
+    text, surface = np.split(embedding, [embedding.shape[1] - len(mean)], axis=1)
+    return np.concatenate(
+        [text, SURFACE_WEIGHT * np.clip((surface - mean) / scale, -SURFACE_CLIP, SURFACE_CLIP)], axis=1
+    )
 
 
 def squared_distances(x: np.ndarray, landmarks: np.ndarray) -> np.ndarray:

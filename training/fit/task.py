@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from training.encoders.encoder import N_SURFACE
 from training.fit.calibrate import doubly_robust
 from training.fit.cross_fit import folds_of
 from training.fit.gaps import gap_weights, with_gaps_filled
@@ -51,6 +52,9 @@ class Task:
         groups: np.ndarray,
         seed: int,
         propensity: np.ndarray,
+        *,
+        n_landmarks: int = N_LANDMARKS,
+        n_surface: int = N_SURFACE,
     ) -> Task:
         """Place landmarks, label prompts, make folds; raises LogError where all prompts are of one group."""
         return cls(
@@ -59,7 +63,7 @@ class Task:
             propensity=propensity if is_partial(correct) else None,
             label=label_cheapest_correct(correct, cost_usd),
             folds=folds_of(groups, seed),
-            basis=KernelBasis.fit(embedding, N_LANDMARKS, seed),
+            basis=KernelBasis.fit(embedding, n_landmarks, seed, n_surface),
             seed=seed,
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 import lightgbm
 import numpy as np
 import onnx
+import onnx.compose
 from onnx import TensorProto, helper, numpy_helper
 
 from training.graph.trees import ensemble_attributes
@@ -75,6 +76,19 @@ class Graph:
         self.nodes.extend(encoder.graph.node)
         self.initializers.extend(encoder.graph.initializer)
         return "embedding"
+
+    def part(self, model: onnx.ModelProto, source: str, prefix: str) -> str:
+        """Add a model of one input and one output, which reads the value `source`; returns the name of its output.
+
+        prefix: of the names of all its values, so that they differ from those of other parts.
+        """
+        added = onnx.compose.add_prefix(model, prefix).graph
+        names = {added.input[0].name: source}
+        for node in added.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+        self.nodes.extend(added.node)
+        self.initializers.extend(added.initializer)
+        return str(added.output[0].name)
 
     def model(self, inputs: Values, outputs: Values) -> onnx.ModelProto:
         """The finished model; raises onnx.checker.ValidationError where it is not a valid one."""

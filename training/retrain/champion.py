@@ -112,7 +112,7 @@ def training_data_of(bundle: Bundle) -> TrainingData:
     Then only prompts that every training holds out count as not seen. Raises OSError where the machine fails.
     """
     try:
-        return TrainingData.load(TrainingData.path_of(bundle.path), bundle.manifest.bundle_id)
+        return TrainingData.load(bundle)
     except LogError:
         training, n_tiers = bundle.manifest.training, len(bundle.manifest.tiers)
         none, cells = np.empty(0, np.str_), np.empty((0, n_tiers), np.float32)

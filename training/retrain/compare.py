@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,13 @@ from training.evaluation.evaluate import MIN_COMPLETE_PROMPTS
 from training.evaluation.logged_choices import LoggedChoices
 from training.evaluation.metrics import Interval, interval, resamples
 from training.evaluation.off_policy import compare_policies
-from training.evaluation.segments import MIN_SEGMENT_PROMPTS
+from training.evaluation.segments import worse_segments_of
 from training.log.costs import costs_at_prices
 from training.log.table import OutcomeTable, is_partial
 from training.retrain.candidate import Candidate
 
 MIN_COVERAGE = 0.8
 """Of the prompts on which champion and challenger choose differently, at least this share must have both outcomes."""
-
-SEGMENT_ERROR_RATE = 0.05
-"""Chance that a challenger which is as good in every segment counts as worse in any of them (Bonferroni)."""
 
 
 @dataclass(frozen=True)
@@ -260,23 +256,6 @@ def _measure(both: np.ndarray, weights: np.ndarray) -> Measure:
         challenger=float(challenger.mean()),
         difference=interval(weights @ (challenger - champion)),
     )
-
-
-def worse_segments_of(difference: np.ndarray, segments: np.ndarray) -> dict[str, str]:
-    """By how much the quality is lower, for each segment where that is significant.
-
-    difference, segments: (n_prompts,). Prompts of no segment ("") are judged with all others, by the verdict.
-    """
-    names, sizes = np.unique(segments, return_counts=True)
-    large = names[(sizes >= MIN_SEGMENT_PROMPTS) & (names != "")]
-    worse: dict[str, str] = {}
-    for name in large.tolist():
-        of_segment = difference[segments == name]
-        error = float(of_segment.std(ddof=1)) / len(of_segment) ** 0.5
-        highest = float(of_segment.mean()) + NormalDist().inv_cdf(1 - SEGMENT_ERROR_RATE / len(large)) * error
-        if highest < 0:
-            worse[name] = f"{of_segment.mean() * 100:+.1f} points, {len(of_segment):,} prompts"
-    return worse
 
 
 def _too_few(n_prompts: int, config: RetrainConfig) -> str:

@@ -119,7 +119,7 @@ def write_lowered(champion: Bundle, dial: Sequence[DialPoint], n_rests_on: int, 
     changed = _changed_files(champion, promise["statement"])
     version = draft_version(champion.path, target, manifest, changed).publish()
     try:
-        part = TrainingData.load(TrainingData.path_of(champion.path), former.bundle_id)
+        part = TrainingData.load(champion)
     except LogError:  # it is lost already, and the split says what may have been trained on
         return version
     part.save(TrainingData.path_of(target), version.bundle_id)
