@@ -22,9 +22,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--map", action="append", default=[], dest="maps", metavar="COLUMN=SOURCE",
         help="make a column of the log from another, as for train; may be given again",
     )  # fmt: skip
-    parser.add_argument(
-        "--differing", type=Path, help="write the prompts that differ, with their text, to this CSV file"
-    )
+    parser.add_argument("--differing", type=Path, help="write the prompts that differ, with their text, to this CSV")
     parser.add_argument("--json", action="store_true", help="print the comparison as one JSON document")
 
 
@@ -40,11 +38,12 @@ def _compare(options: argparse.Namespace) -> int:
     )
     if options.differing:
         found.differing.to_csv(options.differing, index=False)
-    say(json.dumps(found.to_json(), ensure_ascii=False) if options.json else _text(found))
+    say(json.dumps(found.to_json(), ensure_ascii=False) if options.json else comparison_text(found))
     return DONE
 
 
-def _text(found: BundleComparison) -> str:
+def comparison_text(found: BundleComparison) -> str:
+    """The comparison for a terminal; it holds no prompt."""
     moves = found.differing.value_counts(["tier_a", "tier_b"])
     segments = [f"{name}: accuracy {how}" for name, how in found.worse_segments.items()]
     return "\n".join(
