@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from router.bundle.clusters import Cluster
+from router.notebook import card
 from router.portfolio.tiers import Offer
 from router.rule import admissible, best, or_best_tier
 
@@ -80,6 +81,16 @@ class Decision:
         """One line of JSON. It never holds the prompt, and of the cluster it holds only the number."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_as_json)
+
+    def _repr_html_(self) -> str:
+        """The reason above a row per tier, in a notebook."""
+        tiers = list(self.success)
+        rows = [
+            [name, f"{self.success[name]:.1%}", f"{self.cost_usd[name]:.6f}", "" if name in self.eligible else "no"]
+            for name in tiers
+        ]
+        chosen = tiers.index(self.tier) if self.tier in tiers else None
+        return card([self.reason], ["tier", "success", "USD", "eligible"], rows, chosen)
 
 
 def _as_json(value: Offer | Cluster) -> Any:

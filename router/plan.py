@@ -12,6 +12,7 @@ from router.checks import AsyncCheck, Check
 from router.checks.normalise import Normaliser
 from router.checks.normalise import normalise as normalise_answer
 from router.decision import Decision
+from router.notebook import tree
 from router.plan_result import PlanResult
 from router.plans.checks import CheckModel
 from router.plans.tree import Choices, Step, alone, step_json, step_lines
@@ -134,6 +135,10 @@ class Plan:
 
     def __str__(self) -> str:
         return "\n".join((self.reason, *self.lines))
+
+    def _repr_html_(self) -> str:
+        """The reason above the tree of what may be seen, in a notebook."""
+        return tree(self.reason, self.lines)
 
     def to_json(self) -> str:
         """One line of JSON. It never holds the prompt."""

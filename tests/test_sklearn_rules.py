@@ -8,8 +8,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from training import SuccessEstimator, TrainingData, scorers
-from training.errors import FitError
+from training import PromptEncoder, SuccessEstimator, TrainingData, scorers
+from training.encoders.encoder import N_SURFACE
+from training.errors import EncoderError, FitError
 
 COST_USD = np.array([0.1, 1.0, 4.0]) / 1000
 
@@ -152,3 +153,27 @@ def test_what_is_cross_validated_is_what_ships(trained):
     vectors, outcomes, fit_params = kept.for_sklearn()
     fitted = SuccessEstimator().fit(vectors, outcomes, **fit_params)
     np.testing.assert_allclose(fitted.out_of_fold_, kept.out_of_fold, atol=1e-3)
+
+
+class Lengths:
+    """An encoder of one's own: lengths of prompts and of their first words."""
+
+    def encode(self, texts):
+        return [[len(text), len(text.split()[0])] for text in texts]
+
+
+@pytest.mark.parametrize(("encoder", "n_surface"), [("static", N_SURFACE), (Lengths(), 0)])
+def test_a_pipeline_goes_from_prompts_to_success_with_a_named_encoder_or_ones_own(encoder, n_surface):
+    rng = np.random.default_rng(0)
+    hard = rng.random(120) < 0.5
+    prompts = [f"{'prove that' if each else 'hello'} number {n}" for n, each in enumerate(hard)]
+    line = make_pipeline(PromptEncoder(encoder), SuccessEstimator(n_surface=n_surface, n_landmarks=10))
+    line.fit(prompts, np.stack([~hard, np.ones(120)], axis=1).astype(float))
+    assert line[0].n_surface_ == n_surface
+    success = line.predict(["prove that number 300", "hello number 300"])
+    assert success[1, 0] - success[0, 0] > 0.05
+
+
+def test_what_cannot_encode_is_refused():
+    with pytest.raises(EncoderError, match="encode"):
+        PromptEncoder(3).fit(["a prompt"])

@@ -15,6 +15,7 @@ if _missing := sorted(package for package in _EXTRA if find_spec(package) is Non
 
 from training import scorers  # noqa: E402
 from training.config import TrainingConfig  # noqa: E402
+from training.encoders.prompt_encoder import PromptEncoder  # noqa: E402
 from training.evaluation.compare import BundleComparison, compare  # noqa: E402
 from training.evaluation.evaluate import evaluate  # noqa: E402
 from training.evaluation.mistakes import mistakes  # noqa: E402
@@ -28,6 +29,7 @@ __all__ = [
     "BundleComparison",
     "Evaluation",
     "OffPolicyReport",
+    "PromptEncoder",
     "SuccessEstimator",
     "TrainingConfig",
     "TrainingData",

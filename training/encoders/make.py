@@ -29,10 +29,15 @@ def make_encoder(config: TrainingConfig, log: OutcomeTable, cache: Path) -> tupl
     """
     if config.encoder == "static":
         return EncoderCache(cache / "encoders").static(log.prompts, log.prompt_ids, StaticRecipe(), config.seed)
+    return transformer_encoder(config.encoder), False
+
+
+def transformer_encoder(name: str) -> Encoder:
+    """The encoder of a sentence-transformers name or path; raises what `export_transformer` raises."""
     from training.encoders.transformer import export_transformer  # needs torch: imported only where it is used
 
-    tokenizer, graph = export_transformer(config.encoder, MAX_TRANSFORMER_TOKENS)
-    return with_token_kinds(config.encoder, tokenizer, graph, MAX_TRANSFORMER_TOKENS), False
+    tokenizer, graph = export_transformer(name, MAX_TRANSFORMER_TOKENS)
+    return with_token_kinds(name, tokenizer, graph, MAX_TRANSFORMER_TOKENS)
 
 
 def encoder_info(encoder: Encoder, log: OutcomeTable, n_tokens: np.ndarray, in_training: np.ndarray) -> EncoderInfo:

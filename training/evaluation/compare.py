@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from router.bundle.bundle import Bundle
+from router.notebook import card
 from router.policy import Policy as RouterPolicy
 from router.policy import resolve_dials
 from router.portfolio.prices import PriceTable
@@ -112,7 +113,8 @@ class BundleComparison:
         }
 
     def _repr_html_(self) -> str:
-        return f"<p>{self.verdict}</p>{self.table.html()}"
+        """The verdict above a row per figure, in a notebook."""
+        return card([self.verdict], self.table.header, self.table.rows)
 
 
 def compare(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from router.notebook import card
 from training.evaluation.dials import DialResult, dials_text
 from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.net_value import NetValue
@@ -70,6 +71,10 @@ class Evaluation(ABC):
     @abstractmethod
     def metrics(self) -> dict[str, float]:
         """Figures for an experiment tracker, by name."""
+
+    def _repr_html_(self) -> str:
+        """The verdict, and what kind of evaluation adds to it, in a notebook."""
+        return card([self.verdict, f"{self.n_prompts:,} prompts judged."], [], [])
 
     @abstractmethod
     def _findings(self) -> dict[str, Any]:
@@ -159,6 +164,15 @@ class FullEvaluation(Evaluation):
         if lead.high >= 0:
             return f"The router does NOT beat the best baseline (the difference is within noise): {figures}."
         return f"The router does NOT beat the best baseline: {figures}."
+
+    def _repr_html_(self) -> str:
+        """The verdict above a row per quality of the dial, in a notebook."""
+        rows = [
+            [f"{point.quality:g}", "yes" if point.promised else "no", point.kept.text(), point.cost_of_best.text()]
+            for point in self.dial
+        ]
+        header = ["quality", "promised", f"kept of {self.best_tier}'s accuracy", "of its cost"]
+        return card([self.verdict, f"{self.n_prompts:,} prompts judged. {self.chosen.text}"], header, rows)
 
     @property
     def shares(self) -> np.ndarray:

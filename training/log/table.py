@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from router.notebook import card
 from training.log.columns import suggested_maps
 
 MIN_TIERS_PER_PROMPT = 1.5
@@ -190,6 +191,17 @@ class OutcomeTable:
                 found |= {f"check_{name}": cells.score, f"check_{name}_usd": cells.cost_usd}
         return found
 
+    def _repr_html_(self) -> str:
+        """What was read, above a row per tier, in a notebook; it holds no prompt."""
+        rows = [
+            [tier, f"{int(np.isfinite(correct).sum()):,}", _mean_text(correct, ".1%"), _mean_text(1000 * cost, ".4g")]
+            for tier, correct, cost in zip(self.tiers, self.correct.T, self.cost_usd.T, strict=True)
+        ]
+        names, counts = np.unique(self.segments[self.segments != ""], return_counts=True)
+        segments = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
+        sentences = [f"{self.n_prompts:,} prompts. Log: {self.summary}.", f"Segments: {segments}." if segments else ""]
+        return card(sentences, ["tier", "outcomes", "accuracy", "logged USD per 1,000"], rows)
+
     def rows(self, index: np.ndarray) -> OutcomeTable:
         """The table with only these prompts. index: integers or a mask, (n,)."""
         index = np.flatnonzero(index) if index.dtype == np.bool_ else index
@@ -208,3 +220,9 @@ class OutcomeTable:
             drawn_from=self.drawn_from,
             **picked,
         )
+
+
+def _mean_text(values: np.ndarray, form: str) -> str:
+    """Mean of the known values; "" where there is none."""
+    known = values[np.isfinite(values)]
+    return format(float(known.mean()), form) if len(known) else ""
