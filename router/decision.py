@@ -86,11 +86,15 @@ class Decision:
         """The reason above a row per tier, in a notebook."""
         tiers = list(self.success)
         rows = [
-            [name, f"{self.success[name]:.1%}", f"{self.cost_usd[name]:.6f}", "" if name in self.eligible else "no"]
-            for name in tiers
+            [name, f"{self.success[name]:.1%}", f"{self.cost_usd[name]:.6f}", self._standing(name)] for name in tiers
         ]
         chosen = tiers.index(self.tier) if self.tier in tiers else None
-        return card([self.reason], ["tier", "success", "USD", "eligible"], rows, chosen)
+        return card([self.reason], ["tier", "success", "USD", ""], rows, chosen)
+
+    def _standing(self, tier: str) -> str:
+        if tier == self.tier:
+            return "chosen"
+        return "" if tier in self.eligible else "not eligible"
 
 
 def _as_json(value: Offer | Cluster) -> Any:

@@ -13,14 +13,14 @@ def card(
     paragraphs = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences if sentence)
     if not rows:
         return paragraphs
-    head = "".join(f'<th style="text-align:left">{html.escape(name)}</th>' for name in header)
+    head = "".join(f'<th style="text-align:left;padding-right:1em">{html.escape(name)}</th>' for name in header)
     lines = "".join(_line(row, number == bold) for number, row in enumerate(rows))
     return f"{paragraphs}<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
 
 def _line(cells: Sequence[str], is_bold: bool) -> str:
     weight = "bold" if is_bold else "normal"
-    style = f'style="text-align:left;font-weight:{weight}"'
+    style = f'style="text-align:left;padding-right:1em;font-weight:{weight}"'
     return "<tr>" + "".join(f"<td {style}>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 

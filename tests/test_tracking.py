@@ -37,7 +37,9 @@ def run(request, small_log, tmp_path_factory):
     (folder / "tiers.toml").write_text((data / "tiers.toml").read_text().replace('"edge"', '"edge (4B, 50%)"'))
     before, level, printed = mlflow.get_tracking_uri(), logging.getLogger("mlflow").level, io.StringIO()
     with redirect_stderr(printed):  # the run makes its database, of which MLflow gives notice
-        result = train(small_log, folder / "tiers.toml", folder / "models" / "small", TrainingConfig())
+        result = train(
+            small_log, folder / "tiers.toml", folder / "models" / "small", TrainingConfig(), register_as="small-router"
+        )
     assert "INFO" not in printed.getvalue()
     assert (mlflow.get_tracking_uri(), logging.getLogger("mlflow").level) == (before, level)
     client = mlflow.MlflowClient(default_tracking_uri(result.bundle))
@@ -71,6 +73,29 @@ def test_figures_and_label_distribution_are_metrics(run):
     assert sum(labels.values()) == pytest.approx(1)
     assert set(labels) == {f"label.{tier}" for tier in ("none", "unknown", "edge _4B_ 50__", "distilled", "frontier")}
     assert "ece.edge _4B_ 50__" in found
+
+
+def test_what_each_quality_of_the_dial_keeps_and_costs_are_metrics(run):
+    result, record, _ = run
+    for point in result.evaluation.dial:
+        assert record.data.metrics[f"dial.{point.quality:g}.kept"] == pytest.approx(point.kept.value)
+        assert record.data.metrics[f"dial.{point.quality:g}.cost_of_best"] == pytest.approx(point.cost_of_best.value)
+
+
+def test_the_log_is_the_dataset_of_the_run(run):
+    result, record, _ = run
+    (used,) = record.inputs.dataset_inputs
+    assert used.dataset.digest == result.log.digest[:36]
+    assert json.loads(used.dataset.profile)["n_prompts"] == result.log.summary.n_prompts
+
+
+def test_the_bundle_is_a_version_of_the_registered_model(run):
+    import mlflow
+
+    result, record, _ = run
+    client = mlflow.MlflowClient(default_tracking_uri(result.bundle))
+    (version,) = client.search_model_versions("name='small-router'")
+    assert (version.run_id, version.tags) == (record.info.run_id, {"bundle_id": result.manifest.bundle_id})
 
 
 def test_plots_and_the_whole_bundle_are_artifacts(run):

@@ -72,6 +72,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a Dask scheduler, for example tcp://host:8786, whose workers read the log",
     )
     _tracking_argument(parser, "mlflow.db beside the bundle")
+    parser.add_argument("--register-as", metavar="MODEL", help="make the bundle a version of this model in MLflow")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
 
@@ -127,6 +128,7 @@ def _train(options: argparse.Namespace) -> int:
         config,
         cluster=options.cluster,
         tracking_uri=options.tracking_uri,
+        register_as=options.register_as,
         progress=True,
     )
     say(json.dumps(_result_document(result), ensure_ascii=False) if options.json else _result_text(result))

@@ -41,7 +41,7 @@ from training.fit.plans import PlanModel
 from training.log.costs import attempt_costs
 from training.log.labels import label_cheapest_correct, label_distribution
 from training.log.part import LogPart
-from training.log.sources import LogSource
+from training.log.sources import LogSource, sources_text
 from training.log.split import Split
 from training.log.table import OutcomeTable
 from training.reports.figures import report_figures
@@ -83,6 +83,7 @@ def train(
     estimator: Any = None,
     cluster: str | None = None,
     tracking_uri: str | None = None,
+    register_as: str | None = None,
     progress: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> TrainingResult:
@@ -96,6 +97,7 @@ def train(
         on a sample. Logs and cache must stand on storage that all workers see. None does everything here.
     tracking_uri: of MLflow; "none" tracks nothing. None takes that of the active run of MLflow, in which this one is
         then nested; else MLFLOW_TRACKING_URI of the environment; else a sqlite database beside the bundle.
+    register_as: a model in MLflow's registry, of which the bundle becomes a new version; None registers nothing.
     progress: bars on stderr. on_step: called with the name of each step when it is done.
 
     Beside the bundle stand `<out>-training.parquet` (what `evaluate` fits its baselines on; no prompt text) and, where
@@ -126,6 +128,8 @@ def train(
         # other in every small step are many times slower as soon as the machine has other work.
         with backend_at(cluster, context) as backend, threadpool_limits(1):
             result = _run(logs, prices, out, chosen, backend, context)
+            if register_as is not None:
+                tracker.register(register_as, {"bundle_id": result.manifest.bundle_id})
     if tracker.problem is not None:
         logger.warning("%s; the bundle is complete, but MLflow lacks a part of this run", tracker.outcome)
     return replace(result, tracking=tracker.outcome)
@@ -192,7 +196,7 @@ def _run(
         encoder_reused=encoder_reused,
         tracking=NO_TRACKING,
     )
-    _track(result, known.costs.estimated_share, context)
+    _track(result, sources_text(logs), known.costs.estimated_share, context)
     context.tracker.log_figures(figures)
     context.tracker.log_bundle(out)
     context.done("done")
@@ -346,8 +350,8 @@ def _check_split(log: OutcomeTable, in_training: np.ndarray, in_test: np.ndarray
         )
 
 
-def _track(result: TrainingResult, estimated_cost_share: float, context: RunContext) -> None:
-    """Settings, facts of the data, and what was measured."""
+def _track(result: TrainingResult, source: str, estimated_cost_share: float, context: RunContext) -> None:
+    """Settings, facts of the data, and what was measured. source: where the log came from."""
     manifest, evaluation, summary = result.manifest, result.evaluation, result.log.summary
     facts = {**asdict(context.config), **manifest.training}
     facts |= facts.pop("estimator", {})
@@ -356,3 +360,5 @@ def _track(result: TrainingResult, estimated_cost_share: float, context: RunCont
     metrics = evaluation.metrics | {f"label.{name}": share for name, share in result.label_distribution["all"].items()}
     metrics |= {"rows.quarantined": sum(summary.quarantined.values()), "rows.used": summary.n_used}
     context.tracker.log_metrics({**metrics, "estimated_cost_share": estimated_cost_share})
+    read = {"n_rows": summary.n_rows, "n_used": summary.n_used, "n_prompts": summary.n_prompts}
+    context.tracker.log_dataset(result.log.digest, source, read)

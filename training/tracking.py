@@ -6,6 +6,7 @@ they are.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -61,8 +62,14 @@ class Tracker(Protocol):
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
         """Record plots, by name."""
 
+    def log_dataset(self, digest: str, source: str, facts: Mapping[str, Any]) -> None:
+        """Record which log was trained on: its digest, where it came from, and how large it is."""
+
     def log_bundle(self, folder: Path) -> None:
         """Record all files of a bundle."""
+
+    def register(self, model: str, tags: Mapping[str, str]) -> None:
+        """Make the recorded bundle a new version of a registered model, which is made where there is none."""
 
 
 class NoTracker:
@@ -81,7 +88,13 @@ class NoTracker:
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
         """Discard."""
 
+    def log_dataset(self, digest: str, source: str, facts: Mapping[str, Any]) -> None:
+        """Discard."""
+
     def log_bundle(self, folder: Path) -> None:
+        """Discard."""
+
+    def register(self, model: str, tags: Mapping[str, str]) -> None:
         """Discard."""
 
 
@@ -117,6 +130,24 @@ class MlflowTracker:
         """Record plots as `plots/<name>.png`."""
         for name, figure in figures.items():
             self._record(partial(self._client.log_figure, self.run_id, figure, f"plots/{name}.png"))
+
+    def log_dataset(self, digest: str, source: str, facts: Mapping[str, Any]) -> None:
+        """Record the log as the dataset of the run; MLflow keeps 36 characters of the digest."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        log = Dataset("outcome log", digest[:36], "local", json.dumps({"uri": source}), profile=json.dumps(facts))
+        used = DatasetInput(log, [InputTag("mlflow.data.context", "training")])
+        self._record(partial(self._client.log_inputs, self.run_id, datasets=[used]))
+
+    def register(self, model: str, tags: Mapping[str, str]) -> None:
+        """Make the artifact folder `bundle` a new version of the model."""
+
+        def new_version() -> None:
+            create_model(self._client, model, "Routers of `broker train`")
+            source = f"{self._client.get_run(self.run_id).info.artifact_uri}/bundle"
+            self._client.create_model_version(model, source, self.run_id, tags=dict(tags))
+
+        self._record(new_version)
 
     def log_bundle(self, folder: Path) -> None:
         """Record the bundle as the artifact folder `bundle`."""
@@ -191,6 +222,17 @@ def mlflow_client(uri: str) -> Any:
         finally:
             engine.dispose()
     return MlflowClient(uri, registry_uri=uri)
+
+
+def create_model(client: Any, model: str, description: str) -> None:
+    """Put a model into MLflow's registry, where it is not yet."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(model, description=description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 @contextmanager

@@ -181,9 +181,12 @@ class FullEvaluation(Evaluation):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The router's figures, the baselines' AIQ and each tier's ECE."""
+        """The router's figures, the baselines' AIQ, each tier's ECE, and what each quality keeps and costs."""
         found = {name: figure.value for name, figure in self.router.figures.items()}
         found |= {f"baseline.{name}.aiq": result.figures["aiq"].value for name, result in self.baselines.items()}
+        for point in self.dial:
+            name = f"dial.{point.quality:g}"
+            found |= {f"{name}.kept": point.kept.value, f"{name}.cost_of_best": point.cost_of_best.value}
         return found | {f"ece.{tier}": ece.value for tier, (ece, _) in self.calibration.items()}
 
     def _findings(self) -> dict[str, Any]:

@@ -42,6 +42,11 @@ def as_sources(logs: LogSource | Sequence[LogSource]) -> list[Any]:
     return list(cast(Iterable[Any], logs)) if are_several else [logs]
 
 
+def sources_text(logs: LogSource | Sequence[LogSource]) -> str:
+    """Where logs come from, as text: paths and globs as they were given; the kind of what is no file."""
+    return ", ".join(str(log) if isinstance(log, str | Path) else type(log).__name__ for log in as_sources(logs))
+
+
 def log_sources(logs: Sequence[Any], quarantine: Path | None) -> Iterator[Path | pd.DataFrame]:
     """The DataFrames, and the files that all else stands for.
 

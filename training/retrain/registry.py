@@ -9,7 +9,16 @@ from typing import Any
 from training.errors import TrackingError
 from training.retrain.context import RetrainContext
 from training.retrain.state import State, StoredBundle
-from training.tracking import NO_TRACKING, REACH_S, TRACKED, WRITE_S, asking_mlflow, mlflow_client, tracked_run
+from training.tracking import (
+    NO_TRACKING,
+    REACH_S,
+    TRACKED,
+    WRITE_S,
+    asking_mlflow,
+    create_model,
+    mlflow_client,
+    tracked_run,
+)
 
 
 def register(state: State, context: RetrainContext) -> tuple[State, str]:
@@ -36,14 +45,8 @@ def register(state: State, context: RetrainContext) -> tuple[State, str]:
 
 def _client_with_model(uri: str, model: str) -> Any:
     """A client of MLflow, in whose registry the model is."""
-    from mlflow.exceptions import MlflowException
-
     client = mlflow_client(uri)
-    try:
-        client.create_registered_model(model, description="Routers of `broker retrain`")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    create_model(client, model, "Routers of `broker retrain`")
     return client
 
 
