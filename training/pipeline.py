@@ -20,9 +20,7 @@ from training.backend import Backend, backend_at
 from training.config import TrainingConfig
 from training.context import RunContext
 from training.dial.dial import promise_statement
-from training.dial.evidence import CalibratedDial
 from training.encoders.embed import embed
-from training.encoders.encoder import Encoder
 from training.encoders.make import encoder_info, make_encoder
 from training.errors import ConfigError, LogError
 from training.evaluation.evaluate import evaluate_table
@@ -31,13 +29,9 @@ from training.evaluation.training_data import TrainingData
 from training.export.bundle import check_target, draft_bundle
 from training.export.parity import Parity, check_parity
 from training.export.versions import versions
-from training.fit.billing import InputModel
-from training.fit.clusters import PromptClusters
 from training.fit.estimator import SuccessEstimator, success_estimator
-from training.fit.lengths import LengthModel
-from training.fit.model import TierModel
 from training.fit.never_asked import never_asked
-from training.fit.plans import PlanModel
+from training.learn import Learned, learn
 from training.log.costs import attempt_costs
 from training.log.labels import label_cheapest_correct, label_distribution
 from training.log.part import LogPart
@@ -159,7 +153,7 @@ def _run(
     held_out = LogPart.of(log, embeddings.vectors, prices.tiers, in_test)
 
     info = encoder_info(encoder, log, embeddings.n_tokens, in_training)
-    learned = _learn(known, encoder, info, estimator, backend, context)
+    learned = learn(known, encoder, info, estimator, backend, context)
     graph = learned.model.whole(encoder)
     parity = check_parity(learned.model, encoder, graph, held_out.table.prompts, held_out.vectors, config.seed)
     context.done("parity")
@@ -203,80 +197,8 @@ def _run(
     return result
 
 
-@dataclass(frozen=True)
-class _Learned:
-    """What the training part of a log taught.
-
-    settings: of the estimator, where they are not the standard.
-    out_of_fold: calibrated success of the training prompts, (n_prompts, n_tiers).
-    n_trained_on: prompts that the classifier saw, which on a cluster are more than the table has.
-    plans: None where there are none to choose from.
-    """
-
-    settings: dict[str, str]
-    model: TierModel
-    out_of_fold: np.ndarray
-    dial: CalibratedDial
-    plans: PlanModel | None
-    n_trained_on: int
-
-
-def _learn(
-    known: LogPart,
-    encoder: Encoder,
-    info: EncoderInfo,
-    estimator: SuccessEstimator,
-    backend: Backend,
-    context: RunContext,
-) -> _Learned:
-    """Fit everything that is learned from outcomes."""
-    config, table = context.config, known.table
-    estimator.fit(
-        known.vectors,
-        table.correct,
-        propensity=table.propensity,
-        cost_usd=known.costs.cost_usd,
-        groups=table.groups,
-        fit_label_forest=backend.fit_label_forest(encoder, known.tiers, known.costs.mean_output_tokens),
-        on_step=context.done,
-    )
-    success = estimator.model_
-    basis = success.basis
-    billed = known.costs.billed
-    lengths = LengthModel.fit(
-        basis, known.vectors, billed.output_tokens, known.costs.mean_output_tokens, table.groups, config.seed
-    )
-    n_chars = np.array([len(prompt) for prompt in table.prompts])
-    context_tokens = n_chars * info.tokens_per_char * info.billed_tokens_per_token
-    inputs = InputModel.fit(basis, known.vectors, billed.input_tokens, context_tokens, table.groups, config.seed)
-    context.done("lengths")
-    dial = CalibratedDial.of(table, known.costs.cost_usd, estimator.out_of_fold_, config.confidence)
-    context.done("dial")
-    clusters = PromptClusters.fit(
-        basis, known.vectors, table, dial.outcomes, config.seed, keep_examples=config.keep_examples
-    )
-    context.done("clusters")
-    plans = PlanModel.fit(
-        table,
-        estimator.out_of_fold_,
-        lengths.predict(known.vectors),
-        inputs.predict(known.vectors, context_tokens),
-        context_tokens,
-    )
-    context.done("plans")
-    has_classifier = success.classifier is not None
-    return _Learned(
-        settings=estimator.changed_settings,
-        model=TierModel(success, lengths, inputs, clusters),
-        out_of_fold=estimator.out_of_fold_,
-        dial=dial,
-        plans=plans,
-        n_trained_on=backend.n_trained_on(table.n_prompts) if has_classifier else table.n_prompts,
-    )
-
-
 def _manifest(
-    learned: _Learned, known: LogPart, log: OutcomeTable, encoder: EncoderInfo, context: RunContext
+    learned: Learned, known: LogPart, log: OutcomeTable, encoder: EncoderInfo, context: RunContext
 ) -> Manifest:
     """What the runtime and a reader must know of the bundle."""
     config = context.config
@@ -316,7 +238,7 @@ def _manifest(
     )
 
 
-def _training_data(learned: _Learned, known: LogPart, split: Split) -> TrainingData:
+def _training_data(learned: Learned, known: LogPart, split: Split) -> TrainingData:
     """What stays of the training prompts beside the bundle."""
     embedded = TrainingData.rows_to_embed(known.table.n_prompts)
     return TrainingData(
