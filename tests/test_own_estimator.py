@@ -87,6 +87,8 @@ def test_a_bundle_with_a_classifier_of_ones_own_says_so_and_passes_every_gate(sa
     assert result.manifest.training["n_trees"] == 0
     assert result.parity.success < 1e-4
     assert check_golden(result.bundle).passed
+    with pytest.raises(ConfigError, match="cluster"):
+        train(some, sample_tiers, tmp_path / "none", estimator=SuccessEstimator(), cluster="tcp://nowhere:1")
     with pytest.raises(ConfigError, match="fit and predict_proba"):
         train(some, sample_tiers, tmp_path / "none", estimator="logistic")
     few = some[some.question_key.isin(sorted(some.question_key.unique())[:20])]
