@@ -15,6 +15,7 @@ import onnx.utils
 from sklearn.base import clone
 
 from router.bundle.operators import refused_operators
+from router.extras import install_command
 from training.errors import EstimatorError
 from training.graph.builder import ML_OPSET, OPSET, Graph
 from training.graph.readout import Readout
@@ -82,7 +83,7 @@ def to_onnx(model: Any, n_dims: int) -> onnx.ModelProto:
     try:
         import skl2onnx
     except ImportError as error:
-        raise EstimatorError(model, "skl2onnx is not installed: pip install 'token-broker[own]'") from error
+        raise EstimatorError(model, f"skl2onnx is not installed: {install_command('own')}") from error
     _know_lightgbm()
     try:
         whole = skl2onnx.to_onnx(
