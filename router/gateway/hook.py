@@ -35,7 +35,7 @@ from router.gateway.limits import answers_wanted, operators_names
 from router.gateway.plans import PLAN_KEY, RequestPlanner, planned_of
 from router.gateway.usage import Usage, answer_text, billed_usd, estimated_tokens, reported_usage, visible_text
 from router.outcomes.log import OutcomeLog
-from router.outcomes.observers import Observer
+from router.outcomes.observers import Observer, Observers
 from router.request import MODEL, needed_capabilities, read_dials, request_prompt, response_headers
 from router.router import Router, Snapshot
 from router.routing import Call
@@ -81,7 +81,7 @@ class BrokerHook(CustomLogger):
         super().__init__()
         self._router = router
         self._outcomes = outcomes
-        self._observer = observer
+        self._observer = observer or Observers()
         self._health = router.portfolio.health if watch_health else None
         self._planner = RequestPlanner(router.portfolio, outcomes, declared_checks)
 
@@ -115,7 +115,7 @@ class BrokerHook(CustomLogger):
         if not offers:
             raise refusal(f"no offer in the price table may answer this request; {decision.reason}")
         decision = metadata[DECISION_KEY] = replace(decision, offer=offers[0])  # A fallback may have had no offer.
-        self._tell_observer(decision, time.perf_counter() - began_s, data)
+        self._observer.routed(decision, time.perf_counter() - began_s, data, _session_id(data))
         if planned := planned_of(data):
             return planned.put_into(data)  # The plan logs what it does.
         data["model"], *fallbacks = dict.fromkeys(offer.model for offer in offers)
@@ -188,12 +188,8 @@ class BrokerHook(CustomLogger):
         if attempts is not None and getattr(original_exception, "status_code", None) == _CLIENT_IS_GONE:
             self._log_attempt(attempts, LEFT)
         decision = (request_data.get("metadata") or {}).get(DECISION_KEY)
-        if self._observer is not None and isinstance(decision, Decision):
+        if isinstance(decision, Decision):
             self._observer.gave_up(decision)
-
-    def _tell_observer(self, decision: Decision, took_s: float, data: dict[str, Any]) -> None:
-        if self._observer is not None:
-            self._observer.routed(decision, took_s, data, _session_id(data))
 
     async def async_logging_hook(
         self, kwargs: dict[str, Any], result: Any, call_type: str
