@@ -469,6 +469,7 @@ import numpy, onnxruntime, tokenizers
 
 BEHIND_EXTRAS = (
     "router.outcomes", "router.gateway", "router.serve", "router.checks.schema", "router.checks.pattern",
+    "router.checks.endpoint",
 )
 
 def packages():
