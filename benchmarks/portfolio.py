@@ -237,8 +237,9 @@ def worst_share(replay: Replay, answered: np.ndarray) -> float:
 class Greedy(Portfolio):
     """Without shadow prices: the best offer until its window is full, as budget filters of gateways do it."""
 
-    def _solve(self, now: float) -> None:
-        """Learn nothing."""
+    def __init__(self, prices: PriceTable, clock: Callable[[], float]) -> None:
+        super().__init__(prices, clock)
+        self.shadow.solve = lambda ledger, now: None  # type: ignore[method-assign]
 
 
 def weighted(replay: Replay, rng: np.random.Generator) -> np.ndarray:

@@ -17,7 +17,9 @@ from router.errors import TierError
 from router.portfolio.caps import WINDOW_REQUESTS, Budget, Cap
 from router.portfolio.clearing import clearing_prices
 from router.portfolio.prices import PriceTable
-from router.portfolio.windows import Asked, Windows, seconds_left
+from router.portfolio.ledger import Ledger
+from router.portfolio.periods import seconds_left
+from router.portfolio.windows import Asked, Windows
 
 OFFERS = """
 [[tiers]]
@@ -40,6 +42,8 @@ context_window = 8192
 usd_per_mtok_input = 5.0
 usd_per_mtok_output = 15.0
 """
+
+HERE, THERE = (tier.offers[0] for tier in PriceTable.parse(OFFERS).tiers)
 
 
 def limited(*limits):
@@ -150,9 +154,9 @@ def test_scaled_prices_scale_those_of_long_requests_too():
 def test_whoever_asks_only_what_is_open_never_exceeds_a_cap_in_any_window(rolls, share, of):
     windows, asked = Windows([Cap(max_share=share, provider="there", of=of)]), []
     for wants, usd in rolls * (2500 // len(rolls)):
-        inside = wants and windows.excess(0, usd, 0.0) <= 0
+        inside = wants and windows.excess(0, usd) <= 0
         asked.append((inside, usd))
-        windows.add(Asked((0,) if inside else (), usd), 0.0)
+        windows.add(Asked((0,) if inside else (), usd))
     inside, usd = np.array([each[0] for each in asked]), np.array([each[1] for each in asked])
     weights = usd if of == "usd" else np.ones(len(asked))
     ones = np.ones(WINDOW_REQUESTS)
@@ -169,20 +173,32 @@ def test_whoever_asks_only_what_is_open_never_exceeds_a_cap_in_any_window(rolls,
 )
 def test_a_budget_begins_anew_with_each_period(per, begin, left):
     budget = Budget(usd=1.0, per=per)
-    windows = Windows([budget])
+    ledger = Ledger((budget,))
     assert seconds_left(budget, begin) == left
-    windows.add(Asked((0,), 0.9), begin)
-    assert windows.excess(0, 0.2, begin) > 0
-    assert windows.excess(0, 0.2, begin + left - 1) > 0
-    assert windows.excess(0, 0.2, begin + left) < 0
+    ledger.add("a", "edge", HERE, 0.9, begin)
+    assert ledger.excess(0, 0.2, begin) > 0
+    assert ledger.excess(0, 0.2, begin + left - 1) > 0
+    assert ledger.excess(0, 0.2, begin + left) < 0
+    ledger.settle("a", "edge", HERE, 0.1)  # It belongs to the period that is over.
+    assert ledger.spent_usd(0, begin + left) == 0
 
 
 def test_what_was_paid_takes_the_place_of_what_was_expected():
-    windows = Windows([Budget(usd=1.0, per="day"), Cap(max_share=0.5, provider="there")])
-    number = windows.add(Asked((0, 1), 0.9), 0.0)
-    windows.settle(number, Asked((0,), 0.1), 0.0)
-    assert windows.spent_usd(0, 0.0) == pytest.approx(0.1)
-    assert windows.share(1) == 0
+    ledger = Ledger((Budget(usd=1.0, per="day"), Cap(max_share=0.5, provider="here")))
+    ledger.add("a", "edge", HERE, 0.9, 0.0)
+    ledger.settle("a", "frontier", THERE, 0.1)
+    assert ledger.spent_usd(0, 0.0) == pytest.approx(0.1)
+    assert ledger.share(1) == 0
+
+
+def test_a_request_that_has_left_the_window_is_still_paid_once():
+    ledger = Ledger((Budget(usd=1.0, per="day"),))
+    ledger.add("a", "edge", HERE, 0.9, 0.0)
+    for _ in range(WINDOW_REQUESTS):
+        ledger.add(None, "edge", HERE, 0.0, 0.0)
+    ledger.settle("a", "edge", HERE, 0.1)
+    ledger.settle("a", "edge", HERE, 0.3)  # of two attempts together
+    assert ledger.spent_usd(0, 0.0) == pytest.approx(0.3)
 
 
 # ---- shadow prices ----------------------------------------------------------------------------------------------

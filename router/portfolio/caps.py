@@ -8,6 +8,7 @@ from typing import Any
 
 from router.errors import TierError
 from router.portfolio.fields import first_of, number_of, refuse_missing, refuse_unknown, shown, table_of, text_of
+from router.portfolio.health import Key
 from router.portfolio.tiers import Offer, Tier
 
 WINDOW_REQUESTS = 1000
@@ -32,7 +33,7 @@ class Cap:
     model: str = ""
     of: str = REQUESTS
 
-    def holds_for(self, tier: str, offer: Offer) -> bool:
+    def holds_for(self, tier: str, offer: Offer | Key) -> bool:
         """Whether the offer counts."""
         found = (self.provider, offer.provider), (self.region, offer.region), (self.model, offer.model)
         return all(wanted in ("", has) for wanted, has in found)
@@ -55,7 +56,7 @@ class Budget:
     region: str = ""
     tier: str = ""
 
-    def holds_for(self, tier: str, offer: Offer) -> bool:
+    def holds_for(self, tier: str, offer: Offer | Key) -> bool:
         """Whether the offer counts."""
         found = (self.provider, offer.provider), (self.region, offer.region), (self.tier, tier)
         return all(wanted in ("", has) for wanted, has in found)

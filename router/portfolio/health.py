@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from threading import Lock
+from typing import NamedTuple
 
 from router.portfolio.tiers import Offer
 
@@ -44,8 +45,12 @@ class State(StrEnum):
     DOWN = "down"
 
 
-Key = tuple[str, str, str]
-"""What names an offer: provider, region and model."""
+class Key(NamedTuple):
+    """What names an offer, whatever its prices."""
+
+    provider: str
+    region: str
+    model: str
 
 
 @dataclass
@@ -202,4 +207,4 @@ class Health:
 
 def key_of(offer: Offer) -> Key:
     """What names an offer, whatever its prices."""
-    return offer.provider, offer.region, offer.model
+    return Key(offer.provider, offer.region, offer.model)

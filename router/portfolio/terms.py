@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from router.portfolio.prices import PriceTable
+from router.portfolio.quote import billed_input, usable_offers
 from router.portfolio.sessions import Turn, Warm
 from router.portfolio.tiers import Offer
 
@@ -54,3 +56,37 @@ class Terms(NamedTuple):
     excess: float
     fullest: int
     cached_tokens: float = 0.0
+
+
+class OfferCost(NamedTuple):
+    """What a request is expected to cost at an offer. cached_tokens: that the offer is expected to have in a cache."""
+
+    tier: str
+    offer: Offer
+    usd: float
+    cached_tokens: float
+
+
+def offer_costs(prices: PriceTable, request: Request) -> Iterator[OfferCost]:
+    """What a request would cost at each offer that it could use, of the tiers that have a quote."""
+    found = usable_offers(
+        prices.tiers,
+        request.context_tokens,
+        request.typical_output_tokens,
+        request.accepts,
+        minute=prices.minute(),
+    )
+    for tier, offers in zip(prices.tiers, found, strict=True):
+        name = tier.name
+        quoted = request.quoted.get(name)
+        if quoted is None:
+            continue
+        n_output = request.output_tokens[name]
+        n_input = billed_input(request.cost_usd[name], quoted, n_output, request.context_tokens)
+        for _, _, offer in offers:
+            cost = (n_input * offer.usd_per_mtok_input + n_output * offer.usd_per_mtok_output) / 1e6
+            n_cached = 0.0
+            if request.warm is not None and (cached_price := offer.usd_per_mtok_cached_input) is not None:
+                n_cached = request.warm.cached_tokens(offer, n_input)
+                cost -= n_cached * (offer.usd_per_mtok_input - cached_price) / 1e6
+            yield OfferCost(name, offer, cost, n_cached)
