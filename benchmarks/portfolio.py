@@ -25,6 +25,7 @@ from router.choosing import choose
 from router.portfolio.caps import WINDOW_REQUESTS, Cap
 from router.portfolio.portfolio import Portfolio
 from router.portfolio.prices import PriceTable
+from router.portfolio.quote import Quote
 from router.portfolio.terms import Request
 from training import TrainingConfig, train
 from training.evaluation.bundle_graph import BundleGraph
@@ -182,6 +183,20 @@ def hindsight(replay: Replay) -> float:
     return float(-solved.fun * scale)
 
 
+def request_of(replay: Replay, row: int, decision_id: str, best: str, cost_usd: np.ndarray, quote: Quote) -> Request:
+    """A request as the portfolio sees it. best: its tier without limits. cost_usd: expected, (n_tiers,)."""
+    estimates, manifest = replay.estimates, replay.estimates.bundle.manifest
+    names = manifest.tiers
+    return Request(
+        decision_id=decision_id, chosen=best, best_tier=None, tiers=quote.open, quoted=quote.offers,
+        success=dict(zip(names, estimates.success[row].tolist(), strict=True)),
+        output_tokens=dict(zip(names, estimates.output_tokens[row].tolist(), strict=True)),
+        cost_usd=dict(zip(names, cost_usd.tolist(), strict=True)),
+        context_tokens=float(estimates.context_tokens[row]), typical_output_tokens=manifest.output_tokens,
+        worth_usd=replay.worth_usd, slack=1.0, exploration=0.0, accepts=None,
+    )  # fmt: skip
+
+
 def routed(replay: Replay, portfolio: Portfolio, tick: list[float]) -> tuple[np.ndarray, int]:
     """The tier that answers each request, and how many requests met an offer that was down."""
     estimates, bundle = replay.estimates, replay.estimates.bundle
@@ -194,21 +209,10 @@ def routed(replay: Replay, portfolio: Portfolio, tick: list[float]) -> tuple[np.
             prices = replay.after
             portfolio.take_prices(prices)
             portfolio.solve()
-        context = float(estimates.context_tokens[row])
-        quote = prices.quote(context, bundle.manifest.output_tokens)
+        quote = prices.quote(float(estimates.context_tokens[row]), bundle.manifest.output_tokens)
         for attempt in range(len(names)):
-            chosen = choose(
-                Request(
-                    decision_id=f"{row}-{attempt}", chosen=names[int(values[row].argmax())], best_tier=None,
-                    tiers=quote.open, quoted=quote.offers,
-                    success=dict(zip(names, estimates.success[row].tolist(), strict=True)),
-                    output_tokens=dict(zip(names, estimates.output_tokens[row].tolist(), strict=True)),
-                    cost_usd=dict(zip(names, costs[row].tolist(), strict=True)), context_tokens=context,
-                    typical_output_tokens=bundle.manifest.output_tokens, worth_usd=replay.worth_usd, slack=1.0,
-                    exploration=0.0, accepts=None,
-                ),
-                portfolio,
-            )  # fmt: skip
+            best = names[int(values[row].argmax())]
+            chosen = choose(request_of(replay, row, f"{row}-{attempt}", best, costs[row], quote), portfolio)
             offer = chosen.offer
             assert offer is not None
             if not (replay.down[row] and offer.provider == replay.dead):

@@ -16,9 +16,9 @@ from router.cli import main
 from router.errors import TierError
 from router.portfolio.caps import WINDOW_REQUESTS, Budget, Cap
 from router.portfolio.clearing import clearing_prices
-from router.portfolio.prices import PriceTable
 from router.portfolio.ledger import Ledger
 from router.portfolio.periods import seconds_left
+from router.portfolio.prices import PriceTable
 from router.portfolio.windows import Asked, Windows
 
 OFFERS = """

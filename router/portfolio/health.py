@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from threading import Lock
@@ -70,6 +70,22 @@ class _Breaker:
     share: float = 1.0
     usual: dict[str, _Usual] = field(default_factory=dict)
     why: str = ""
+    wanted: bool = False  # by a request, since others were last asked whether this worker may probe
+    may_probe_until: float = 0.0
+
+
+class Condition(NamedTuple):
+    """What the workers of one service tell each other of an offer.
+
+    down_until: in seconds of the clock; None where it is not down. share: of requests that may use it, 0 to 1.
+    is_opened: whether a failure has just taken it out; this holds whatever another worker says at the same time.
+    """
+
+    down_until: float | None
+    pause_s: float
+    share: float
+    why: str
+    is_opened: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,10 @@ class Health:
 
     clock: seconds, of any origin. draw: random numbers in [0, 1), for offers that recover.
     on_change: called with an offer's key whenever it goes down or is fully up again.
+    probes_alone: whether this process decides alone when to probe; False where workers share their probes.
     """
+
+    probes_alone = True
 
     def __init__(
         self,
@@ -101,6 +120,7 @@ class Health:
         self._breakers: dict[Key, _Breaker] = {}
         self._lock = Lock()
         self._n_troubled = 0
+        self._untold: dict[Key, bool] = {}  # what others don't know yet, and whether it is a failure
 
     @property
     def all_up(self) -> bool:
@@ -114,8 +134,10 @@ class Health:
             return True
         with self._lock:
             state, now = self._state(breaker), self._clock()
-            if state is State.PROBED and (breaker.probed_at is None or now - breaker.probed_at > PROBE_TIMEOUT_S):
-                return True
+            if state is State.PROBED:
+                breaker.wanted = True
+                is_free = breaker.probed_at is None or now - breaker.probed_at > PROBE_TIMEOUT_S
+                return is_free and (self.probes_alone or now < breaker.may_probe_until)
             return state is State.UP or (state is State.RECOVERING and self._draw() < breaker.share)
 
     def is_down(self, offer: Offer) -> bool:
@@ -149,6 +171,7 @@ class Health:
             pause_s = breaker.pause_s if retry_after_s is None else min(max(retry_after_s, 0.0), LONGEST_RETRY_AFTER_S)
             breaker.down_until, breaker.probed_at, breaker.share = self._clock() + pause_s, None, 0.0
             self._n_troubled += was_up
+            self._untold[key] = True
         if was_up:
             self._on_change(key)
 
@@ -172,6 +195,7 @@ class Health:
                 return
             breaker.share = min(1.0, 2 * breaker.share) if breaker.down_until is None else FIRST_SHARE
             breaker.down_until, breaker.probed_at = None, None
+            self._untold.setdefault(key, False)
             if breaker.share < 1:
                 return
             breaker.pause_s = FIRST_PAUSE_S
@@ -186,6 +210,61 @@ class Health:
                 OfferHealth(offer=key, state=self._state(breaker), share=breaker.share, why=breaker.why)
                 for key, breaker in self._breakers.items()
             )
+
+    def untold(self) -> dict[Key, Condition]:
+        """The offers whose condition has changed since the last call."""
+        with self._lock:
+            untold, self._untold = self._untold, {}
+            return {key: self._condition(key, is_opened) for key, is_opened in untold.items()}
+
+    def tell_again(self, conditions: Mapping[Key, Condition]) -> None:
+        """Others have not heard of these: let the next call of `untold` name them, too."""
+        with self._lock:
+            for key, condition in conditions.items():
+                self._untold[key] = condition.is_opened or self._untold.get(key, False)
+
+    def hear(self, key: Key, condition: Condition) -> None:
+        """Take what another worker says of an offer; a failure that others have not heard of yet stands against it."""
+        with self._lock:
+            if self._untold.get(key):
+                return
+            self._untold.pop(key, None)
+            breaker = self._breakers.setdefault(key, _Breaker())
+            was_up = breaker.share == 1.0 and breaker.down_until is None
+            breaker.down_until, breaker.pause_s, breaker.share, breaker.why = condition[:4]
+            breaker.probed_at, breaker.may_probe_until = None, 0.0
+            is_up = breaker.share == 1.0 and breaker.down_until is None
+            if is_up:
+                breaker.last.clear()
+            self._n_troubled += was_up - is_up
+        if was_up != is_up:
+            self._on_change(key)
+
+    def probes(self, for_s: float) -> dict[Key, float]:
+        """The offers that this worker has a request for to probe them, and for how many seconds.
+
+        for_s: how long to wait for the request. A probe that was sent holds for the rest of PROBE_TIMEOUT_S.
+        """
+        found = {}
+        with self._lock:
+            now = self._clock()
+            for key, breaker in self._breakers.items():
+                if self._state(breaker) is not State.PROBED:
+                    continue
+                left = 0.0 if breaker.probed_at is None else breaker.probed_at + PROBE_TIMEOUT_S - now
+                if left > 0 or breaker.wanted:
+                    found[key] = left if left > 0 else for_s
+                breaker.wanted = False
+        return found
+
+    def may_probe(self, key: Key, for_s: float) -> None:
+        """Let this worker probe an offer within so many seconds: no other one does."""
+        with self._lock:
+            self._breakers[key].may_probe_until = self._clock() + for_s
+
+    def _condition(self, key: Key, is_opened: bool) -> Condition:
+        breaker = self._breakers[key]
+        return Condition(breaker.down_until, breaker.pause_s, breaker.share, breaker.why, is_opened)
 
     def _state(self, breaker: _Breaker) -> State:
         if breaker.down_until is not None:
@@ -205,6 +284,6 @@ class Health:
         return False
 
 
-def key_of(offer: Offer) -> Key:
+def key_of(offer: Offer | Key) -> Key:
     """What names an offer, whatever its prices."""
     return Key(offer.provider, offer.region, offer.model)

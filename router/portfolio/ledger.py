@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,7 +31,8 @@ class Counted:
     """A request that this worker has counted, with what is known of it now.
 
     number: of the request among those of this worker. place: in the window, where it counts as `times` requests.
-    at: when it was counted, in seconds since 1970; its cost belongs to the budgets of that time.
+    at: when it was counted, in seconds since 1970; its cost belongs to the budgets of that time. monotonic_s: the same
+    on a clock that is never set, to tell what came before what.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Counted:
     offer: Offer | Key
     usd: float
     at: float
+    monotonic_s: float = 0.0
 
 
 class Ledger:
@@ -102,7 +104,8 @@ class Ledger:
 
     def recall(self, limit: int, usd: float, now: float) -> None:
         """Count in the present period of a budget what was spent in it before this process began."""
-        self._spend((limit,), usd, now)
+        account = self.account(limit, now)
+        self._nano[account] = self._nano.get(account, 0) + round(usd * NANO)
 
     def excess(self, limit: int, usd: float, now: float) -> float:
         """By how much one more request would exceed a limit, as a share of it; 0 or less where it would not.
@@ -131,8 +134,8 @@ class Ledger:
         assert isinstance(budget, Budget)
         begin = int(period_start(budget, now))
         account = Account(budget.per, budget.provider, budget.region, budget.tier, begin)
-        if begin >= until:  # A period has ended; requests of the one before may still be settled.
-            self._nano.pop(self._accounts[limit][1], None)
+        if begin >= until:  # A period has begun. Requests of the one before may still be settled, but nobody asks.
+            self._nano = {each: nano for each, nano in self._nano.items() if each[:4] != account[:4]}
             self._accounts[limit] = period_end(budget, now), account
         return account
 
@@ -143,14 +146,14 @@ class Ledger:
         nothing = Account("", "", "", "", 0)
         self._accounts: dict[int, tuple[float, Account]] = {number: (0.0, nothing) for number in range(len(limits))}
 
-    def _spend(self, limits: tuple[int, ...], usd: float, at: float) -> Mapping[Account, int]:
+    def _accounts_of(self, limits: Iterable[int], at: float) -> set[Account]:
+        """The periods of the budgets among some limits at a time."""
+        return {self.account(limit, at) for limit in limits if isinstance(self.limits[limit], Budget)}
+
+    def _spend(self, limits: Iterable[int], usd: float, at: float) -> dict[Account, int]:
         """Count spend in each budget among some limits, in the period of a time. Returns what was added."""
         nano = round(usd * NANO)
-        added: dict[Account, int] = {}
-        for limit in limits:
-            if isinstance(self.limits[limit], Budget):
-                account = self.account(limit, at)
-                if account not in added and account.begin >= self._accounts[limit][1].begin:  # not of a past period
-                    self._nano[account] = self._nano.get(account, 0) + nano
-                added[account] = nano
+        added = dict.fromkeys(self._accounts_of(limits, at), nano)
+        for account in added:
+            self._nano[account] = self._nano.get(account, 0) + nano
         return added

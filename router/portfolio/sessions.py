@@ -46,11 +46,15 @@ class Warm(NamedTuple):
 
 
 class Sessions:
-    """The conversations of the last minutes. It keeps digests, no text. clock: seconds."""
+    """The conversations of the last minutes. It keeps digests, no text. clock: seconds.
+
+    untold: the turns that other workers don't know of yet; None where there are no others.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._last: OrderedDict[bytes, tuple[float, Warm]] = OrderedDict()
+        self.untold: dict[bytes, Warm] | None = None
 
     def warm(self, turn: Turn | None) -> Warm | None:
         """Where a request's conversation is in a cache; None where it is in none."""
@@ -65,8 +69,20 @@ class Sessions:
         """Note that an offer answers a turn of a conversation with so many input tokens."""
         if turn is None or context_tokens < LEAST_TOKENS or offer.usd_per_mtok_cached_input is None:
             return
-        self._last[turn.after] = self._clock(), Warm(key_of(offer), context_tokens)
-        self._last.move_to_end(turn.after)
+        warm = Warm(key_of(offer), context_tokens)
+        self._keep(turn.after, self._clock(), warm)
+        if self.untold is not None and len(self.untold) < _MOST_SESSIONS:
+            self.untold[turn.after] = warm
+
+    def hear(self, after: bytes, at: float, warm: Warm) -> None:
+        """Note that another worker has sent a turn to an offer. at: when, in seconds of the clock."""
+        present = self._last.get(after)
+        if present is None or present[0] < at:
+            self._keep(after, at, warm)
+
+    def _keep(self, after: bytes, at: float, warm: Warm) -> None:
+        self._last[after] = at, warm
+        self._last.move_to_end(after)
         if len(self._last) > _MOST_SESSIONS:
             self._last.popitem(last=False)
 

@@ -18,7 +18,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import litellm
 import uvicorn
@@ -47,6 +47,9 @@ from router.serve.spans import Spans, tracer_provider
 from router.serve.unknown_keys import UnknownKeys
 from router.watch import Watcher
 
+if TYPE_CHECKING:
+    from router.redis import SharedState
+
 logger = logging.getLogger(__name__)
 
 LAST_LINES_S = 10.0
@@ -55,12 +58,16 @@ LAST_LINES_S = 10.0
 
 @dataclass(frozen=True)
 class Service:
-    """What is served. outcomes: folder or fsspec URL of the outcome log, which `log` writes."""
+    """What is served.
+
+    outcomes: folder or fsspec URL of the outcome log, which `log` writes. state: that of all workers; None for one.
+    """
 
     router: Router
     watcher: Watcher
     log: ObservedLog
     outcomes: str
+    state: SharedState | None = None
 
     @classmethod
     def load(
@@ -71,10 +78,13 @@ class Service:
         outcomes: str,
         log: ObservedLog,
         policy_file: Path | None = None,
+        state_url: str | None = None,
     ) -> Service:
         """A router on a bundle, which follows it, the prices and the policy's file on disk.
 
-        Budgets count what the log says was spent. Raises what Router.load, update_prices and read_policy raise.
+        Budgets count what the log says was spent. state_url: of the Redis by which several workers share caps, budgets,
+        health and conversations; None for none.
+        Raises what Router.load, update_prices and read_policy raise, and StateError where that URL is none.
         """
         if policy_file is not None:
             policy = read_policy(policy_file, policy)
@@ -89,7 +99,15 @@ class Service:
 
         router.portfolio.recall(spent_usd)
         watcher = Watcher(router, bundle, prices=prices, policy=policy_file)
-        return cls(router=router, watcher=watcher, log=log, outcomes=outcomes)
+        return cls(router=router, watcher=watcher, log=log, outcomes=outcomes, state=_state(router, state_url))
+
+
+def _state(router: Router, url: str | None) -> SharedState | None:
+    if not url:
+        return None
+    from router.redis import SharedState
+
+    return SharedState(router.portfolio, url)
 
 
 def serve(
@@ -115,7 +133,7 @@ def serve(
         hook = BrokerHook(service.router, service.log, observer=observers)
         reader = LogReader(service.outcomes)
         app.include_router(outcomes_router(Feedback(service.log, reader)))
-        dashboard = Dashboard(service.router, service.watcher, reader, lambda: service.log.n_lost)
+        dashboard = Dashboard(service.router, service.watcher, reader, lambda: service.log.n_lost, service.state)
         app.include_router(dashboard_router(dashboard))
         observers.add(RequestMetrics(REGISTRY))
         REGISTRY.register(StateMetrics(service.router, service.watcher, lambda: service.log.n_lost))
@@ -180,6 +198,8 @@ def _around(
             litellm.logging_callback_manager.add_litellm_callback(UnknownKeys())
             spans = _spans(service.log.observers)
             service.watcher.start()
+            if service.state is not None:
+                service.state.start()
             compactor = Compactor(service.log, service.outcomes).start()
             following = asyncio.create_task(keeper.run(lambda: proxy_server.llm_router))
             try:
@@ -190,6 +210,8 @@ def _around(
                     await asyncio.wait_for(GLOBAL_LOGGING_WORKER.flush(), LAST_LINES_S)
                 compactor.stop()
                 service.watcher.stop()
+                if service.state is not None:
+                    service.state.stop()
                 service.log.close()
                 if spans is not None:
                     spans.close()

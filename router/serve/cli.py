@@ -33,6 +33,9 @@ from router.serve.config import (
 DEMO_BUNDLE = Path("models/demo")
 DEMO_OUTCOMES = "models/demo-outcomes"
 
+STATE = "BROKER_STATE"
+"""The environment variable with the URL of that Redis: it may hold a password, which no command line should show."""
+
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, help="folder of a bundle, or a link to one; followed on disk")
@@ -58,6 +61,11 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=4000, help="default: 4000")
     parser.add_argument(
         "--outcomes", help=f"folder or fsspec URL of the outcome log; default: {OUTCOMES}, with --demo {DEMO_OUTCOMES}"
+    )
+    parser.add_argument(
+        "--state",
+        help="Redis by which several services share caps, budgets, health and conversations: redis://HOST:PORT/DB "
+        f"(extra: redis); default: what {STATE} is set to, or none",
     )
     parser.add_argument(
         "--exploration",
@@ -114,7 +122,8 @@ def _run(options: argparse.Namespace, bundle: Path, config: Mapping[str, Any], p
     keeps_prompts, keeps_answers = options.keep_prompts or options.demo, options.keep_answers or options.demo
     log = ObservedLog(outcomes, Observers(), keep_prompts=keeps_prompts, keep_answers=keeps_answers)
     policy = Policy(exploration=options.exploration)
-    service = Service.load(bundle, options.prices, policy, outcomes, log, options.policy)
+    state_url = options.state or os.environ.get(STATE)
+    service = Service.load(bundle, options.prices, policy, outcomes, log, options.policy, state_url)
     stdout = sys.stdout
 
     def announce() -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
@@ -31,6 +31,9 @@ from router.portfolio.portfolio import LimitState
 from router.router import Router
 from router.watch import Watcher
 
+if TYPE_CHECKING:
+    from router.redis import SharedState
+
 PERIODS = {"1h": timedelta(hours=1), "24h": timedelta(days=1), "7d": timedelta(days=7)}
 RECENT, MOST_ESTIMATED = 25, 10_000
 """Decisions that are listed, and the newest ones from which savings are estimated."""
@@ -42,10 +45,18 @@ _CONTENT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'un
 
 
 class Dashboard:
-    """The figures of a service. n_lost: asks how many lines its log has lost."""
+    """The figures of a service. n_lost: asks how many lines its log has lost. state: that it shares with others."""
 
-    def __init__(self, router: Router, watcher: Watcher, reader: LogReader, n_lost: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        router: Router,
+        watcher: Watcher,
+        reader: LogReader,
+        n_lost: Callable[[], int],
+        state: SharedState | None = None,
+    ) -> None:
         self._router, self._watcher, self._reader, self._n_lost = router, watcher, reader, n_lost
+        self._state = state
         self._one_at_a_time = Lock()
         self._kept: dict[str, tuple[float, dict[str, Any]]] = {}
 
@@ -81,6 +92,7 @@ class Dashboard:
                 "trouble with files": self._watcher.trouble,
                 "lines of the log that were lost": self._n_lost(),
                 "bytes of the log that are not compacted": self._reader.pending_bytes(),
+                **_sharing(self._state),
             },
         }
 
@@ -135,6 +147,13 @@ def _healthy(health: OfferHealth | None) -> dict[str, Any]:
     if health is None:
         return {"state": State.UP, "why": ""}
     return {"state": health.state, "why": health.why if health.state != State.UP else ""}
+
+
+def _sharing(state: SharedState | None) -> dict[str, Any]:
+    """With how many workers a service shares its caps and budgets, and what is wrong with that."""
+    if state is None:
+        return {}
+    return {"workers that share caps and budgets": state.n_workers, "trouble with their shared state": state.trouble}
 
 
 def _fullness(state: LimitState) -> dict[str, Any]:
