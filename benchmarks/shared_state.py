@@ -15,6 +15,7 @@ import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from router.choosing import choose
 from router.portfolio.portfolio import Portfolio
 from router.redis import SharedState
 
-START_S = 20.0  # until all processes are there
+START_S = 5.0  # until all processes are there
 BLOCKS, PER_BLOCK = 20, 250
 
 
@@ -39,8 +40,8 @@ class Part:
     tiers: np.ndarray
 
 
-def work(replay: Replay, rows: np.ndarray, due_s: np.ndarray, url: str | None) -> Part:
-    """Decide some requests of a replay, each when it is due."""
+def work(replay: Replay, rows: np.ndarray, due_s: np.ndarray, url: str | None, done: "Queue[Part]") -> None:
+    """Decide some requests of a replay, each when it is due, and put what was decided into `done`."""
     names = replay.estimates.bundle.manifest.tiers
     portfolio = Portfolio(replay.before)
     values, costs = replay.values(), replay.cost_usd()
@@ -54,7 +55,7 @@ def work(replay: Replay, rows: np.ndarray, due_s: np.ndarray, url: str | None) -
             best = names[int(values[row].argmax())]
             chosen = choose(request_of(replay, row, f"{row}", best, costs[row], quote), portfolio)
             at_s[number], tiers[number] = time.time(), names.index(chosen.tier)
-    return Part(rows=rows, at_s=at_s, tiers=tiers)
+    done.put(Part(rows=rows, at_s=at_s, tiers=tiers))
 
 
 def replayed(replay: Replay, n_workers: int, per_s: float, url: str | None, rng: np.random.Generator) -> np.ndarray:
@@ -62,16 +63,19 @@ def replayed(replay: Replay, n_workers: int, per_s: float, url: str | None, rng:
     n = len(replay.down)
     due_s = time.time() + START_S + np.cumsum(rng.exponential(1 / per_s, size=n))
     who = rng.integers(n_workers, size=n)
-    parts = [(replay, np.flatnonzero(who == worker), due_s[who == worker], url) for worker in range(n_workers)]
-    with multiprocessing.get_context("fork").Pool(n_workers) as pool:
-        done = pool.starmap(work, parts, chunksize=1)
+    fork = multiprocessing.get_context("fork")
+    parts: Queue[Part] = fork.Queue()
+    for worker in range(n_workers):
+        own = who == worker
+        fork.Process(target=work, args=(replay, np.flatnonzero(own), due_s[own], url, parts), daemon=True).start()
+    done = [parts.get() for _ in range(n_workers)]
     order = np.argsort(np.concatenate([part.at_s for part in done]))
     rows, tiers = (np.concatenate([getattr(part, name) for part in done])[order] for name in ("rows", "tiers"))
     return np.column_stack([rows, tiers])
 
 
-def replay_of(log: Path, arrival: str, n: int, folder: Path, seed: int) -> Replay:
-    """The replay of benchmarks/portfolio.py without faults."""
+def replays_of(log: Path, n: int, folder: Path, seed: int) -> dict[str, Replay]:
+    """The replays of benchmarks/portfolio.py without faults, by how requests arrive."""
     seen, unseen = held_out(log, seed, folder)
     listed = seen.bundle.prices
     worth_usd = float(WORTH_OF_COST * seen.cost_usd(listed).mean())
@@ -79,9 +83,14 @@ def replay_of(log: Path, arrival: str, n: int, folder: Path, seed: int) -> Repla
     providers = np.array([tier.offers[0].provider for tier in listed.tiers])[wishes]
     names, counts = np.unique(providers, return_counts=True)
     prices = capped(listed, names[np.argsort(-counts)][: len(CAPS)].tolist())
-    rows = ARRIVALS[arrival](unseen.topic, n, np.random.default_rng(seed))
     never = np.zeros(n, bool)
-    return Replay(unseen.rows(rows), worth_usd, prices, prices, down=never, is_cut=never, dead="")
+    return {
+        name: Replay(
+            estimates=unseen.rows(order(unseen.topic, n, np.random.default_rng(seed))),
+            worth_usd=worth_usd, before=prices, after=prices, down=never, is_cut=never, dead="",
+        )
+        for name, order in ARRIVALS.items()
+    }  # fmt: skip
 
 
 def route_ms(router: Router, prompts: list[str]) -> tuple[float, float]:
@@ -99,10 +108,10 @@ def cost_of_sharing(replay: Replay, url: str) -> list[str]:
     prompts = [f"Prove that the square root of {number} is irrational." for number in range(PER_BLOCK)]
     found: dict[str, list[tuple[float, float]]] = {"alone": [], "with shared state": []}
     for _ in range(BLOCKS):
-        for name, times in found.items():
+        for is_shared, times in enumerate(found.values()):
             router = Router(replay.estimates.bundle)
             router.portfolio.take_prices(replay.before)
-            with SharedState(router.portfolio, url) if times is found["with shared state"] else nullcontext():
+            with SharedState(router.portfolio, url) if is_shared else nullcontext():
                 route_ms(router, prompts[:50])
                 times.append(route_ms(router, prompts))
     return [
@@ -126,10 +135,7 @@ def main() -> int:
     print("| arrival | workers | requests a second | value, % of hindsight | worst window, points above a cap |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        replays = {
-            name: replay_of(Path(root) / options.log, name, options.requests, Path(folder) / name, options.seed)
-            for name in ("shuffled", "by topic")
-        }
+        replays = replays_of(Path(root) / options.log, options.requests, Path(folder), options.seed)
         for name, replay in replays.items():
             bound, values = hindsight(replay), replay.values()
             cases = [(1, options.per_s[-1], False)]

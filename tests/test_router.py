@@ -468,8 +468,8 @@ import importlib, pkgutil, sys
 import numpy, onnxruntime, tokenizers
 
 BEHIND_EXTRAS = (
-    "router.outcomes", "router.gateway", "router.serve", "router.checks.schema", "router.checks.pattern",
-    "router.checks.endpoint",
+    "router.outcomes", "router.gateway", "router.serve", "router.redis",
+    "router.checks.schema", "router.checks.pattern", "router.checks.endpoint",
 )
 
 def packages():

