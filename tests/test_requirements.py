@@ -9,9 +9,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = {
-    "dev": ("train", "outcomes", "checks", "distributed", "feeds", "signing", "dev"),
+    "dev": ("train", "outcomes", "checks", "distributed", "feeds", "signing", "redis", "dev"),
     "train": ("train", "outcomes", "feeds", "signing"),
-    "gateway": ("gateway", "telemetry", "outcomes", "checks", "feeds", "signing"),
+    "gateway": ("gateway", "telemetry", "outcomes", "checks", "feeds", "signing", "redis"),
 }
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)(.*(?:\n    .*)*)", re.MULTILINE)
 

@@ -135,7 +135,9 @@ class Ledger:
         begin = int(period_start(budget, now))
         account = Account(budget.per, budget.provider, budget.region, budget.tier, begin)
         if begin >= until:  # A period has begun. Requests of the one before may still be settled, but nobody asks.
-            self._nano = {each: nano for each, nano in self._nano.items() if each[:4] != account[:4]}
+            over = [each for each in self._nano if each[:4] == account[:4] and each.begin < begin]
+            for each in over:
+                del self._nano[each]
             self._accounts[limit] = period_end(budget, now), account
         return account
 

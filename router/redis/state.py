@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from router.errors import StateError
+from router.extras import install_command
 from router.portfolio.portfolio import Portfolio
 from router.portfolio.shared import SharedPortfolio
 from router.redis.wire import PREFIX, Place, heard_of, message_of
@@ -19,8 +20,8 @@ try:
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
-except ImportError as error:  # pragma: no cover
-    raise ImportError("shared state needs the Redis client: pip install 'token-broker[redis]'") from error
+except ImportError as error:
+    raise ImportError(f"shared state needs redis: {install_command('redis')}") from error
 
 logger = logging.getLogger(__name__)
 
