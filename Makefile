@@ -8,13 +8,19 @@ EXTRAS := train,outcomes,checks,distributed,feeds,signing,redis,dev
 EXPORT := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --generate-hashes \
 	--constraint requirements.lock pyproject.toml requirements/build.in
 
-.PHONY: help demo test test-encoders test-gateway check docs dist lock clean
+.PHONY: help demo local serve-local test test-encoders test-gateway test-local check docs dist lock clean
 
 help:                            ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/installed            ## the whole line on the simulated sample log: train, evaluate, route
 	$(BIN)/broker demo
+
+local: .venv/local               ## two real models on this machine: ask, log, audit, train, route; installs 380 MB of models
+	$(BIN)/python examples/local/run.py
+
+serve-local: .venv/local .venv/gateway   ## both models behind `broker serve`, after `make local`
+	$(BIN)/python examples/local/serve.py
 
 test: .venv/installed            ## all tests of what is installed; set BROKER_REAL_LOGS for those on real logs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -24,6 +30,9 @@ test-encoders: .venv/encoders    ## the tests of transformer encoders; installs 
 
 test-gateway: .venv/gateway      ## the tests of the LiteLLM gateway; installs litellm[proxy]
 	$(BIN)/python -m pytest tests/test_gateway.py tests/test_gateway_plans.py tests/test_serve.py tests/test_telemetry.py
+
+test-local: .venv/local .venv/gateway    ## the test of examples/local: ninety tasks for two real models
+	$(BIN)/python -m pytest tests/test_local_example.py
 
 check: .venv/installed           ## lint, format and types
 	$(BIN)/ruff check .
@@ -45,7 +54,7 @@ lock: .venv/installed            ## resolve anew what requirements.lock pins, an
 	$(EXPORT) --extra gateway --extra telemetry --extra outcomes --extra checks --extra feeds --extra signing --extra redis --output-file requirements/gateway.lock
 
 clean:                           ## remove what the other targets made
-	rm -rf .venv build dist models/demo* models/.cache examples/*/node_modules
+	rm -rf .venv build dist models/demo* models/local* models/.cache examples/*/node_modules
 
 .venv/installed: pyproject.toml requirements/dev.lock
 	$(PYTHON) -m venv .venv
@@ -64,4 +73,8 @@ clean:                           ## remove what the other targets made
 
 .venv/gateway: .venv/installed
 	$(HASHED) requirements/gateway.lock
+	touch $@
+
+.venv/local: .venv/installed examples/local/requirements.txt
+	$(HASHED) examples/local/requirements.txt
 	touch $@

@@ -19,7 +19,7 @@ from typing import Any
 
 from router.bundle.bundle import Bundle
 from router.bundle.signature import TrustedKeys, sign
-from router.command import BAD_INPUT, DONE, FAILED, Command, say
+from router.command import BAD_INPUT, DONE, FAILED, Command, say, usd_text
 from router.decision import Decision
 from router.errors import BundleError, RouterError
 from router.extras import install_command
@@ -221,7 +221,7 @@ def _decision_text(decision: Decision) -> str:
     lines = [f"{decision.tier}  ->  {where}", decision.reason, ""]
     lines += [f"{'tier':<20} {'success':>8} {'USD':>12} {'output tokens':>14}"]
     lines += [
-        f"{tier:<20} {success:>8.3f} {decision.cost_usd[tier]:>12.6f} {decision.output_tokens[tier]:>14.0f}"
+        f"{tier:<20} {success:>8.3f} {usd_text(decision.cost_usd[tier]):>12} {decision.output_tokens[tier]:>14.0f}"
         for tier, success in decision.success.items()
     ]
     return "\n".join(lines)

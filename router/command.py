@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,3 +27,10 @@ class Command:
 def say(text: str) -> None:
     """Write one line of results to stdout."""
     sys.stdout.write(text + "\n")
+
+
+def usd_text(amount: float) -> str:
+    """An amount with six decimals; where that leaves fewer than three digits, with three: "0.00000141"."""
+    if not 0 < abs(amount) < 1e-4:
+        return f"{amount:.6f}"
+    return f"{amount:.{2 - math.floor(math.log10(abs(amount)))}f}"

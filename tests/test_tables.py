@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from router.cli import main
+from router.command import usd_text
+from training.evaluation.metrics import Interval
 from training.evaluation.training_data import TrainingData
-from training.reports.evaluation_tables import evaluation_tables
+from training.reports.evaluation_tables import evaluation_tables, usd_cell
 from training.reports.tables import Table
 
 cells = st.one_of(st.none(), st.text(max_size=12))
@@ -168,6 +170,18 @@ def test_evaluate_and_audit_print_documents_of_what_a_log_has(part, bundle, log,
     part(log).to_parquet(path)
     assert printed_json(capsys, "evaluate", "--bundle", bundle, "--logs", path)["tiers"]
     assert printed_json(capsys, "audit", "--logs", path, "--tiers", sample_tiers)["per_tier"]
+
+
+@pytest.mark.parametrize(("amount", "text"), [(1.404e-6, "0.00000140"), (0.5, "0.500000"), (0, "0.000000")])
+def test_a_tiny_amount_keeps_three_digits(amount, text):
+    assert usd_text(amount) == text
+
+
+def test_tiny_costs_in_a_report_keep_three_digits():
+    assert usd_cell(Interval(0.0014, 0.001, 0.00191)) == "0.00140 (0.00100 to 0.00191)"
+    assert usd_cell(Interval(1.5, 1.0, 2.0)) == "1.500 (1.000 to 2.000)"
+    assert usd_cell(Interval(0, 0, 0)) == "0.000 (0.000 to 0.000)"
+    assert usd_cell(None) is None
 
 
 @pytest.mark.parametrize("part", [required_only, edge_without_lengths])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from router.checks.verdict import Check, verdict_of
-from router.command import DONE, FAILED, Command, say
+from router.command import DONE, FAILED, Command, say, usd_text
 from router.errors import CheckError, OutcomeLogError
 from router.outcomes.export import FORMATS, export
 from router.outcomes.label import Labels, label
@@ -227,12 +227,12 @@ def _spend_text(groups: Sequence[Spend], by: Sequence[str]) -> str:
     lines = [" ".join([*(f"{name:<20}" for name in by), *(f"{name:>13}" for name in names)])]
     for group in groups:
         correct = "" if group.correct is None else f"{group.correct:.3f}"
-        counts = (group.requests, group.attempts, f"{group.usd:.6f}", group.input_tokens, group.output_tokens)
+        counts = (group.requests, group.attempts, usd_text(group.usd), group.input_tokens, group.output_tokens)
         cells = [f"{each:,}" if isinstance(each, int) else each for each in (*counts, group.failed, group.judged)]
         labels = [f"{group.group[name] or '-':<20}" for name in by]
         lines.append(" ".join([*labels, *(f"{cell:>13}" for cell in (*cells, correct))]))
     if len(groups) > 1:
-        lines.append(f"in all {sum(group.usd for group in groups):.6f} USD")
+        lines.append(f"in all {usd_text(sum(group.usd for group in groups))} USD")
     if unpriced := sum(group.unpriced for group in groups):
         lines.append(f"{unpriced:,} answers have no known cost and count 0")
     if estimated := sum(group.estimated for group in groups):
@@ -257,7 +257,7 @@ def _decision_text(wanted: str, found: LoggedDecision) -> str:
 def _reason_lines(decision: dict[str, Any]) -> list[str]:
     lines = [decision["reason"], f"  {'tier':<20} {'success':>8} {'expected USD':>13}"]
     lines += [
-        f"  {tier:<20} {success:>8.3f} {decision['cost_usd'][tier]:>13.6f}"
+        f"  {tier:<20} {success:>8.3f} {usd_text(decision['cost_usd'][tier]):>13}"
         for tier, success in decision["success"].items()
     ]
     return lines

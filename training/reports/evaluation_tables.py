@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,7 +77,7 @@ def _off_policy_table(evaluation: OffPolicyEvaluation, router: OffPolicyReport) 
         [
             ("policy", lambda entry: entry[0]),
             ("accuracy", lambda entry: _cell(entry[1].accuracy)),
-            ("USD per 1,000 requests", lambda entry: _cell(entry[1].usd_per_1k)),
+            ("USD per 1,000 requests", lambda entry: usd_cell(entry[1].usd_per_1k)),
             ("effective sample size", lambda entry: f"{entry[1].effective_sample_size:,.0f}"),
             ("not judged because", lambda entry: entry[1].refused),
         ],
@@ -117,8 +118,8 @@ def _tier_table(evaluation: FullEvaluation) -> Table:
         [
             ("tier", str),
             ("accuracy", lambda tier: _cell(evaluation.single[tier][0])),
-            ("USD per 1,000 requests", lambda tier: _cell(evaluation.single[tier][1])),
-            ("USD per 1,000 correct answers", lambda tier: _cell(evaluation.usd_per_correct[tier].times(1000))),
+            ("USD per 1,000 requests", lambda tier: usd_cell(evaluation.single[tier][1])),
+            ("USD per 1,000 correct answers", lambda tier: usd_cell(evaluation.usd_per_correct[tier].times(1000))),
             (
                 "output tokens per correct answer",
                 lambda tier: _cell(evaluation.output_tokens_per_correct.get(tier)),
@@ -162,8 +163,8 @@ def _dial_table(evaluation: FullEvaluation) -> Table:
             ("promised", lambda point: "yes" if point.promised else "no"),
             ("accuracy kept", lambda point: _cell(point.kept)),
             ("cost relative to the best tier", lambda point: _cell(point.cost_of_best)),
-            ("USD per 1,000 requests", lambda point: _cell(point.usd_per_1k)),
-            ("USD per 1,000 correct answers", lambda point: _cell(point.usd_per_correct.times(1000))),
+            ("USD per 1,000 requests", lambda point: usd_cell(point.usd_per_1k)),
+            ("USD per 1,000 correct answers", lambda point: usd_cell(point.usd_per_correct.times(1000))),
             ("output tokens per correct answer", lambda point: _cell(point.output_tokens_per_correct)),
             *remarks,
         ],
@@ -200,7 +201,7 @@ def _plan_dial_table(found: PlanEvaluation) -> Table:
             ("by", lambda point: "direct routing" if point.is_direct else "plans"),
             ("accuracy kept", lambda point: _cell(point.kept)),
             ("cost relative to the best tier", lambda point: _cell(point.cost_share)),
-            ("USD per 1,000 requests", lambda point: _cell(point.usd_per_1k)),
+            ("USD per 1,000 requests", lambda point: usd_cell(point.usd_per_1k)),
         ],
     )
 
@@ -270,7 +271,17 @@ def _cell(figure: Interval | None) -> str | None:
     """A figure with its interval and as many decimals as its size needs; None where there is no figure."""
     if figure is None:
         return None
-    digits = 3 if abs(figure.value) < 10 else 2 if abs(figure.value) < 100 else 0
+    return _with_digits(figure, 3 if abs(figure.value) < 10 else 2 if abs(figure.value) < 100 else 0)
+
+
+def usd_cell(figure: Interval | None) -> str | None:
+    """As `_cell`, but amounts below 0.01 keep three digits that say something."""
+    if figure is None or not 0 < abs(figure.value) < 0.01:
+        return _cell(figure)
+    return _with_digits(figure, 2 - math.floor(math.log10(abs(figure.value))))
+
+
+def _with_digits(figure: Interval, digits: int) -> str:
     value, low, high = (round(number, digits) + 0.0 for number in (figure.value, figure.low, figure.high))  # no -0.0
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
