@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock
 HASHED := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes --no-deps --requirement
-EXTRAS := train,outcomes,checks,distributed,feeds,signing,redis,dev
+EXTRAS := train,outcomes,checks,distributed,feeds,signing,redis,own,dev
 EXPORT := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --generate-hashes \
 	--constraint requirements.lock pyproject.toml requirements/build.in
 
@@ -49,7 +49,7 @@ lock: .venv/installed            ## resolve anew what requirements.lock pins, an
 	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
 		--all-extras --output-file requirements.lock pyproject.toml requirements/build.in
-	$(EXPORT) --extra train --extra outcomes --extra checks --extra distributed --extra feeds --extra signing --extra redis --extra dev --output-file requirements/dev.lock
+	$(EXPORT) --extra train --extra outcomes --extra checks --extra distributed --extra feeds --extra signing --extra redis --extra own --extra dev --output-file requirements/dev.lock
 	$(EXPORT) --extra train --extra outcomes --extra feeds --extra signing --output-file requirements/train.lock
 	$(EXPORT) --extra gateway --extra telemetry --extra outcomes --extra checks --extra feeds --extra signing --extra redis --output-file requirements/gateway.lock
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = {
-    "dev": ("train", "outcomes", "checks", "distributed", "feeds", "signing", "redis", "dev"),
+    "dev": ("train", "outcomes", "checks", "distributed", "feeds", "signing", "redis", "own", "dev"),
     "train": ("train", "outcomes", "feeds", "signing"),
     "gateway": ("gateway", "telemetry", "outcomes", "checks", "feeds", "signing", "redis"),
 }
