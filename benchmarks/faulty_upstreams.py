@@ -12,6 +12,7 @@ import random
 import re
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 from aiohttp import web
@@ -109,10 +110,11 @@ class Upstreams:
         if fault == "stall":
             await asyncio.sleep(STALL_S)
             return response
-        await response.write(event(body["model"], "", finish="stop"))
         last = {**head(body["model"], "chat.completion.chunk"), "choices": [], "usage": usage(n_input)}
-        await response.write(f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n".encode())
-        attempt.whole = True
+        end = event(body["model"], "", finish="stop") + f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n".encode()
+        with suppress(ConnectionError):
+            await response.write(end)
+            attempt.whole = True
         return response
 
     def bill(self, attempt: Attempt, n_input: int, n_output: int) -> None:

@@ -30,7 +30,7 @@ from router.bundle.manifest import GOLDEN_FILE
 from router.outcomes.reading import LogReader
 
 ADDED_P50_MS = 2.0
-N_KILLS, KILL_STREAMS, KILL_AFTER_OUTCOMES, KILL_AFTER_S = 5, 20, 40, 60.0
+N_KILLS, KILL_STREAMS, KILL_AFTER_OUTCOMES, KILL_AFTER_S = 3, 20, 40, 30.0
 SETTLED_S = 15.0
 """Seconds in which the service must have logged its last answers."""
 
