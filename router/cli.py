@@ -182,7 +182,7 @@ def _route(options: argparse.Namespace) -> int:
     if options.json:
         say(_decision_json(decision, explain=options.explain))
     else:
-        say(_decision_text(decision) + (f"\n\n{decision.explain()}" if options.explain else ""))
+        say(_decision_text(decision, explain=options.explain))
     return DONE
 
 
@@ -215,16 +215,17 @@ def _decision_json(decision: Decision, *, explain: bool) -> str:
     return json.dumps(document, ensure_ascii=False)
 
 
-def _decision_text(decision: Decision) -> str:
+def _decision_text(decision: Decision, *, explain: bool) -> str:
     offer = decision.offer
     where = f"{offer.model} at {offer.provider} ({offer.region})" if offer else "no eligible offer"
-    lines = [f"{decision.tier}  ->  {where}", decision.reason, ""]
-    lines += [f"{'tier':<20} {'success':>8} {'USD':>12} {'output tokens':>14}"]
-    lines += [
+    table = [f"{'tier':<20} {'success':>8} {'USD':>12} {'output tokens':>14}"]
+    table += [
         f"{tier:<20} {success:>8.3f} {decision.cost_usd[tier]:>12.6f} {decision.output_tokens[tier]:>14.0f}"
         for tier, success in decision.success.items()
     ]
-    return "\n".join(lines)
+    why = ["", *decision.explain().lines, "", f"Logged as: {decision.reason}"] if explain else []
+    head = [f"{decision.tier}  ->  {where}", *([] if explain else [decision.reason]), ""]
+    return "\n".join([*head, *table, *why])
 
 
 # ---- plan ------------------------------------------------------------------------------------------
