@@ -41,12 +41,13 @@ _EXTRA_COMMANDS = {
     "retrain": "train a challenger and promote it if it is better (extra: train)",
     "rollback": "put the previous champion back (extra: train)",
     "store": "show a store of `broker retrain` (extra: train)",
+    "play": "try a bundle in the browser: prompts, dials, prices, plans and why",
     "serve": "serve a bundle behind LiteLLM's proxy (extra: gateway)",
     "outcomes": "ask, compact, export and label an outcome log (extra: outcomes)",
 }
 _ORDER = (
-    "demo", "import", "init", "audit", "train", "evaluate", "compare", "route", "plan", "verify", "sign", "serve",
-    "outcomes", "portfolio", "prices", "retrain", "rollback", "store",
+    "demo", "import", "init", "audit", "train", "evaluate", "compare", "play", "route", "plan", "verify", "sign",
+    "serve", "outcomes", "portfolio", "prices", "retrain", "rollback", "store",
 )  # fmt: skip
 """In the order in which one needs them."""
 
@@ -54,9 +55,10 @@ _EXAMPLES = """where to begin:
   broker demo                                                    everything once, on a simulated log
   broker audit --logs log.parquet --tiers tiers.toml             can routing pay on your log?
   broker train --logs log.parquet --tiers tiers.toml --out models/mine
+  broker play --bundle models/mine                               try it in the browser
   broker route --bundle models/mine --quality 0.98 --explain "your prompt"
 """
-_IN_ROUTER = {"serve": "router.serve.cli", "outcomes": "router.outcomes.cli"}
+_IN_ROUTER = {"play": "router.play.command", "serve": "router.serve.cli", "outcomes": "router.outcomes.cli"}
 """Modules of this package with a command of that name; the other commands are entry points of COMMAND_GROUP."""
 
 

@@ -11,6 +11,7 @@ RouterError
 ├── CheckError      a check is not known or set up wrongly, or could not look at an answer
 ├── PlanError       a plan was run, and no offer gave an answer
 ├── ServiceError    the service cannot start as it is set up
+├── PlayError       the page of `broker play` asked for what it may not, or cannot be served
 ├── OutcomeLogError an outcome log was asked for what it cannot say
 ├── PolicyError     policy.toml does not say what it must, or names a tier that the bundle lacks
 └── DialError       quality, worth_usd or another argument of a request is out of range
@@ -95,6 +96,10 @@ class PlanError(RouterError):
 
 class ServiceError(RouterError):
     """The service cannot start as it is set up."""
+
+
+class PlayError(RouterError):
+    """The page of `broker play` asked for what it may not, or cannot be served."""
 
 
 class OutcomeLogError(RouterError):

@@ -185,8 +185,8 @@ def _promise(decision: Decision) -> list[str]:
         shown = min(decision.familiarity, 0.99)  # Rounded up to 1 it would say the contrary.
         uncovered = "" if quality is None else f", and the promise of quality {quality:g} does not cover it"
         return [
-            f"This prompt is unlike the log (familiarity {shown:.2f} of 1): its estimates are drawn towards each tier's "
-            f"average{uncovered}."
+            f"This prompt is unlike the log (familiarity {shown:.2f} of 1): its estimates are drawn towards the "
+            f"average of each tier{uncovered}."
         ]
     if quality is None or decision.best_tier is not None:  # `_rule` has said that nothing is promised.
         return []
