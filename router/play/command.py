@@ -36,7 +36,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     bundle = proven(Bundle.load(options.bundle))
     prices = bundle.prices if options.prices is None else PriceTable.read(options.prices, bundle.manifest.tiers)
-    with _server(Trial(bundle, str(options.bundle), prices), options.port) as server:
+    trial = Trial(bundle, str(options.bundle), prices)
+    with _server(trial, options.port) as server:
+        trial.begin_proofs()
         say(f"{options.bundle} is at {server.url}   (this machine only; Ctrl-C ends it)")
         sys.stdout.flush()
         if not options.no_browser:

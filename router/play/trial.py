@@ -69,6 +69,13 @@ class Trial:
             "samples": _samples(self.bundle),
         }
 
+    def begin_proofs(self) -> None:
+        """Begin to prove plans at the prices in force, with each check that the page offers."""
+        planner, dials = self.bundle.planner, self._snapshot({}).plan_dials
+        if planner is not None and dials is not None:
+            for check in reversed(planner.known.names):  # The page begins with the last.
+                dials.now(planner.looks([check], 3))
+
     def answer(self, request: object) -> dict[str, Any]:
         """Decision, explanation and plan for a request of the page.
 
