@@ -35,7 +35,7 @@ def say(text: str) -> None:
 def own_command() -> str:
     """How this process was called, such as `broker` or `.venv/bin/broker`, to be pasted from the present folder."""
     called = Path(sys.argv[0])
-    if called.name == "__main__.py":
+    if called.parts[-2:] == ("router", "__main__.py"):
         return f"{pasted(sys.executable)} -m router"
     return pasted(called) if called.stem == "broker" else "broker"
 
@@ -52,4 +52,7 @@ def pasted(program: str | Path) -> str:
     if not program.exists() or (found is not None and os.path.samefile(found, program)):
         return shlex.quote(program.name)
     path = Path(os.path.abspath(program))  # Not resolved: an interpreter of an environment is a link out of it.
-    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+    if not path.is_relative_to(Path.cwd()):
+        return shlex.quote(str(path))
+    within = path.relative_to(Path.cwd())
+    return shlex.quote(f"./{within}" if len(within.parts) == 1 else str(within))

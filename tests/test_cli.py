@@ -288,12 +288,15 @@ def test_the_demo_says_the_headline_routes_what_the_log_covers_and_shows_command
 def test_a_command_that_is_shown_is_the_one_that_ran(tmp_path, monkeypatch):
     script = tmp_path / ".venv" / "bin" / "broker"
     script.parent.mkdir(parents=True)
+    (tmp_path / ".venv" / "lib").mkdir()
     script.touch(mode=0o755)
     monkeypatch.setattr(sys, "argv", [str(script), "demo"])
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.chdir(tmp_path)
     assert own_command() == ".venv/bin/broker"
-    monkeypatch.chdir("/")
+    monkeypatch.chdir(script.parent)
+    assert own_command() == "./broker"
+    monkeypatch.chdir(tmp_path / ".venv" / "lib")
     assert own_command() == str(script)
     monkeypatch.setenv("PATH", str(script.parent))
     assert own_command() == "broker"
