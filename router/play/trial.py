@@ -83,14 +83,11 @@ class Trial:
         """
         asked = _checked(request)
         snapshot = self._snapshot(asked.get("prices") or {})
-        dials = (asked.get("quality"), asked.get("worth_usd"), asked.get("critical", False))
-        decision = snapshot.call(*dials).route(asked["prompt"])
+        call = snapshot.call(asked.get("quality"), asked.get("worth_usd"), asked.get("critical", False))
+        decision = call.route(asked["prompt"])
         plan = None
-        if asked.get("checks") and self.bundle.planner is not None:
-            quality, worth_usd, critical = dials
-            plan = snapshot.plan(
-                asked["prompt"], None, asked["checks"], 3, quality, worth_usd, critical, None, None, (), None
-            )
+        if asked["checks"] and self.bundle.planner is not None:
+            plan, _ = snapshot.planned(call, asked["prompt"], None, asked["checks"], 3)
         return {
             "decision": json.loads(decision.to_json()),
             "explanation": decision.explain().to_json(),
