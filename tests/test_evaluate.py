@@ -258,6 +258,19 @@ def test_terminal_report_card_picture_and_json_say_the_same_headline(trained):
     assert headline.metrics.items() <= evaluation.metrics.items()
 
 
+def test_where_the_quality_is_not_promised_the_headline_says_so_and_names_the_highest_that_is(trained):
+    evaluation = trained.evaluation
+    dial = [replace(point, promised=point.quality < 0.95) for point in evaluation.dial]
+    unproven = replace(evaluation, chosen=replace(evaluation.chosen, promised=False), dial=dial)
+    lower = unproven.headline.instead
+    assert lower.quality == 0.94 and "does not support a promise of this quality" in unproven.headline.text
+    assert f"The highest that is promised, 0.94, keeps {100 * lower.kept.value:.1f} %" in unproven.headline.text
+    assert "router, quality 0.94" in {row[0] for row in first_table(unproven).rows}
+    nothing = replace(unproven, dial=[replace(point, promised=False) for point in dial])
+    assert "No lower quality is promised." in nothing.headline.text
+    assert evaluation.headline.instead is None and "promise" not in evaluation.headline.text
+
+
 def test_the_first_table_has_the_figures_of_the_headline_and_of_the_plans(trained):
     evaluation = trained.evaluation
     rows = {row[0]: row[1:] for row in first_table(evaluation).rows}

@@ -15,11 +15,13 @@ from training.evaluation.metrics import Interval
 class Headline:
     """What the router keeps and costs at the dials that were judged, against always asking the best tier.
 
-    dial: the figures. best_usd_per_1k: what 1,000 requests cost with the best tier. n_prompts: judged, none of which
-    training had seen.
+    dial: the figures. instead: those of the highest promised quality, where that of `dial` is not promised and a lower
+    one is. best_usd_per_1k: what 1,000 requests cost with the best tier. n_prompts: judged, none of which training had
+    seen.
     """
 
     dial: DialResult
+    instead: DialResult | None
     best_tier: str
     best_usd_per_1k: float
     n_prompts: int
@@ -37,13 +39,25 @@ class Headline:
     def text(self) -> str:
         """The figures with their intervals and in money, in two sentences."""
         dial = self.dial
-        shares = ", ".join(f"{tier} {100 * share:.0f} %" for tier, share in dial.shares.items())
-        unproven = "" if dial.promised or dial.quality is None else " This quality is not promised: see the dial."
+        shares = ", ".join(f"{tier} {100 * share:.0f} %" for tier, share in dial.shares.items() if share > 0)
         return (
             f"{dials_text(dial.quality, dial.worth_usd).capitalize()} the router keeps {_percent(dial.kept, 1)} of "
             f"{self.best_tier}'s accuracy for {_percent(dial.cost_of_best, 0)} of its cost: USD "
             f"{dial.usd_per_1k.value:.3g} instead of {self.best_usd_per_1k:.3g} per 1,000 requests, on "
-            f"{self.n_prompts:,} prompts that training had not seen. Requests go to {shares}.{unproven}"
+            f"{self.n_prompts:,} prompts that training had not seen. Requests go to {shares}.{self._unproven}"
+        )
+
+    @property
+    def _unproven(self) -> str:
+        """That the quality is not promised, and what a promised one would bring; empty where it is promised."""
+        if self.dial.promised or self.dial.quality is None:
+            return ""
+        text = f" The log does not support a promise of this quality, so {self.best_tier} answers."
+        if self.instead is None:
+            return f"{text} No lower quality is promised."
+        return (
+            f"{text} The highest that is promised, {self.instead.quality:g}, keeps {_percent(self.instead.kept, 1)} "
+            f"for {_percent(self.instead.cost_of_best, 0)}."
         )
 
     @property

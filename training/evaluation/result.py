@@ -184,8 +184,13 @@ class FullEvaluation(Evaluation):
     @property
     def headline(self) -> Headline:
         """What the dial keeps and costs: the figure of terminal, report, picture and tracker."""
+        quality = self.chosen.quality
+        lower = (
+            [] if quality is None else [each for each in self.dial if each.promised and (each.quality or 0) < quality]
+        )
         return Headline(
             dial=self.chosen,
+            instead=lower[-1] if lower and not self.chosen.promised else None,
             best_tier=self.best_tier,
             best_usd_per_1k=self.single[self.best_tier][1].value,
             n_prompts=self.n_prompts,

@@ -36,8 +36,10 @@ def first_table(evaluation: FullEvaluation) -> Table:
         for accuracy, usd in [evaluation.single[tier]]
         if best[0].value > 0 and best[1].value > 0
     ]
-    label = dials_text(dial.quality, dial.worth_usd).removeprefix("at ")
-    rows.append((f"router, {label}", dial.kept.value, dial.usd_per_1k.value, dial.cost_of_best.value))
+    for point in (dial, evaluation.headline.instead):
+        if point is not None:
+            label = dials_text(point.quality, point.worth_usd).removeprefix("at ")
+            rows.append((f"router, {label}", point.kept.value, point.usd_per_1k.value, point.cost_of_best.value))
     for name, found in evaluation.plans.items():
         at = next((point for point in found.dial if point.quality == dial.quality and not dial.worth_usd), None)
         if at is not None and not at.is_direct:
