@@ -214,7 +214,7 @@ class FullEvaluation(Evaluation):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The headline, the curve's figures, the baselines' AIQ, each tier's ECE, and what each quality keeps and costs."""
+        """The headline, the curve's figures, baselines' AIQ, each tier's ECE, and what each quality keeps and costs."""
         found = self.headline.metrics | {name: figure.value for name, figure in self.router.figures.items()}
         found |= {f"baseline.{name}.aiq": result.figures["aiq"].value for name, result in self.baselines.items()}
         for point in self.dial:
