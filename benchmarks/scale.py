@@ -273,7 +273,7 @@ def what_workers_do(address: str, folder: Path, done: Callable[[str], None]) -> 
     from training.tracking import NoTracker
 
     tiers = read_tiers(folder / "tiers.toml")
-    context = RunContext(TrainingConfig(), folder / "cache", NoTracker(), done, progress=False)
+    context = RunContext(TrainingConfig(), folder / "cache", NoTracker(), done)
     with cluster_at(address, context) as place:
         sample = place.ingest(folder / "logs", tiers, folder / "quarantine.parquet")
         done("sample")

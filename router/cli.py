@@ -41,12 +41,13 @@ _EXTRA_COMMANDS = {
     "retrain": "train a challenger and promote it if it is better (extra: train)",
     "rollback": "put the previous champion back (extra: train)",
     "store": "show a store of `broker retrain` (extra: train)",
+    "play": "try a bundle in the browser: prompts, dials, prices, plans and why",
     "serve": "serve a bundle behind LiteLLM's proxy (extra: gateway)",
     "outcomes": "ask, compact, export and label an outcome log (extra: outcomes)",
 }
 _ORDER = (
-    "demo", "import", "init", "audit", "train", "evaluate", "compare", "route", "plan", "verify", "sign", "serve",
-    "outcomes", "portfolio", "prices", "retrain", "rollback", "store",
+    "demo", "import", "init", "audit", "train", "evaluate", "compare", "play", "route", "plan", "verify", "sign",
+    "serve", "outcomes", "portfolio", "prices", "retrain", "rollback", "store",
 )  # fmt: skip
 """In the order in which one needs them."""
 
@@ -54,9 +55,10 @@ _EXAMPLES = """where to begin:
   broker demo                                                    everything once, on a simulated log
   broker audit --logs log.parquet --tiers tiers.toml             can routing pay on your log?
   broker train --logs log.parquet --tiers tiers.toml --out models/mine
+  broker play --bundle models/mine                               try it in the browser
   broker route --bundle models/mine --quality 0.98 --explain "your prompt"
 """
-_IN_ROUTER = {"serve": "router.serve.cli", "outcomes": "router.outcomes.cli"}
+_IN_ROUTER = {"play": "router.play.command", "serve": "router.serve.cli", "outcomes": "router.outcomes.cli"}
 """Modules of this package with a command of that name; the other commands are entry points of COMMAND_GROUP."""
 
 
@@ -182,7 +184,7 @@ def _route(options: argparse.Namespace) -> int:
     if options.json:
         say(_decision_json(decision, explain=options.explain))
     else:
-        say(_decision_text(decision) + (f"\n\n{decision.explain()}" if options.explain else ""))
+        say(_decision_text(decision, explain=options.explain))
     return DONE
 
 
@@ -215,16 +217,17 @@ def _decision_json(decision: Decision, *, explain: bool) -> str:
     return json.dumps(document, ensure_ascii=False)
 
 
-def _decision_text(decision: Decision) -> str:
+def _decision_text(decision: Decision, *, explain: bool) -> str:
     offer = decision.offer
     where = f"{offer.model} at {offer.provider} ({offer.region})" if offer else "no eligible offer"
-    lines = [f"{decision.tier}  ->  {where}", decision.reason, ""]
-    lines += [f"{'tier':<20} {'success':>8} {'USD':>12} {'output tokens':>14}"]
-    lines += [
+    table = [f"{'tier':<20} {'success':>8} {'USD':>12} {'output tokens':>14}"]
+    table += [
         f"{tier:<20} {success:>8.3f} {usd_text(decision.cost_usd[tier]):>12} {decision.output_tokens[tier]:>14.0f}"
         for tier, success in decision.success.items()
     ]
-    return "\n".join(lines)
+    why = ["", *decision.explain().lines, "", f"Logged as: {decision.reason}"] if explain else []
+    head = [f"{decision.tier}  ->  {where}", *([] if explain else [decision.reason]), ""]
+    return "\n".join([*head, *table, *why])
 
 
 # ---- plan ------------------------------------------------------------------------------------------

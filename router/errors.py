@@ -12,6 +12,7 @@ RouterError
 ├── PlanError       a plan was run, and no offer gave an answer
 ├── ServiceError    the service cannot start as it is set up
 ├── StateError      the state that workers share cannot be used as it is named
+├── PlayError       the page of `broker play` asked for what it may not, or cannot be served
 ├── OutcomeLogError an outcome log was asked for what it cannot say
 ├── PolicyError     policy.toml does not say what it must, or names a tier that the bundle lacks
 └── DialError       quality, worth_usd or another argument of a request is out of range
@@ -100,6 +101,10 @@ class ServiceError(RouterError):
 
 class StateError(RouterError):
     """The state that workers share cannot be used as it is named."""
+
+
+class PlayError(RouterError):
+    """The page of `broker play` asked for what it may not, or cannot be served."""
 
 
 class OutcomeLogError(RouterError):

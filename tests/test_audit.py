@@ -16,6 +16,7 @@ from training.audit.report import audit_html, audit_text
 from training.config import TrainingConfig
 from training.dial.dial import COMPLETE_PROMPTS, calibrate_dial
 from training.log.ingest import count_attempts, ingest
+from training.reports.terminal import training_text
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +156,7 @@ def test_difficulty_that_is_shared_is_money(tmp_path):
     found = audited(tmp_path, draw(shared_difficulty()))
     assert found.action == "route"
     for money in found.money:
+        assert money.knowing_outcomes.value <= money.knowing_difficulty.value + 1e-6
         assert money.knowing_difficulty.value <= money.mix_of_singles.value + 1e-6
 
 
@@ -198,6 +200,13 @@ def test_audit_bundle_and_report_count_the_same_prompts(trained, sample_log, sam
     found, manifest = audit(ingest(sample_log, tiers), tiers), trained.manifest
     assert (manifest.promise["n_prompts"], manifest.promise["prompts"]) == (found.n_training, COMPLETE_PROMPTS)
     card = (trained.bundle / "README.md").read_text()
+    counts = trained.counts
+    assert found.counts == counts and str(counts) in card
+    assert str(counts) in " ".join(audit_text(found).split()) and str(counts) in training_text(trained)
+    assert found.to_json()["prompts"] == counts.to_json()
+    assert counts.promise == manifest.promise["n_prompts"] and counts.judged == trained.evaluation.n_prompts
+    assert counts.learning == manifest.training["n_trained_on"] == trained.manifest.training["n_trained_on"]
+    assert counts.learning + counts.held_out == manifest.training["n_prompts"]
     assert f"{found.n_training:,} {COMPLETE_PROMPTS}" in card
     assert f"in the training part: {found.n_training:,} of the" in " ".join(audit_text(found).split())
     for point in manifest.dial:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,14 @@ from importlib.metadata import entry_points
 
 import pandas as pd
 import pytest
+from tqdm import tqdm
 
 from router import Router
 from router.cli import COMMAND_GROUP, main
+from router.command import own_command
 from router.plans.checks import CheckModel
+from training.demo import DEMO_PROMPTS
+from training.progress import StepBar
 
 PROMPT = "What is 17 * 23?"
 
@@ -70,9 +75,7 @@ def assert_refused(result, code, *words):
     """The exit code, nothing on stdout, and one readable line on stderr; a slow machine shows progress, too."""
     found, stdout, stderr = result
     assert (found, stdout) == (code, "")
-    (message,) = (
-        line for line in stderr.splitlines() if line.strip() and "step/s" not in line and "s/step" not in line
-    )
+    (message,) = (line for line in stderr.splitlines() if line.strip() and not re.search(r"^(train|evaluate): ", line))
     assert message.startswith("broker: ")
     assert "Traceback" not in stderr
     assert all(word in stderr for word in words), stderr
@@ -232,7 +235,7 @@ def test_evaluate_prints_one_json_document_and_nothing_else(run, small_bundle, s
 def test_evaluate_judges_plans_with_checks_of_stated_figures(run, small_bundle, small_log):
     check = "perfect:sensitivity=1,specificity=1"
     words = ["evaluate", "--bundle", small_bundle, "--logs", small_log, "--simulate-check", check]
-    code, stdout, _ = run(*words)
+    code, stdout, _ = run(*words, "--tables")
     assert code == 0 and "PLANS: COST RELATIVE TO THE BEST TIER" in stdout
     for who in ("fixed cascade", "thresholds", "cascade routing", "plans"):
         assert f"{who}, perfect" in stdout and f"{who}, agreement" in stdout
@@ -257,14 +260,59 @@ def test_the_reason_of_a_decision_names_the_number_of_the_report(run, small_bund
         assert f"| {point.quality:.2f} | no | about {point.n_needed:,} |" in card
 
 
-def test_evaluate_begins_with_the_verdict(run, small_bundle, small_log):
+def test_evaluate_begins_with_the_headline_and_prints_all_tables_where_asked(run, small_bundle, small_log):
     code, stdout, _ = run("evaluate", "--bundle", small_bundle, "--logs", small_log)
-    assert code == 0
-    assert stdout.startswith("The router ")
+    assert code == 0 and stdout.startswith("At quality 0.98 the router keeps ") and "ROUTER AND BASELINES" not in stdout
+    assert len(stdout.splitlines()) < 30 and "--tables" in stdout
+    code, stdout, _ = run("evaluate", "--bundle", small_bundle, "--logs", small_log, "--tables")
+    assert code == 0 and stdout.startswith("At quality 0.98 the router keeps ")
     beside = small_bundle.with_name("small-evaluation-quarantine.parquet")
     assert "1 rows quarantined: not a JSON object" in stdout and f"broken rows are in {beside}" in stdout
     beside.unlink()
     assert "ROUTER AND BASELINES" in stdout
+
+
+def test_the_demo_says_the_headline_routes_what_the_log_covers_and_shows_commands_to_paste(
+    run, trained, router, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("training.demo.train", lambda *rest, **more: trained)
+    code, stdout, _ = run("demo", "--out", trained.bundle)
+    assert code == 0 and trained.evaluation.headline.text in " ".join(stdout.split())
+    assert "The curve" not in stdout and len(stdout.splitlines()) < 40
+    assert f"broker play --bundle {trained.bundle}" in stdout and "mlflow" in stdout
+    decisions = [router.route(prompt) for prompt in DEMO_PROMPTS]
+    assert {decision.familiarity for decision in decisions} == {1.0}
+    assert {decision.tier for decision in decisions} == set(router.bundle.manifest.tiers)
+
+
+def test_a_command_that_is_shown_is_the_one_that_ran(tmp_path, monkeypatch):
+    script = tmp_path / ".venv" / "bin" / "broker"
+    script.parent.mkdir(parents=True)
+    (tmp_path / ".venv" / "lib").mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(script), "demo"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    assert own_command() == ".venv/bin/broker"
+    monkeypatch.chdir(script.parent)
+    assert own_command() == "./broker"
+    monkeypatch.chdir(tmp_path / ".venv" / "lib")
+    assert own_command() == str(script)
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert own_command() == "broker"
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "router" / "__main__.py")])
+    assert own_command().endswith(" -m router")
+
+
+def test_a_bar_knows_all_steps_and_skips_those_that_a_run_leaves_out(capsys, monkeypatch):
+    monkeypatch.setattr("training.progress.tqdm", lambda **how: tqdm(**{**how, "delay": 0, "mininterval": 0}))
+    with StepBar("train", ("a", "b", "c")) as bar:
+        bar.done("b")
+        bar.done("something else")
+        bar.under_way("c", 0.4)
+    shown = capsys.readouterr().err
+    assert "2 of 3 steps" in shown and "c 40 %" in shown
+    assert shown.rstrip().rpartition("\r")[2].startswith("train: 100%")
 
 
 def test_audit_says_what_it_did_not_read_and_where_that_is(run, small_log, sample, tmp_path, monkeypatch):

@@ -91,7 +91,9 @@ def test_the_explanation_names_similar_prompts_and_the_log_of_decisions_only_the
     lines = str(decision.explain())
     assert f"a group of {decision.cluster.n_prompts:,} similar logged prompts" in lines
     counts = decision.cluster.n_outcomes
-    assert all(f"{tier} {share:.0%} of {counts[tier]}" in lines for tier, share in decision.cluster.success.items())
+    assert all(
+        f"{tier} {100 * share:.0f} % of {counts[tier]}" in lines for tier, share in decision.cluster.success.items()
+    )
     assert decision.explain().to_json()["similar"]["n_prompts"] == decision.cluster.n_prompts
     assert json.loads(decision.to_json())["cluster"] == decision.cluster.number
 

@@ -66,7 +66,7 @@ def log_files(sample_log, tmp_path_factory):
 
 
 def at(address, folder, config=TrainingConfig()):  # noqa: B008
-    context = RunContext(config, folder / "cache", NoTracker(), done=lambda step: None, progress=False)
+    context = RunContext(config, folder / "cache", NoTracker(), done=lambda step: None)
     return clusters.cluster_at(address, context)
 
 

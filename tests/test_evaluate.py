@@ -1,5 +1,6 @@
 """What `evaluate` says of a bundle, and on what."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -23,13 +24,16 @@ from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.net_value import break_evens
 from training.evaluation.training_data import TrainingData
 from training.log.split import test_mask as held_out_mask
+from training.reports.evaluation_tables import first_table
+from training.reports.figures import cost_quality_figure
+from training.reports.terminal import training_text
 
 KEYS_OF_THE_CONTRACT = {"n_prompts", "tiers", "single", "router", "baselines", "calibration", "dial"}
 MORE_KEYS = {
     "cost_explained_by_tokens",
     "verdict", "bundle_id", "n_trained_on", "n_incomplete", "estimated_cost_share", "best_tier", "best_baseline",
     "lead_aiq", "n_not_drawn", "off_policy", "segments", "output_tokens", "cost_predicted_over_measured", "net_value",
-    "chosen_dials", "plans",
+    "chosen_dials", "plans", "headline",
 }  # fmt: skip
 BASELINES = {"random", "cheapest", "strongest", "oracle", "knn", "kmeans", "linear"}
 
@@ -233,13 +237,59 @@ def test_the_verdict_begins_with_whether_the_router_is_better(trained, lead, wor
     assert replace(trained.evaluation, lead=lead).verdict.startswith(words)
 
 
+def test_terminal_report_card_picture_and_json_say_the_same_headline(trained):
+    evaluation = trained.evaluation
+    headline, dial = evaluation.headline, evaluation.chosen
+    assert f"keeps {100 * dial.kept.value:.1f} %" in headline.text
+    assert (
+        f"for {100 * dial.cost_of_best.value:.0f} % (" in headline.text
+        and f"USD {dial.usd_per_1k.value:.3g} instead" in headline.text
+    )
+    assert evaluation.to_json()["headline"] == headline.text == evaluation.summary[0]
+    assert json.loads((trained.bundle / "report.json").read_text())["headline"] == headline.text
+    assert headline.text in (trained.bundle / "README.md").read_text()
+    page = html.unescape((trained.bundle / "report.html").read_text())
+    assert f"<h1>{headline.text}</h1>" in page and evaluation.summary[1] in page
+    printed = " ".join(training_text(trained).split())
+    assert printed.startswith(headline.text) and evaluation.summary[1] in printed
+    title = cost_quality_figure(evaluation).axes[0].get_title(loc="left")
+    assert title.lower() == headline.short.lower()
+    assert f"{100 * dial.kept.value:.1f} % of {evaluation.best_tier}'s accuracy" in title
+    assert headline.metrics.items() <= evaluation.metrics.items()
+
+
+def test_where_the_quality_is_not_promised_the_headline_says_so_and_names_the_highest_that_is(trained):
+    evaluation = trained.evaluation
+    dial = [replace(point, promised=point.quality < 0.95) for point in evaluation.dial]
+    unproven = replace(evaluation, chosen=replace(evaluation.chosen, promised=False), dial=dial)
+    lower = unproven.headline.instead
+    assert lower.quality == 0.94 and "does not support a promise of this quality" in unproven.headline.text
+    assert f"The highest that is promised, 0.94, keeps {100 * lower.kept.value:.1f} %" in unproven.headline.text
+    assert "router, quality 0.94" in {row[0] for row in first_table(unproven).rows}
+    nothing = replace(unproven, dial=[replace(point, promised=False) for point in dial])
+    assert "No lower quality is promised." in nothing.headline.text
+    assert evaluation.headline.instead is None and "promise" not in evaluation.headline.text
+
+
+def test_the_first_table_has_the_figures_of_the_headline_and_of_the_plans(trained):
+    evaluation = trained.evaluation
+    rows = {row[0]: row[1:] for row in first_table(evaluation).rows}
+    dial = evaluation.chosen
+    shown = (f"{100 * dial.kept.value:.1f} %", f"{100 * dial.cost_of_best.value:.0f} %", f"{dial.usd_per_1k.value:.3g}")
+    assert rows["router, quality 0.98"] == shown
+    assert rows["always frontier"][:2] == ("100.0 %", "100 %")
+    for name, found in evaluation.plans.items():
+        point = next(point for point in found.dial if point.quality == dial.quality)
+        assert point.is_direct or rows[f"plans that look at {name}"][1] == f"{100 * point.cost_share.value:.0f} %"
+
+
 def test_the_lead_is_over_the_best_baseline_that_can_be_had(trained):
     evaluation = trained.evaluation
     rivals = {name: result.figures["aiq"].value for name, result in evaluation.baselines.items() if name != "oracle"}
     assert rivals[evaluation.best_baseline] == max(rivals.values())
     assert evaluation.lead.value == pytest.approx(evaluation.router.figures["aiq"].value - max(rivals.values()))
     report = (trained.bundle / "README.md").read_text()
-    assert evaluation.verdict in report
+    assert evaluation.verdict[1:] in report
 
 
 def test_a_few_complete_prompts_among_partial_feedback_judge_nothing_alone(trained, unseen):

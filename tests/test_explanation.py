@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tomllib
 from types import SimpleNamespace
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router import Router
+from router import Policy, Router
 from router.cli import main
+from router.explanation import percent, usd
 
 PROMPTS = (
     "Good morning! How are you today?",
@@ -85,7 +87,54 @@ def test_a_tier_that_is_not_admissible_says_how_far_it_is(router):
         if change.slack is not None:
             assert change.slack == pytest.approx(max(decision.success.values()) - decision.success[change.tier])
             assert change.slack > decision.slack
-            assert f"{change.tier} (" in str(explanation) and "a lower quality would admit it" in str(explanation)
+            assert change.text.startswith(f"{change.tier} (") and "a lower quality would admit it" in change.text
+
+
+PROMISED = st.fixed_dictionaries({}, optional={"quality": st.floats(0.5, 1.0), "worth_usd": st.floats(1e-5, 1.0)})
+
+
+@SETTINGS
+@given(st.sampled_from([*PROMPTS, "", "Who?", "zqx 7 %% <<>> \u0000", "Prove it. " * 400]), PROMISED, st.booleans())
+def test_an_explanation_names_the_tier_what_it_costs_and_no_figure_that_the_decision_does_not_have(
+    router, prompt, dials, is_critical
+):
+    decision = router.route(prompt, critical=is_critical, **dials)
+    explanation = decision.explain()
+    text = " ".join([*explanation.why, *(change.text for change in explanation.changes)])
+    assert explanation.why[0].startswith(f"{decision.tier} answers: ")
+    assert f"{decision.tier} is right with {percent(decision.success[decision.tier])} probability" in text
+    assert f"costs {usd(decision.cost_usd[decision.tier])}" in text
+    assert len(decision.eligible) == 1 or "The choice costs " in text
+    worths = [change.worth_usd for change in explanation.changes if change.worth_usd is not None]
+    known = {usd(amount) for amount in (*decision.cost_usd.values(), decision.worth_usd, *worths)}
+    assert set(re.findall(r"USD [0-9.e-]*[0-9]", text)) <= known
+    shown = set(re.findall(r"[(h] ?(\d+\.\d %)", text))
+    assert shown <= {percent(success) for success in decision.success.values()}
+    for tier, figure, amount in re.findall(r"(edge|distilled|frontier) \((\d+\.\d %), (USD [0-9.]*[0-9])\)", text):
+        assert (figure, amount) == (percent(decision.success[tier]), usd(decision.cost_usd[tier]))
+    assert "familiarity 1.00" not in text
+
+
+def test_the_cost_of_the_choice_is_told_as_a_share_of_who_is_better(router):
+    decision = router.route(PROMPTS[3], quality=0.98)
+    assert decision.tier == "distilled" and decision.success["frontier"] > decision.success["distilled"]
+    share = decision.cost_usd["distilled"] / decision.cost_usd["frontier"]
+    assert f"The choice costs {100 * share:.0f} % of frontier, which is more likely" in str(decision.explain())
+
+
+def test_an_explored_decision_says_so_and_what_it_costs(bundle):
+    curious = Router(Router.load(bundle).bundle, Policy(exploration=0.9))
+    explored = next(found for found in (curious.route(PROMPTS[0]) for _ in range(50)) if found.propensity > 0.5)
+    text = str(explored.explain())
+    assert f"{explored.tier} answers to explore" in text and f"{explored.tier} is right with" in text
+    assert "What would change the rule's choice of" in text
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"), [(0, "0"), (0.00287123, "0.00287"), (12.5, "12.5"), (1234.5, "1230"), (4.2e-7, "0.00000042")]
+)
+def test_money_has_three_digits_and_no_exponent(amount, shown):
+    assert usd(amount) == f"USD {shown}"
 
 
 def test_tiers_that_are_not_eligible_are_not_explained(router):
@@ -105,7 +154,7 @@ def test_of_a_critical_request_no_lower_quality_is_offered(tmp_path, bundle):
 
 def test_the_command_explains(bundle, capsys, monkeypatch):
     assert main(["route", "--bundle", str(bundle), "--explain", "--quality", "0.8", PROMPTS[0]]) == 0
-    assert "is expected to be right with" in capsys.readouterr().out
+    assert "is right with" in capsys.readouterr().out
     assert main(["route", "--bundle", str(bundle), "--explain", "--json", PROMPTS[0]]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["explanation"]["tier"] == document["tier"]

@@ -117,7 +117,7 @@ def test_what_would_change_a_decision_for_the_best_tier_does_change_it(unproven,
             assert beyond.tier == change.tier
         if change.slack is not None:
             assert "a lower quality would admit it, if the bundle promises that one" in str(explanation)
-    assert "does not promise to keep 0.98" in str(explanation)
+    assert "does not support a promise of quality 0.98" in str(explanation)
 
 
 def test_a_tier_that_is_no_worse_and_cheaper_would_win_at_any_worth(unproven):

@@ -69,6 +69,10 @@ def test_figures_and_label_distribution_are_metrics(run):
     found = record.data.metrics
     assert found["aiq"] == pytest.approx(result.evaluation.router.figures["aiq"].value)
     assert found["baseline.knn.aiq"] == pytest.approx(result.evaluation.baselines["knn"].figures["aiq"].value)
+    evaluation = result.evaluation
+    assert found["headline.kept"] == pytest.approx(evaluation.chosen.kept.value)
+    assert found["headline.cost_of_best"] == pytest.approx(evaluation.chosen.cost_of_best.value)
+    assert record.data.tags["mlflow.note.content"].startswith(evaluation.headline.text)
     labels = {name: value for name, value in found.items() if name.startswith("label.")}
     assert sum(labels.values()) == pytest.approx(1)
     assert set(labels) == {f"label.{tier}" for tier in ("none", "unknown", "edge _4B_ 50__", "distilled", "frontier")}

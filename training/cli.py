@@ -5,50 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import sys
-from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-
-from tqdm import tqdm
 
 from router.bundle.bundle import Bundle
 from router.command import DONE, Command, say
 from router.errors import CheckError
-from router.extras import install_command
 from router.plans.checks import CheckModel
 from router.portfolio.tiers import read_tiers
-from router.router import Router
 from training.audit.audit import audit as run_audit
 from training.audit.report import audit_html, audit_text
 from training.config import RetrainConfig, TrainingConfig
+from training.demo import demo_arguments, run_demo
 from training.evaluation.evaluate import evaluate as run_evaluation
-from training.evaluation.result import Evaluation, FullEvaluation, OffPolicyEvaluation
-from training.fit.never_asked import assumptions
 from training.log.ingest import count_attempts, ingest
 from training.pipeline import TrainingResult
 from training.pipeline import train as run_training
-from training.reports.evaluation_tables import evaluation_tables, label_table
-from training.reports.tables import Table
+from training.progress import EVALUATION_STEPS, StepBar
+from training.reports.terminal import evaluation_text, training_text
 from training.retrain import Receipt
 from training.retrain import retrain as run_retraining
 from training.retrain import rollback as run_rollback
 from training.retrain.view import StoreView, receipt_text
-from training.tracking import ambient_tracking_uri, default_tracking_uri
 
-DEMO_BUNDLE = Path("models/demo")
 AUDIT_QUARANTINE = Path("audit-quarantine.parquet")
-DEMO_CHECKS = ["rubric"]
-DEMO_PROMPTS = (
-    "Good morning! How are you today?",
-    "Write a SQL query that returns the three newest orders of each customer.",
-    "请用一句话介绍一下这家公司的退货政策。",
-    "Five friends sit in a row. Anna is not next to Ben, Carla is left of Dan, and Eva sits at an end. "
-    "Prove who sits in the middle, step by step.",
-)
-
-
 _ENCODERS = "static, minilm, or a sentence-transformers name or path"
 
 
@@ -131,7 +110,7 @@ def _train(options: argparse.Namespace) -> int:
         register_as=options.register_as,
         progress=True,
     )
-    say(json.dumps(_result_document(result), ensure_ascii=False) if options.json else _result_text(result))
+    say(json.dumps(_result_document(result), ensure_ascii=False) if options.json else training_text(result))
     return DONE
 
 
@@ -142,6 +121,7 @@ def _result_document(result: TrainingResult) -> dict[str, object]:
         "mlflow_run_id": result.manifest.mlflow_run_id,
         "tracking": result.tracking,
         "n_prompts": result.log.summary.n_prompts,
+        "prompts": result.counts.to_json(),
         "log": result.log.summary.to_json(),
         "n_embedded": result.n_embedded,
         "encoder_reused": result.encoder_reused,
@@ -150,23 +130,6 @@ def _result_document(result: TrainingResult) -> dict[str, object]:
         "never_asked": result.manifest.training.get("never_asked", {}),
         "evaluation": result.evaluation.to_json(),
     }
-
-
-def _result_text(result: TrainingResult) -> str:
-    training = result.manifest.training
-    return "\n".join(
-        [
-            result.evaluation.verdict,
-            result.log.summary.lines,
-            f"trained on {training['n_trained_on']:,} prompts, judged on {result.evaluation.n_prompts:,} others; "
-            f"embedded {result.n_embedded:,} new prompts",
-            *assumptions(training.get("never_asked", {})),
-            "",
-            _tables_text([*evaluation_tables(result.evaluation), label_table(result.label_distribution)]),
-            "",
-            f"bundle {result.manifest.bundle_id} in {result.bundle}; pictures in {result.bundle / 'report.html'}",
-        ]
-    )
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -193,6 +156,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     map_argument(parser)
     _quarantine_argument(parser, "NAME-evaluation-quarantine.parquet beside the bundle")
+    parser.add_argument("--tables", action="store_true", help="print every table, not only the first")
     parser.add_argument("--json", action="store_true", help="print the evaluation as one JSON document")
 
 
@@ -214,12 +178,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise CheckError(f"{options.bundle} has learned no plans, so none can use a check; train it again")
     simulated = [CheckModel.declared_by(text, n_tiers) for text in options.simulated]
     beside = bundle.with_name(f"{bundle.name}-evaluation-quarantine.parquet")
-    with tqdm(desc="evaluate", unit="step", delay=1) as bar:
-
-        def done(step: str) -> None:
-            bar.set_postfix_str(step, refresh=False)
-            bar.update()
-
+    with StepBar("evaluate", EVALUATION_STEPS) as bar:
         evaluation = run_evaluation(
             loaded,
             options.logs,
@@ -230,98 +189,14 @@ def _evaluate(options: argparse.Namespace) -> int:
             maps=options.maps,
             quarantine=options.quarantine or _writable(beside),
             simulated_checks=simulated,
-            on_step=done,
+            on_step=bar.done,
         )
     if options.json:
         document = {**evaluation.to_json(), "log": evaluation.log and evaluation.log.to_json()}
         say(json.dumps(document, ensure_ascii=False))
     else:
-        say(_evaluation_text(evaluation))
+        say(evaluation_text(evaluation, every_table=options.tables))
     return DONE
-
-
-def _evaluation_text(evaluation: Evaluation) -> str:
-    lacking = "an outcome of every tier"
-    if isinstance(evaluation, OffPolicyEvaluation):
-        lacking = "an outcome with its propensity"
-    left_out = f"{evaluation.n_trained_on:,} trained on, {evaluation.n_incomplete:,} without {lacking}"
-    if evaluation.n_not_drawn:
-        left_out += f", {evaluation.n_not_drawn:,} beyond the sample"
-    return "\n".join(
-        [
-            evaluation.verdict,
-            *([evaluation.chosen.text] if isinstance(evaluation, FullEvaluation) else []),
-            *([evaluation.log.lines] if evaluation.log else []),
-            f"{evaluation.n_prompts:,} prompts judged (left out: {left_out})",
-            "",
-            _tables_text(evaluation_tables(evaluation)),
-        ]
-    )
-
-
-def _tables_text(tables: Sequence[Table]) -> str:
-    return "\n\n".join(table.text() for table in tables)
-
-
-def _sample() -> tuple[Path, Path]:
-    """The simulated sample log and its tiers: in the package, or in the checkout's data/."""
-    packaged = Path(__file__).parent / "sample"
-    folder = packaged if packaged.is_dir() else Path(__file__).parent.parent / "data"
-    return folder / "sample-log.parquet", folder / "tiers.toml"
-
-
-def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=DEMO_BUNDLE, help=f"folder of the bundle; default: {DEMO_BUNDLE}")
-
-
-def _demo(options: argparse.Namespace) -> int:
-    log, tiers = _sample()
-    say(f"Training on the SIMULATED sample log {log.name}: it shows the line, and says nothing about real models.\n")
-    note = (
-        "Trained and judged on SIMULATED outcomes: no model was asked anything, and nothing here is about a real one."
-    )
-    config = TrainingConfig(note=note, keep_examples=True)
-    result = run_training(log, tiers, options.out, config, progress=True)
-    sys.stderr.flush()
-    evaluation = result.evaluation
-    say(evaluation.verdict)
-    if isinstance(evaluation, FullEvaluation):  # the sample log has the outcome of every tier
-        chosen = evaluation.chosen
-        say(
-            f"At quality {chosen.quality:.2f} it kept {chosen.kept.value:.1%} of {evaluation.best_tier}'s accuracy "
-            f"at {chosen.cost_of_best.value:.0%} of its cost, "
-            f"on {evaluation.n_prompts:,} simulated prompts it had not seen.\n"
-        )
-    router = Router.load(options.out)
-    for prompt in DEMO_PROMPTS:
-        decision = router.route(prompt)
-        say(f"> {prompt}\n  {decision.reason} (USD {decision.cost_usd[decision.tier]:.6f})")
-    router.prove_plans(DEMO_CHECKS)
-    say(f"\nA plan, which looks at answers by the log's simulated check (docs/plans.md):\n> {DEMO_PROMPTS[1]}")
-    say("\n".join(f"  {line}" for line in str(router.plan(DEMO_PROMPTS[1], checks=DEMO_CHECKS)).splitlines()))
-    say(
-        f"\nWhere to look next:\n  {options.out / 'report.html'}   pictures and tables of this run"
-        f"\n  {_how_to_serve(options.out)}"
-        f'\n  broker route --bundle {options.out} --quality 0.95 --explain "your prompt"'
-        f"\n  broker train --logs YOUR_LOG --tiers YOUR_TIERS.toml --out models/NAME   (format: data/README.md)"
-        f"\n  {_where_runs_are(options.out)}   every run, with its bundle"
-    )
-    return DONE
-
-
-def _how_to_serve(bundle: Path) -> str:
-    """How to put the bundle behind an endpoint, or what to install for it."""
-    of_bundle = "" if bundle == DEMO_BUNDLE else f" --bundle {shlex.quote(str(bundle))}"
-    command = f"broker serve --demo{of_bundle}"
-    if find_spec("litellm") is None:
-        return f"{install_command('gateway')}, then {command}   ask it over HTTP, without any key"
-    return f"{command}   ask it over HTTP: stub providers, no key"
-
-
-def _where_runs_are(out: Path) -> str:
-    """The page of the tracking server, or the command that shows the runs of a database."""
-    uri = ambient_tracking_uri() or default_tracking_uri(out)
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def _retrain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -430,7 +305,7 @@ def _audit(options: argparse.Namespace) -> int:
 audit = Command("say whether routing can pay, from outcome logs alone", _audit_arguments, _audit)
 train = Command("learn a router from outcome logs and write its bundle", _train_arguments, _train)
 evaluate = Command("judge a bundle on logged outcomes it was not trained on", _evaluate_arguments, _evaluate)
-demo = Command("the whole line on the simulated sample log", _demo_arguments, _demo)
+demo = Command("the whole line on the simulated sample log", demo_arguments, run_demo)
 retrain = Command("train a challenger on what is new, promote it where it is better", _retrain_arguments, _retrain)
 store = Command("show a store of `broker retrain`: champion, bundles, what is set aside", _store_arguments, _store)
 rollback = Command("put the champion before the present one back", _rollback_arguments, _rollback)

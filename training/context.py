@@ -15,11 +15,11 @@ class RunContext:
     """The settings of a run, and whom it tells what.
 
     cache: folder of embeddings and encoders. done: is called with the name of each step when it is done.
-    progress: show bars on stderr.
+    under_way: is called with the name of a step that takes long and the share of it that is done.
     """
 
     config: TrainingConfig
     cache: Path
     tracker: Tracker
     done: Callable[[str], None]
-    progress: bool
+    under_way: Callable[[str, float], None] = lambda step, share: None

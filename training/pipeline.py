@@ -6,12 +6,12 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from router.bundle import FORMAT_VERSION, Bundle, EncoderInfo, Manifest
 from router.portfolio.prices import PriceTable
@@ -33,11 +33,13 @@ from training.fit.estimator import SuccessEstimator, success_estimator
 from training.fit.never_asked import never_asked
 from training.learn import Learned, learn
 from training.log.costs import attempt_costs
+from training.log.counts import PromptCounts
 from training.log.labels import label_cheapest_correct, label_distribution
 from training.log.part import LogPart
 from training.log.sources import LogSource, sources_text
 from training.log.split import Split
 from training.log.table import OutcomeTable
+from training.progress import TRAINING_STEPS, StepBar
 from training.reports.figures import report_figures
 from training.reports.report import write_report
 from training.tracking import NO_TRACKING, ambient_tracking_uri, default_tracking_uri, tracked_run
@@ -52,6 +54,7 @@ MIN_PROMPTS = 60
 class TrainingResult:
     """What a run made and measured.
 
+    counts: how many prompts serve what.
     label_distribution: share of each cheapest-correct label, per segment. n_embedded: prompts whose embedding was not
     in the cache. encoder_reused: an earlier run had learned the encoder. tracking: "ok", "none" (nothing is tracked),
     or what failed after training had begun, so that MLflow lacks a part of this run.
@@ -60,6 +63,7 @@ class TrainingResult:
     bundle: Path
     manifest: Manifest
     log: OutcomeTable
+    counts: PromptCounts
     label_distribution: dict[str, dict[str, float]]
     evaluation: Evaluation
     parity: Parity
@@ -92,7 +96,7 @@ def train(
     tracking_uri: of MLflow; "none" tracks nothing. None takes that of the active run of MLflow, in which this one is
         then nested; else MLFLOW_TRACKING_URI of the environment; else a sqlite database beside the bundle.
     register_as: a model in MLflow's registry, of which the bundle becomes a new version; None registers nothing.
-    progress: bars on stderr. on_step: called with the name of each step when it is done.
+    progress: a bar on stderr. on_step: called with the name of each step when it is done.
 
     Beside the bundle stand `<out>-training.parquet` (what `evaluate` fits its baselines on; no prompt text) and, where
     rows were broken, `<out>-quarantine.parquet`.
@@ -109,15 +113,14 @@ def train(
     chosen = success_estimator(estimator, config.seed)
     check_target(out)
     uri = tracking_uri or ambient_tracking_uri() or default_tracking_uri(out)
-    with tracked_run(uri, out.name) as tracker, tqdm(desc="train", unit="step", delay=1, disable=not progress) as bar:
+    with tracked_run(uri, out.name) as tracker, StepBar("train", TRAINING_STEPS, is_shown=progress) as bar:
 
         def done(step: str) -> None:
-            bar.set_postfix_str(step, refresh=False)
-            bar.update()
+            bar.done(step)
             logger.info("%s", step)
             on_step(step)
 
-        context = RunContext(config, config.cache or out.parent / ".cache", tracker, done, progress)
+        context = RunContext(config, config.cache or out.parent / ".cache", tracker, done, bar.under_way)
         # One thread for linear algebra: the same bundle on any number of cores, and pools of threads that wait for each
         # other in every small step are many times slower as soon as the machine has other work.
         with backend_at(cluster, context) as backend, threadpool_limits(1):
@@ -142,12 +145,15 @@ def _run(
     context.done("ingest")
     split = Split(config.test_share, config.seed)
     in_test = split.in_test(log.groups)
+    counts = PromptCounts.of(log, in_test)
     in_training = ~in_test & np.isfinite(log.correct).any(axis=1)
     _check_split(log, in_training, in_test)
 
     encoder, encoder_reused = make_encoder(config, log.rows(in_training), context.cache)
     context.done("encoder")
-    embeddings = embed(encoder, log.prompts, log.prompt_ids, context.cache, progress=context.progress)
+    embeddings = embed(
+        encoder, log.prompts, log.prompt_ids, context.cache, on_share=partial(context.under_way, "embed")
+    )
     context.done("embed")
     known = LogPart.of(log, embeddings.vectors, prices.tiers, in_training)
     held_out = LogPart.of(log, embeddings.vectors, prices.tiers, in_test)
@@ -173,7 +179,7 @@ def _run(
         label = label_cheapest_correct(log.correct, attempt_costs(log, prices.tiers).cost_usd)
         labels = label_distribution(label, log.tiers, log.segments)
         figures = report_figures(evaluation)
-        write_report(draft.folder, manifest, evaluation, log, labels, figures)
+        write_report(draft.folder, manifest, evaluation, log, counts, labels, figures)
         manifest = draft.publish()
         data.save(TrainingData.path_of(out), manifest.bundle_id)
     except BaseException:
@@ -183,6 +189,7 @@ def _run(
         bundle=out,
         manifest=manifest,
         log=log,
+        counts=counts,
         label_distribution=labels,
         evaluation=evaluation,
         parity=parity,
@@ -284,3 +291,4 @@ def _track(result: TrainingResult, source: str, estimated_cost_share: float, con
     context.tracker.log_metrics({**metrics, "estimated_cost_share": estimated_cost_share})
     read = {"n_rows": summary.n_rows, "n_used": summary.n_used, "n_prompts": summary.n_prompts}
     context.tracker.log_dataset(result.log.digest, source, read)
+    context.tracker.log_note("\n\n".join(evaluation.summary))

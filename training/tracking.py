@@ -59,6 +59,9 @@ class Tracker(Protocol):
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Record figures."""
 
+    def log_note(self, text: str) -> None:
+        """Record what the page of the run says first."""
+
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
         """Record plots, by name."""
 
@@ -83,6 +86,9 @@ class NoTracker:
         """Discard."""
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Discard."""
+
+    def log_note(self, text: str) -> None:
         """Discard."""
 
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
@@ -125,6 +131,10 @@ class MlflowTracker:
         now_ms = int(1000 * time.time())
         entries = [Metric(_FORBIDDEN.sub("_", name), float(value), now_ms, 0) for name, value in metrics.items()]
         self._record(partial(self._client.log_batch, self.run_id, metrics=entries))
+
+    def log_note(self, text: str) -> None:
+        """Record a text as the description of the run."""
+        self._record(partial(self._client.set_tag, self.run_id, "mlflow.note.content", text))
 
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
         """Record plots as `plots/<name>.png`."""

@@ -19,12 +19,13 @@ import numpy as np
 from router.portfolio.tiers import Tier
 from training.audit.ceiling import MIN_COMPLETE, N_REFITS, ceiling_of, fit_resamples, reachable
 from training.audit.checks import audit_agreement, audit_checks
-from training.audit.promises import in_training, needed_by_quality
+from training.audit.promises import held_out, needed_by_quality
 from training.audit.result import Audit, Money
 from training.audit.tiers import audit_pairs, audit_tiers, effective_models
 from training.audit.verdict import verdict_of
 from training.evaluation.metrics import hull, interval, resamples
 from training.log.costs import attempt_costs
+from training.log.counts import PromptCounts
 from training.log.table import CheckCells, OutcomeTable
 
 
@@ -36,7 +37,8 @@ def audit(
     attempts: (n_attempts, n_correct) of `count_attempts`, each (n_prompts, n_tiers), where the log repeats attempts.
     """
     costs = attempt_costs(table, tiers)
-    complete, to_train_on = np.isfinite(table.correct).all(axis=1), in_training(table)
+    complete, in_test = np.isfinite(table.correct).all(axis=1), held_out(table)
+    to_train_on = complete & ~in_test
     n_outcomes = np.isfinite(table.correct).sum(axis=0)
     mean = np.nansum(table.correct, axis=0) / np.maximum(n_outcomes, 1)
     counted: dict[str, Any] = {
@@ -44,6 +46,7 @@ def audit(
         "n_prompts": table.n_prompts,
         "n_complete": int(complete.sum()),
         "n_training": int(to_train_on.sum()),
+        "counts": PromptCounts.of(table, in_test),
         "n_outcomes": dict(zip(table.tiers, n_outcomes.tolist(), strict=True)),
         "observed_accuracy": {
             tier: float(a) if n else None for tier, a, n in zip(table.tiers, mean, n_outcomes, strict=True)
@@ -70,7 +73,7 @@ def audit(
     ]  # no router passes the ceiling
     repeated = None if attempts is None else (attempts[0][complete], attempts[1][complete])
     ceiling = ceiling_of(fits[0], reach, oracle, accuracy[:, best], repeated, seed)
-    money = _money(accuracy, cost, best, frontiers)
+    money = _money(accuracy, cost, best, frontiers, _oracle_cost(correct, usd, weights), oracle)
     checks = {
         name: CheckCells(score=cells.score[complete], cost_usd=cells.cost_usd[complete])
         for name, cells in table.checks.items()
@@ -95,11 +98,25 @@ def audit(
     )
 
 
-def _money(accuracy: np.ndarray, cost: np.ndarray, best: int, frontiers: list[np.ndarray]) -> tuple[Money, ...]:
+def _oracle_cost(correct: np.ndarray, usd: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Cost of asking the cheapest of the tiers that did best on each prompt, per resample, (n_resamples,)."""
+    is_best = correct == correct.max(axis=1, keepdims=True)
+    return np.asarray(weights @ np.where(is_best, usd, np.inf).min(axis=1))
+
+
+def _money(
+    accuracy: np.ndarray,
+    cost: np.ndarray,
+    best: int,
+    frontiers: list[np.ndarray],
+    oracle_cost: np.ndarray,
+    oracle: np.ndarray,
+) -> tuple[Money, ...]:
     """What money routing can save, at all and at 98 % of the best tier's accuracy.
 
     accuracy, cost: of every tier per resample, (n_resamples, n_tiers). frontiers: (cost, accuracy) of a router that
-    knows each prompt's difficulty, of the first resamples.
+    knows each prompt's difficulty, of the first resamples. oracle_cost, oracle: cost and accuracy of knowing which tier
+    is right, per resample, (n_resamples,).
     """
 
     def relative(points: np.ndarray, a: np.ndarray, c: np.ndarray, quality: float) -> float:
@@ -110,8 +127,15 @@ def _money(accuracy: np.ndarray, cost: np.ndarray, best: int, frontiers: list[np
         pairs = list(zip(accuracy, cost, strict=True))
         mix = [relative(np.empty((0, 2)), a, c, quality) for a, c in pairs]
         known = [relative(points, a, c, quality) for (a, c), points in zip(pairs, frontiers, strict=False)]
+        lucky = [
+            relative(np.array([[paid, right]]), a, c, quality)
+            for (a, c), paid, right in zip(pairs, oracle_cost, oracle, strict=True)
+        ]
         return Money(
-            quality=quality, mix_of_singles=interval(np.array(mix)), knowing_difficulty=interval(np.array(known))
+            quality=quality,
+            mix_of_singles=interval(np.array(mix)),
+            knowing_difficulty=interval(np.array(known)),
+            knowing_outcomes=interval(np.array(lucky)),
         )
 
     return tuple(one(quality) for quality in (1.0, 0.98))

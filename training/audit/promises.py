@@ -24,11 +24,10 @@ from training.log.table import OutcomeTable
 QUALITIES = (0.95, 0.98, 0.99, 1.0)
 
 
-def in_training(table: OutcomeTable) -> np.ndarray:
-    """The complete prompts that `broker train` would train on, by its default settings, bool (n_prompts,)."""
+def held_out(table: OutcomeTable) -> np.ndarray:
+    """The prompts that `broker train` would keep from training, by its default settings, bool (n_prompts,)."""
     config = TrainingConfig()
-    in_test = Split(config.test_share, config.seed).in_test(table.groups)
-    return np.asarray(np.isfinite(table.correct).all(axis=1) & ~in_test)
+    return Split(config.test_share, config.seed).in_test(table.groups)
 
 
 def needed_by_quality(correct: np.ndarray, best: int) -> dict[float, PromptsNeeded]:
@@ -60,5 +59,5 @@ def promise_takes(quality: float, needed: PromptsNeeded, best: str, n_training: 
     apart = "more" if needed.like_substitute is None else f"about {needed.like_substitute:,}"
     return (
         f"A promise of {quality:g} takes about {needed.like_best:,} {COMPLETE_PROMPTS}, for a router like {best}, and "
-        f"{apart} for one that is as accurate but right on other prompts: there are {n_training:,}."
+        f"{apart} for one that is as accurate but right on other prompts: there are {n_training:,} to learn from."
     )

@@ -116,7 +116,8 @@ def _money_table(audit: Audit) -> Table:
         [
             ("accuracy kept", lambda money: f"{money.quality:.0%}"),
             ("mix of single tiers", lambda money: _percent(money.mix_of_singles)),
-            ("knowing each prompt's difficulty", lambda money: _percent(money.knowing_difficulty)),
+            ("knowing difficulty alone", lambda money: _percent(money.knowing_difficulty)),
+            ("oracle, luck included", lambda money: _percent(money.knowing_outcomes)),
         ],
     )
 
@@ -172,6 +173,7 @@ def audit_facts(audit: Audit) -> list[str]:
         return [f"{counted}: which tier is better on which prompt cannot be said."]
     ceiling = audit.ceiling
     facts = [
+        f"Prompts, as `broker train` would split them: {audit.counts}.",
         f"{counted}. All figures but the outcomes per tier rest on these. In brackets: 95 % bootstrap intervals.",
         f"The oracle, which knows which tier is right, reaches {_percent(audit.oracle)}. Luck and shared "
         f"difficulty alone would give an oracle of {ceiling.lucky_oracle:.1%}. The best possible router lies between "

@@ -9,6 +9,7 @@ import numpy as np
 
 from training.audit.checks import AgreementAudit, CheckAudit
 from training.evaluation.metrics import Interval
+from training.log.counts import PromptCounts
 from training.log.table import IngestSummary
 
 MIN_LOSS = 0.002
@@ -70,11 +71,17 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Money:
-    """Cost relative to always asking the best tier, at this share of its accuracy (quality)."""
+    """Cost relative to always asking the best tier, at this share of its accuracy (quality).
+
+    mix_of_singles: of mixing single tiers, which takes no router. knowing_difficulty: of a router that knows how hard
+    each prompt is, and nothing of which tier is good at what. knowing_outcomes: of the oracle, luck included: no router
+    costs less.
+    """
 
     quality: float
     mix_of_singles: Interval
     knowing_difficulty: Interval
+    knowing_outcomes: Interval
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ class PromptsNeeded:
 class Audit:
     """All that an audit finds. Fields with a default need complete prompts; they keep it where these are too few.
 
+    counts: how many prompts would serve what in training.
     n_complete: prompts that every tier answered. n_training: those of them that `broker train` would train on, by its
     default settings; the others are held out. n_outcomes, observed_accuracy: per tier, each on its own prompts.
     estimated_cost_share: share of the attempts without a logged cost.
@@ -108,6 +116,7 @@ class Audit:
     n_prompts: int
     n_complete: int
     n_training: int
+    counts: PromptCounts
     n_outcomes: dict[str, int]
     observed_accuracy: dict[str, float | None]
     estimated_cost_share: float
@@ -129,6 +138,7 @@ class Audit:
     def to_json(self) -> dict[str, Any]:
         """The JSON of `broker audit --json`; numbers that are not finite are null."""
         document = asdict(self)
+        document["prompts"] = document.pop("counts")
         document["pairs"] = [{"tiers": list(names), **asdict(pair)} for names, pair in (self.pairs or {}).items()]
         document["needed"] = [
             {"quality": quality, "n_prompts": n.like_best, "n_prompts_like_substitute": n.like_substitute}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from training.audit.promises import promise_takes
 from training.audit.result import Ceiling, Money, PromptsNeeded
+from training.evaluation.metrics import Interval
 
 MIN_LEAD = 0.01
 """Routing is worth the trouble if it gains this much accuracy, or saves this share beyond mixing single tiers."""
@@ -35,12 +36,17 @@ def verdict_of(
         else f"do not count on more accuracy than its {ceiling.low:.1%}"
     )
     reason = (
-        f"at 98 % of {best}'s accuracy, knowing each prompt's difficulty would at best cut cost to "
-        f"{at_98.knowing_difficulty.value:.0%} of always asking it (mixing single tiers: "
-        f"{at_98.mix_of_singles.value:.0%}), of which a router gets a part; {accuracy}"
+        f"98 % of {best}'s accuracy costs {_percent(at_98.mix_of_singles)} of always asking it by mixing single tiers, "
+        f"{_percent(at_98.knowing_difficulty)} for a router that knows how hard each prompt is and nothing else, and "
+        f"{_percent(at_98.knowing_outcomes)} for an oracle that knows every outcome; a router that also learns which "
+        f"tier is good at what comes between the last two at best; {accuracy}"
     )
     least = needed[0.95].like_best
     if least is None or n_training < least:
         takes = promise_takes(0.95, needed[0.95], best, n_training)
         return "not enough outcomes", f"Not enough outcomes. {takes} It looks worth logging more: {reason}."
     return "route", f"Route: {reason}. {promise_takes(0.98, needed[0.98], best, n_training)}"
+
+
+def _percent(figure: Interval) -> str:
+    return f"{100 * figure.value:.0f} %"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -10,7 +10,6 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from router.bundle.engine import batches, padded
 from router.files import replacing
@@ -38,26 +37,29 @@ def embed(
     prompt_ids: np.ndarray,
     cache: Path | None = None,
     *,
-    progress: bool = False,
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> Embeddings:
     """Embed prompts with the encoder's own ONNX graph; only prompts that are not yet in the cache are computed.
 
     prompt_ids: digest of each prompt's text, str (n_prompts,), all different.
-    cache: a folder, to which new embeddings are appended; None keeps nothing. progress: a bar on stderr.
+    cache: a folder, to which new embeddings are appended; None keeps nothing.
+    on_share: is called with the share of the missing prompts that is embedded, again and again.
     """
     store = None if cache is None else _Store(cache / "embeddings" / encoder.digest[:16])
     found = _Rows(len(prompt_ids))
     if store is not None:
         store.read_into(found, prompt_ids)
     missing = np.flatnonzero(~found.is_known)
-    bar = tqdm(total=len(missing), desc="embed", unit="prompt", disable=not progress or not len(missing))
-    with bar:
-        for start in range(0, len(missing), _SHARD_ROWS):
-            rows = missing[start : start + _SHARD_ROWS]
-            vectors, n_tokens = _run(encoder, [prompts[row] for row in rows], bar)
-            if store is not None:
-                store.append(prompt_ids[rows], vectors, n_tokens)
-            found.put(rows, vectors, n_tokens)
+    for start in range(0, len(missing), _SHARD_ROWS):
+        rows = missing[start : start + _SHARD_ROWS]
+
+        def embedded(n_prompts: int, before: int = start) -> None:
+            on_share((before + n_prompts) / len(missing))
+
+        vectors, n_tokens = _run(encoder, [prompts[row] for row in rows], embedded)
+        if store is not None:
+            store.append(prompt_ids[rows], vectors, n_tokens)
+        found.put(rows, vectors, n_tokens)
     return Embeddings(vectors=found.vectors, n_tokens=found.n_tokens, n_computed=len(missing))
 
 
@@ -76,19 +78,21 @@ class _Rows:
         self.vectors[rows], self.n_tokens[rows], self.is_known[rows] = vectors, n_tokens, True
 
 
-def _run(encoder: Encoder, texts: Sequence[str], bar: tqdm) -> tuple[np.ndarray, np.ndarray]:
+def _run(encoder: Encoder, texts: Sequence[str], embedded: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
     """Compute embeddings and token counts; prompts of similar length go through the graph together."""
     session = cpu_session(encoder.graph)
     ids = encoder.token_ids(texts)
     n_tokens = np.array([len(row) for row in ids], dtype=np.int64)
     vectors: np.ndarray | None = None
+    n_done = 0
     for rows in batches(ids):
         feeds = padded([ids[row] for row in rows])
         (batch,) = session.run(["embedding"], feeds)
         if vectors is None:
             vectors = np.empty((len(texts), batch.shape[1]), dtype=np.float32)
         vectors[rows] = batch
-        bar.update(len(rows))
+        n_done += len(rows)
+        embedded(n_done)
     assert vectors is not None
     return vectors, n_tokens
 

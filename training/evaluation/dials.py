@@ -36,15 +36,6 @@ class DialResult:
     output_tokens_per_correct: Interval | None
     shares: Mapping[str, float]
 
-    @property
-    def text(self) -> str:
-        """The result in a sentence."""
-        shares = ", ".join(f"{tier} {share:.0%}" for tier, share in self.shares.items())
-        return (
-            f"{dials_text(self.quality, self.worth_usd).capitalize()} it keeps {self.kept.text()} of the best tier's "
-            f"accuracy at {self.cost_of_best.text()} of its cost; requests go to {shares}."
-        )
-
     def to_json(self) -> dict[str, Any]:
         """One entry of "dial", or "chosen_dials"."""
         names = ("accuracy", "usd_per_1k", "kept", "cost_of_best", "usd_per_correct")

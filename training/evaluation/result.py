@@ -14,6 +14,7 @@ import numpy as np
 
 from router.notebook import card
 from training.evaluation.dials import DialResult, dials_text
+from training.evaluation.headline import Headline
 from training.evaluation.metrics import FIGURES, Interval
 from training.evaluation.net_value import NetValue
 from training.evaluation.off_policy import ESTIMATORS, OffPolicyReport
@@ -69,6 +70,11 @@ class Evaluation(ABC):
 
     @property
     @abstractmethod
+    def summary(self) -> tuple[str, ...]:
+        """What everybody should read first, a sentence or two each: the headline, then what the curve says."""
+
+    @property
+    @abstractmethod
     def metrics(self) -> dict[str, float]:
         """Figures for an experiment tracker, by name."""
 
@@ -83,6 +89,7 @@ class Evaluation(ABC):
     def to_json(self) -> dict[str, Any]:
         """The JSON of `broker evaluate --json`. It always has the same keys; what is not known is null or empty."""
         return {
+            "headline": self.summary[0],
             "verdict": self.verdict,
             "bundle_id": self.bundle_id,
             "n_prompts": self.n_prompts,
@@ -166,13 +173,39 @@ class FullEvaluation(Evaluation):
         return f"The router does NOT beat the best baseline: {figures}."
 
     def _repr_html_(self) -> str:
-        """The verdict above a row per quality of the dial, in a notebook."""
+        """Headline and verdict above a row per quality of the dial, in a notebook."""
         rows = [
             [f"{point.quality:g}", "yes" if point.promised else "no", point.kept.text(), point.cost_of_best.text()]
             for point in self.dial
         ]
         header = ["quality", "promised", f"kept of {self.best_tier}'s accuracy", "of its cost"]
-        return card([self.verdict, f"{self.n_prompts:,} prompts judged. {self.chosen.text}"], header, rows)
+        return card(list(self.summary), header, rows)
+
+    @property
+    def headline(self) -> Headline:
+        """What the dial keeps and costs: the figure of terminal, report, picture and tracker."""
+        quality = self.chosen.quality
+        lower = (
+            [] if quality is None else [each for each in self.dial if each.promised and (each.quality or 0) < quality]
+        )
+        return Headline(
+            dial=self.chosen,
+            instead=lower[-1] if lower and not self.chosen.promised else None,
+            best_tier=self.best_tier,
+            best_usd_per_1k=self.single[self.best_tier][1].value,
+            n_prompts=self.n_prompts,
+        )
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """The headline, and the curve's figures by their names."""
+        at_98 = self.router.figures["cost_at_98"]
+        return (
+            self.headline.text,
+            f"The curve, over all budgets instead of one dial: {self.verdict[0].lower()}{self.verdict[1:]} Its point "
+            f"at 98 % of {self.best_tier}'s accuracy costs {100 * at_98.value:.0f} % ({100 * at_98.low:.0f} to "
+            f"{100 * at_98.high:.0f}): it is found on these very prompts, so it is no promise.",
+        )
 
     @property
     def shares(self) -> np.ndarray:
@@ -181,8 +214,8 @@ class FullEvaluation(Evaluation):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The router's figures, the baselines' AIQ, each tier's ECE, and what each quality keeps and costs."""
-        found = {name: figure.value for name, figure in self.router.figures.items()}
+        """The headline, the curve's figures, baselines' AIQ, each tier's ECE, and what each quality keeps and costs."""
+        found = self.headline.metrics | {name: figure.value for name, figure in self.router.figures.items()}
         found |= {f"baseline.{name}.aiq": result.figures["aiq"].value for name, result in self.baselines.items()}
         for point in self.dial:
             name = f"dial.{point.quality:g}"
@@ -258,6 +291,11 @@ class OffPolicyEvaluation(Evaluation):
             f"{dials_text(self.quality, self.worth_usd)} the router is right on {self.router.accuracy.text()} of the "
             f"requests at USD {self.router.usd_per_1k.text(4)} per 1,000; {against}."
         )
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """The verdict alone: a curve takes the outcome of every tier."""
+        return (self.verdict,)
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -26,6 +26,47 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
     return []
 
 
+def first_table(evaluation: FullEvaluation) -> Table:
+    """What one reads first: the router at the dials that were judged, plans, and the tiers one could ask always."""
+    best = evaluation.single[evaluation.best_tier]
+    dial = evaluation.chosen
+    by_cost = sorted(evaluation.tiers, key=lambda tier: evaluation.single[tier][1].value)
+    rows = [
+        (f"always {tier}", accuracy.value / best[0].value, usd.value, usd.value / best[1].value)
+        for tier in dict.fromkeys((by_cost[0], evaluation.best_tier))
+        for accuracy, usd in [evaluation.single[tier]]
+        if best[0].value > 0 and best[1].value > 0
+    ]
+    for point in (dial, evaluation.headline.instead):
+        if point is not None:
+            label = dials_text(point.quality, point.worth_usd).removeprefix("at ")
+            rows.append((f"router, {label}", point.kept.value, point.usd_per_1k.value, point.cost_of_best.value))
+    for name, found in evaluation.plans.items():
+        at = next((point for point in found.dial if point.quality == dial.quality and not dial.worth_usd), None)
+        if at is not None and not at.is_direct:
+            rows.append((f"plans that look at {name}", at.kept.value, at.usd_per_1k.value, at.cost_share.value))
+    return Table.of(
+        f"Compared with always asking {evaluation.best_tier}",
+        rows,
+        [
+            ("who", lambda row: row[0]),
+            ("accuracy kept", lambda row: f"{100 * row[1]:.1f} %"),
+            ("cost", lambda row: f"{100 * row[3]:.0f} %"),
+            ("USD per 1,000 requests", lambda row: f"{row[2]:.3g}"),
+        ],
+    )
+
+
+def promise_line(manifest: Manifest) -> str:
+    """Up to which quality the dial is promised, and on how many prompts that rests."""
+    n_prompts, quality = manifest.promise.get("n_prompts", 0), manifest.default_quality
+    promised = [point.quality for point in manifest.dial if point.promised]
+    which = f"every quality up to {max(promised):g}" if promised else "no quality"
+    needed = manifest.dial_point(quality).n_needed
+    takes = f"; {quality:g} takes about {needed:,} with this router" if needed else ""
+    return f"Promised with {100 * manifest.confidence:.0f} % confidence: {which}, on {n_prompts:,} prompts{takes}."
+
+
 def label_table(labels: Mapping[str, Mapping[str, float]]) -> Table:
     """Shares of the cheapest-correct label, overall and per segment. labels: of `label_distribution`."""
 

@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from training.evaluation.dials import dials_text
 from training.evaluation.result import Evaluation, FullEvaluation
 from training.reports.html import drawn_hull, new_figure
 from training.reports.plan_tree import plan_trees_figure
 
-_ROUTER, _BASELINES, _TIERS, _ORACLE = "#0b6e4f", "#8a8f98", "#1f2933", "#c8963e"
+_ROUTER, _BASELINES, _TIERS, _ORACLE, _DIAL = "#0b6e4f", "#8a8f98", "#1f2933", "#c8963e", "#b3361e"
 _BASELINE_STYLES = {"knn": "--", "kmeans": ":", "linear": "-."}
 _TIER_COLORS = "viridis"
 _LEAST_HEIGHT = 0.02  # of the curves, in accuracy: less is noise, and would fill the picture
@@ -37,19 +38,23 @@ def report_figures(evaluation: Evaluation) -> dict[str, Figure]:
 
 
 def cost_quality_figure(evaluation: FullEvaluation) -> Figure:
-    """Accuracy against cost: the router's curve above the baselines', single tiers and oracle as points.
+    """Accuracy against cost: the dial as a diamond, the router's curve, the baselines', single tiers and oracle.
 
     The axis of accuracy shows the curves; a tier or oracle far from them stands at its edge, with its value.
     """
     figure, axes = new_figure(7.2, 4.6)
     singles = np.array([[cost.value, accuracy.value] for accuracy, cost in evaluation.single.values()])
     router_curve = _with_singles(np.array(evaluation.router.curve), singles)
-    axes.plot(*router_curve, color=_ROUTER, lw=2.6, label="router", zorder=4)
+    axes.plot(*router_curve, color=_ROUTER, lw=2.6, label="router, any budget", zorder=4)
     for name, style in _BASELINE_STYLES.items():
         points = np.array(evaluation.baselines[name].curve)
         axes.plot(*_with_singles(points, singles), style, color=_BASELINES, lw=1.3, label=name)
     axes.plot(*_with_singles(np.empty((0, 2)), singles), color=_TIERS, lw=0.9, alpha=0.5, label="mix of single tiers")
-    lowest, highest = router_curve[1].min(), router_curve[1].max()
+    dial = evaluation.chosen
+    place = (dial.usd_per_1k.value, dial.accuracy.value)
+    label = dials_text(dial.quality, dial.worth_usd).removeprefix("at ")
+    axes.scatter(*place, marker="D", s=52, color=_DIAL, zorder=6, label=f"router at {label}")
+    lowest, highest = router_curve[1].min(), max(router_curve[1].max(), place[1])
     height = max(highest - lowest, _LEAST_HEIGHT)
     bottom, top = lowest - 0.5 * height, highest + 0.5 * height
     axes.set_ylim(bottom, top)
@@ -67,10 +72,7 @@ def cost_quality_figure(evaluation: FullEvaluation) -> Figure:
     axes.set_xlabel("cost, USD per 1,000 requests")
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    saving = 1 - evaluation.router.figures["cost_at_98"].value
-    axes.set_title(
-        f"98 % of {evaluation.best_tier}'s accuracy at {saving * 100:.0f} % less cost", loc="left", fontsize=11
-    )
+    axes.set_title(evaluation.headline.short[0].upper() + evaluation.headline.short[1:], loc="left", fontsize=11)
     axes.margins(x=0.12)
     axes.legend(fontsize=8.5, frameon=False, loc="upper left")
     return figure

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from router.bundle.manifest import Manifest
 from training.evaluation.result import Evaluation, FullEvaluation
 from training.fit.never_asked import assumptions
+from training.log.counts import PromptCounts
 from training.log.table import OutcomeTable
 from training.reports.evaluation_tables import evaluation_tables, label_table, promise_tables
 from training.reports.html import page, picture
@@ -24,6 +25,7 @@ def write_report(
     manifest: Manifest,
     evaluation: Evaluation,
     log: OutcomeTable,
+    counts: PromptCounts,
     labels: Mapping[str, Mapping[str, float]],
     figures: Mapping[str, Figure],
 ) -> None:
@@ -34,18 +36,19 @@ def write_report(
     document = {**evaluation.to_json(), "label_distribution": labels, "training": manifest.training}
     (folder / "report.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     tables = [*evaluation_tables(evaluation), label_table(labels), *promise_tables(manifest)]
-    facts = _facts(manifest, evaluation, log)
+    facts = _facts(manifest, evaluation, log, counts)
     (folder / "report.html").write_text(_html(evaluation, facts, tables, figures), encoding="utf-8")
     (folder / "README.md").write_text(_model_card(manifest, evaluation, facts, tables), encoding="utf-8")
 
 
-def _facts(manifest: Manifest, evaluation: Evaluation, log: OutcomeTable) -> list[str]:
+def _facts(manifest: Manifest, evaluation: Evaluation, log: OutcomeTable, counts: PromptCounts) -> list[str]:
     """What the figures rest on, a sentence each."""
     training = manifest.training
     kind = "that every tier answered" if isinstance(evaluation, FullEvaluation) else "with partial feedback"
     facts = [
         *([training["note"]] if training["note"] else []),
         f"Log: {log.summary}.",
+        *([f"Prompts: {counts}."] if isinstance(evaluation, FullEvaluation) else []),
         f"Trained on {training['n_trained_on']:,} prompts; judged on {evaluation.n_prompts:,} others {kind}, split by "
         f"question; {training['n_trees']} trees; encoder {manifest.encoder.name}.",
         *_sample(training),
@@ -101,7 +104,8 @@ def _promise(manifest: Manifest) -> str:
 
 def _html(evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
     captions = {
-        "cost_quality": "Cost and quality on prompts that training never saw.",
+        "cost_quality": "Cost and quality on prompts that training never saw. The title speaks of the dial, which is "
+        "the diamond. The line is what the router reaches at any budget, found on these very prompts.",
         "calibration": "Predicted success against the share that was correct. Points on the line are exactly right.",
         "tier_mix": "Where requests go at each quality asked for.",
         "plans": "Plans: ask, look at the answer, go up only where it pays. Points: single tiers.",
@@ -110,8 +114,9 @@ def _html(evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table],
     }
     pictures = "".join(picture(figure, captions[name]) for name, figure in figures.items())
     paragraphs = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
+    paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in evaluation.summary[1:]) + paragraphs
     return page(
-        "Router report", evaluation.verdict, f"{pictures}{paragraphs}{''.join(table.html() for table in tables)}"
+        "Router report", evaluation.summary[0], f"{pictures}{paragraphs}{''.join(table.html() for table in tables)}"
     )
 
 
@@ -121,5 +126,5 @@ def _model_card(manifest: Manifest, evaluation: Evaluation, facts: Sequence[str]
         'router = Router.load("this folder")\nrouter.route("your prompt", quality=0.98).tier\n```'
     )
     title = f"# Router over {', '.join(manifest.tiers)}"
-    sections = [title, evaluation.verdict, use, *facts, *(table.markdown() for table in tables)]
+    sections = [title, *evaluation.summary, use, *facts, *(table.markdown() for table in tables)]
     return "\n\n".join(sections) + "\n"
