@@ -11,14 +11,13 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
-
-from matplotlib.figure import Figure
 
 from training.errors import TrackingError
 
@@ -59,8 +58,8 @@ class Tracker(Protocol):
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Record figures."""
 
-    def log_figures(self, figures: Mapping[str, Figure]) -> None:
-        """Record plots, by name."""
+    def log_pictures(self, pictures: Mapping[str, bytes]) -> None:
+        """Record pictures (PNG), by name."""
 
     def log_dataset(self, digest: str, source: str, facts: Mapping[str, Any]) -> None:
         """Record which log was trained on: its digest, where it came from, and how large it is."""
@@ -85,7 +84,7 @@ class NoTracker:
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Discard."""
 
-    def log_figures(self, figures: Mapping[str, Figure]) -> None:
+    def log_pictures(self, pictures: Mapping[str, bytes]) -> None:
         """Discard."""
 
     def log_dataset(self, digest: str, source: str, facts: Mapping[str, Any]) -> None:
@@ -126,10 +125,17 @@ class MlflowTracker:
         entries = [Metric(_FORBIDDEN.sub("_", name), float(value), now_ms, 0) for name, value in metrics.items()]
         self._record(partial(self._client.log_batch, self.run_id, metrics=entries))
 
-    def log_figures(self, figures: Mapping[str, Figure]) -> None:
-        """Record plots as `plots/<name>.png`."""
-        for name, figure in figures.items():
-            self._record(partial(self._client.log_figure, self.run_id, figure, f"plots/{name}.png"))
+    def log_pictures(self, pictures: Mapping[str, bytes]) -> None:
+        """Record pictures as `plots/<name>.png`."""
+
+        def send() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in pictures.items():
+                    (Path(folder) / f"{name}.png").write_bytes(content)
+                self._client.log_artifacts(self.run_id, folder, "plots")
+
+        if pictures:
+            self._record(send)
 
     def log_dataset(self, digest: str, source: str, facts: Mapping[str, Any]) -> None:
         """Record the log as the dataset of the run; MLflow keeps 36 characters of the digest."""

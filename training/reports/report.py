@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from router.bundle.manifest import Manifest
 from training.evaluation.result import Evaluation, FullEvaluation
 from training.fit.never_asked import assumptions
@@ -25,17 +23,17 @@ def write_report(
     evaluation: Evaluation,
     log: OutcomeTable,
     labels: Mapping[str, Mapping[str, float]],
-    figures: Mapping[str, Figure],
+    pictures: Mapping[str, bytes],
 ) -> None:
     """Write report.json, report.html and README.md into a bundle's folder.
 
-    labels: of `label_distribution`; figures: of `report_figures`.
+    labels: of `label_distribution`; pictures: those of `report_figures` as PNG.
     """
     document = {**evaluation.to_json(), "label_distribution": labels, "training": manifest.training}
     (folder / "report.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     tables = [*evaluation_tables(evaluation), label_table(labels), *promise_tables(manifest)]
     facts = _facts(manifest, evaluation, log)
-    (folder / "report.html").write_text(_html(evaluation, facts, tables, figures), encoding="utf-8")
+    (folder / "report.html").write_text(_html(evaluation, facts, tables, pictures), encoding="utf-8")
     (folder / "README.md").write_text(_model_card(manifest, evaluation, facts, tables), encoding="utf-8")
 
 
@@ -99,7 +97,7 @@ def _promise(manifest: Manifest) -> str:
     )
 
 
-def _html(evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
+def _html(evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table], pictures: Mapping[str, bytes]) -> str:
     captions = {
         "cost_quality": "Cost and quality on prompts that training never saw.",
         "calibration": "Predicted success against the share that was correct. Points on the line are exactly right.",
@@ -108,11 +106,9 @@ def _html(evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table],
         "plan_trees": "Whom plans ask, with shares of all requests; answered: the plan ends there.",
         "net_value": "Net value with worth_usd as the only dial, against the best single tier at each worth.",
     }
-    pictures = "".join(picture(figure, captions[name]) for name, figure in figures.items())
+    shown = "".join(picture(content, captions[name]) for name, content in pictures.items())
     paragraphs = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
-    return page(
-        "Router report", evaluation.verdict, f"{pictures}{paragraphs}{''.join(table.html() for table in tables)}"
-    )
+    return page("Router report", evaluation.verdict, f"{shown}{paragraphs}{''.join(table.html() for table in tables)}")
 
 
 def _model_card(manifest: Manifest, evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table]) -> str:
