@@ -89,15 +89,17 @@ def _create_offers(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier]) -> None
     )
     offers = [(index, offer) for index, tier in enumerate(tiers) for offer in tier.offers]
     models = {offer.model: number for number, (_, offer) in enumerate(offers)}
-    rows = [
-        (
+    values = [
+        value
+        for index, offer in offers
+        for name in log_names(offer)
+        for value in (
             name, models[offer.model], offer.provider, index, offer.context_window, offer.usd_per_mtok_input,
             offer.usd_per_mtok_output,
         )
-        for index, offer in offers
-        for name in log_names(offer)
     ]  # fmt: skip
-    db.executemany("INSERT INTO offers VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    rows = ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * (len(values) // 7))
+    db.execute(f"INSERT INTO offers VALUES {rows}", values)  # one statement: executemany plans one for each row
 
 
 def _create_attempts(db: duckdb.DuckDBPyConnection, drop_unparsed: bool) -> None:
