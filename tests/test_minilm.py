@@ -1,14 +1,19 @@
 """The whole line with a transformer encoder: needs torch, which `make test-encoders` installs."""
 
+from importlib.util import find_spec
+
 import pandas as pd
 import pytest
-
-pytest.importorskip("torch", reason="torch is not installed: make test-encoders installs it")
-pytest.importorskip("sentence_transformers", reason="not installed: make test-encoders installs it")
 
 from router import Router
 from router.golden import check_golden
 from training import TrainingConfig, train
+
+# Not imported here: every process that collects tests would wait for it.
+pytestmark = pytest.mark.skipif(
+    find_spec("torch") is None or find_spec("sentence_transformers") is None,
+    reason="not installed: make test-encoders installs torch and sentence-transformers",
+)
 
 
 def test_minilm_trains_exports_and_routes(sample_log, sample_tiers, tmp_path):
