@@ -22,7 +22,7 @@ from stores import (
     make_cheaper,
     make_first_store,
     pictures,
-)  # fmt: skip
+)
 
 import training.audit.audit
 import training.evaluation.judged
@@ -40,11 +40,11 @@ settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("tests")
 
 LONGEST_FIRST = (
-    "test_retrain.py", "test_distributed.py", "test_gateway.py", "test_gateway_plans.py", "test_serve.py",
-    "test_telemetry.py", "test_tables.py",
-    "test_circle.py", "test_ingest.py",
-    "test_fit_partial.py", "test_real_logs.py", "test_dial.py", "test_minilm.py", "test_evaluate.py", "test_audit.py",
-    "test_lost_store.py", "test_log_check.py", "test_full_disk.py", "test_maps.py", "test_paths.py", "test_export.py",
+    "test_gateway.py", "test_retrain.py", "test_distributed.py", "test_ingest.py", "test_minilm.py", "test_circle.py",
+    "test_serve.py", "test_policy_gateway.py", "test_gateway_plans.py", "test_telemetry.py", "test_full_disk.py",
+    "test_evaluate.py", "test_tables.py",
+    "test_fit_partial.py", "test_real_logs.py", "test_dial.py", "test_audit.py", "test_notebook.py", "test_export.py",
+    "test_lost_store.py", "test_log_check.py", "test_maps.py", "test_browser_example.py", "test_node_example.py",
 )  # fmt: skip
 """Files that take longest: started first, they leave no process with a long one at the end."""
 

@@ -18,11 +18,11 @@ pytestmark = pytest.mark.skipif(
 
 def test_minilm_trains_exports_and_routes(sample_log, sample_tiers, tmp_path):
     log = pd.read_parquet(sample_log)
-    few = log[log["prompt"].isin(sorted(log["prompt"].unique())[:200])]
+    few = log[log["prompt"].isin(sorted(log["prompt"].unique())[:120])]
     config = TrainingConfig(encoder="minilm", cache=tmp_path / "cache")
     result = train(few, sample_tiers, tmp_path / "minilm", config, tracking_uri="none")
     assert result.manifest.encoder.name == "minilm"
-    assert result.n_embedded == 200
+    assert result.n_embedded == 120
     assert result.parity.success < 1e-4
     assert check_golden(result.bundle).passed
     router = Router.load(result.bundle)
