@@ -113,7 +113,7 @@ def test_the_wealth_that_proves_is_hardly_ever_come_to_where_the_quality_is_just
 
 def test_ten_tiers_are_promised_for_too():
     success, correct = draw(1000, 10)
-    dial = calibrate_dial(success, correct, 0.95)
+    dial = calibrate_dial(success, correct, 0.95, qualities=(0.8, 0.9, 0.98))
     assert dial[0].promised and dial[0].slack > 0
     orders = [np.random.default_rng(seed).permutation(10) for seed in range(100)]
     for slack in {point.slack for point in dial if point.promised}:
@@ -312,10 +312,10 @@ def test_the_newest_prompts_have_a_veto_and_nothing_but_a_veto():
 
 
 def test_where_requests_drift_the_veto_keeps_more_of_the_promise_for_requests_to_come():
-    """The truth of what comes after the drift, over 10 logs."""
+    """The truth of what comes after the drift, over 15 logs."""
     kept = {"without": [], "with": []}
-    success, correct = drifted(0, 20_000, seed=1000)
-    for seed in range(10):
+    success, correct = drifted(0, 50_000, seed=1000)
+    for seed in range(15):
         log = drifted(2000, 500, seed)
         for name, times in (("without", None), ("with", with_times(2000, 500))):
             (point,) = calibrate_dial(*log, 0.95, asked_at=times, qualities=(0.95,))
