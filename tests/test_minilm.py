@@ -8,6 +8,8 @@ import pytest
 from router import Router
 from router.golden import check_golden
 from training import TrainingConfig, train
+from training.encoders.embed import embed
+from training.encoders.make import make_encoder
 
 # Not imported here: every process that collects tests would wait for it.
 pytestmark = pytest.mark.skipif(
@@ -31,5 +33,6 @@ def test_minilm_trains_exports_and_routes(sample_log, sample_tiers, tmp_path):
     for prompt, decision in zip(prompts, batch, strict=True):
         assert decision.success == pytest.approx(router.route(prompt).success, abs=1e-5)
 
-    again = train(few, sample_tiers, tmp_path / "minilm", config, tracking_uri="none")
-    assert again.n_embedded == 0, "the second run finds every embedding in the cache"
+    encoder, _ = make_encoder(config, result.log, config.cache)
+    again = embed(encoder, result.log.prompts, result.log.prompt_ids, config.cache)
+    assert again.n_computed == 0, "another run finds every embedding in the cache"
