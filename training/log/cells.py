@@ -89,17 +89,17 @@ def _create_offers(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier]) -> None
     )
     offers = [(index, offer) for index, tier in enumerate(tiers) for offer in tier.offers]
     models = {offer.model: number for number, (_, offer) in enumerate(offers)}
-    values = [
-        value
-        for index, offer in offers
-        for name in log_names(offer)
-        for value in (
+    rows = [
+        (
             name, models[offer.model], offer.provider, index, offer.context_window, offer.usd_per_mtok_input,
             offer.usd_per_mtok_output,
         )
+        for index, offer in offers
+        for name in log_names(offer)
     ]  # fmt: skip
-    rows = ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * (len(values) // 7))
-    db.execute(f"INSERT INTO offers VALUES {rows}", values)  # one statement: executemany plans one for each row
+    places = ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * len(rows))
+    values = [value for row in rows for value in row]
+    db.execute(f"INSERT INTO offers VALUES {places}", values)  # one statement: executemany plans one for each row
 
 
 def _create_attempts(db: duckdb.DuckDBPyConnection, drop_unparsed: bool) -> None:
