@@ -5,6 +5,8 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install -qq --disable-pip-version-check --constraint requirements.lock
 HASHED := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes --no-deps --requirement
 EXTRAS := train,outcomes,checks,distributed,feeds,signing,redis,own,dev
+# One more than there are cores: some tests wait for other processes.
+PROCESSES := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 EXPORT := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --generate-hashes \
 	--constraint requirements.lock pyproject.toml requirements/build.in
 
@@ -23,7 +25,7 @@ serve-local: .venv/local .venv/gateway   ## both models behind `broker serve`, a
 	$(BIN)/python examples/local/serve.py
 
 test: .venv/installed            ## all tests of what is installed; set BROKER_REAL_LOGS for those on real logs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-encoders: .venv/encoders    ## the tests of transformer encoders; installs torch
 	$(BIN)/python -m pytest tests/test_transformer.py tests/test_minilm.py

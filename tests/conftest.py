@@ -6,29 +6,45 @@ import pickle
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from filelock import FileLock
 from hypothesis import settings
-from stores import SAMPLE_LOG, SAMPLE_TIERS, Turn, days_of, instead_of_training, make_cheaper, make_first_store
+from stores import (
+    SAMPLE_LOG,
+    SAMPLE_TIERS,
+    Turn,
+    days_of,
+    instead_of_training,
+    make_cheaper,
+    make_first_store,
+    pictures,
+)
 
+import training.audit.audit
+import training.evaluation.judged
+import training.evaluation.segments
 import training.retrain.run
 from router import Router
 from training import TrainingConfig, TrainingResult, tracking, train
+from training.evaluation.metrics import resamples
 from training.retrain import Receipt
 
-# The same examples in every run, and no example fails because the machine was busy.
-settings.register_profile("tests", deadline=None, derandomize=True)
+# The same examples in every run, and no example fails because the machine was busy. For new and more examples:
+# pytest --hypothesis-profile=thorough.
+settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("tests")
 
 LONGEST_FIRST = (
-    "test_retrain.py", "test_distributed.py", "test_gateway.py", "test_gateway_plans.py", "test_serve.py",
-    "test_telemetry.py", "test_tables.py",
-    "test_circle.py", "test_ingest.py",
-    "test_fit_partial.py", "test_real_logs.py", "test_dial.py", "test_minilm.py", "test_evaluate.py", "test_audit.py",
-    "test_lost_store.py", "test_log_check.py", "test_full_disk.py", "test_maps.py", "test_paths.py", "test_export.py",
+    "test_gateway.py", "test_retrain.py", "test_distributed.py", "test_ingest.py", "test_minilm.py", "test_circle.py",
+    "test_serve.py", "test_policy_gateway.py", "test_gateway_plans.py", "test_telemetry.py", "test_full_disk.py",
+    "test_evaluate.py", "test_tables.py",
+    "test_fit_partial.py", "test_real_logs.py", "test_dial.py", "test_audit.py", "test_notebook.py", "test_export.py",
+    "test_lost_store.py", "test_log_check.py", "test_maps.py", "test_browser_example.py", "test_node_example.py",
 )  # fmt: skip
 """Files that take longest: started first, they leave no process with a long one at the end."""
 
@@ -39,12 +55,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_reports() -> Iterator[None]:
+    """No pictures, and intervals from 100 resamples: both take longer than training on few prompts itself."""
+    with pytest.MonkeyPatch.context() as patch, pictures(are_drawn=False):
+        for module in (training.evaluation.judged, training.audit.audit):
+            patch.setattr(module, "resamples", partial(resamples, n_bootstrap=100))
+        patch.setattr(training.evaluation.segments, "_N_RESAMPLES", 20)
+        yield
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:
     """The sample log's bundle, with everything that training says about it."""
 
     def make(folder: Path) -> None:
-        made = train(SAMPLE_LOG, SAMPLE_TIERS, folder / "sample", TrainingConfig(), tracking_uri="none")
+        with pictures(are_drawn=True):
+            made = train(SAMPLE_LOG, SAMPLE_TIERS, folder / "sample", TrainingConfig(), tracking_uri="none")
         (folder / "result.pickle").write_bytes(pickle.dumps(made))
 
     shared: TrainingResult = pickle.loads((made_once(tmp_path_factory, "trained", make) / "result.pickle").read_bytes())
@@ -133,12 +160,14 @@ def real_logs() -> Path:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking database that MLflow has prepared, which takes it seconds: to be copied."""
-    from mlflow import MlflowClient
 
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    with tracking.asking_mlflow(1):
-        MlflowClient(tracking.sqlite_uri(path)).search_experiments()
-    return path
+    def make(folder: Path) -> None:
+        from mlflow import MlflowClient
+
+        with tracking.asking_mlflow(1):
+            MlflowClient(tracking.sqlite_uri(folder / "mlflow.db")).search_experiments()
+
+    return made_once(tmp_path_factory, "empty-database", make) / "mlflow.db"
 
 
 @pytest.fixture

@@ -3,14 +3,17 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pytest
 
+import training.pipeline
 from router import Router
 from router.bundle import Bundle
 from router.bundle.manifest import read_manifest
@@ -21,6 +24,7 @@ from training.config import RetrainConfig
 from training.evaluation.training_data import TrainingData
 from training.export.golden import golden_files
 from training.log.ingest import ingest
+from training.reports.figures import report_figures
 from training.retrain import retrain
 from training.retrain.store import Store
 from training.tracking import tracked_run
@@ -33,6 +37,15 @@ SAMPLE_LOG, SAMPLE_TIERS = DATA / "sample-log.parquet", DATA / "tiers.toml"
 CHEAPER_IS_BETTER = RetrainConfig(
     training=TrainingConfig(default_quality=1.0), worth_usd=1e-9, quality_margin=1.0, min_judged=10
 )
+
+
+@contextmanager
+def pictures(*, are_drawn: bool) -> Iterator[None]:
+    """Whether training draws the pictures of its report."""
+    with pytest.MonkeyPatch.context() as patch:
+        figures = report_figures if are_drawn else lambda evaluation: {}
+        patch.setattr(training.pipeline, "report_figures", figures)
+        yield
 
 
 def days_of(frame: pd.DataFrame) -> Callable[[int], pd.DataFrame]:

@@ -22,7 +22,7 @@ from training.fit.logistic import logit, sigmoid
 ENOUGH = np.log(1 / 0.05)
 
 
-@pytest.mark.parametrize("n_tiers", range(2, 8))
+@pytest.mark.parametrize("n_tiers", [2, 4, 7])
 def test_slack_never_rises_with_quality_and_every_promise_is_kept_on_paper(n_tiers):
     dial = calibrate_dial(*draw(3000, n_tiers), confidence=0.95)
     assert [point.quality for point in dial] == list(DIAL_QUALITIES)
@@ -44,8 +44,8 @@ def kept_by(orders, success, correct, slack):
 
 def test_promises_hold_as_often_as_stated_whatever_the_prices():
     """Drawn again and again, hardly more than delta of the logs may promise what does not hold: binomial, at 99.9 %."""
-    n_logs, violations = 150, dict.fromkeys((0.9, 0.95, 0.98), 0)
-    fresh, outcome = draw(50_000, 3, seed=1000)
+    n_logs, violations = 80, dict.fromkeys((0.9, 0.95, 0.98), 0)
+    fresh, outcome = draw(20_000, 3, seed=1000)
     estimated = sigmoid(0.8 * logit(fresh) + 0.1)  # an imperfect estimate, as any is
     truth = {}
     for seed in range(n_logs):
@@ -100,7 +100,7 @@ def stakes(z, quality, enough):
 
 def test_the_wealth_that_proves_is_hardly_ever_come_to_where_the_quality_is_just_not_kept():
     """A betting game: with a mean of 0 the wealth comes to 1 / delta with probability delta at most."""
-    rng, quality, delta, n_games = np.random.default_rng(0), 0.9, 0.05, 1500
+    rng, quality, delta, n_games = np.random.default_rng(0), 0.9, 0.05, 1000
     for share in (0.02, 0.5):  # rare large losses, and frequent ones
         n_proofs = 0
         for _ in range(n_games):
@@ -113,12 +113,12 @@ def test_the_wealth_that_proves_is_hardly_ever_come_to_where_the_quality_is_just
 
 def test_ten_tiers_are_promised_for_too():
     success, correct = draw(1000, 10)
-    dial = calibrate_dial(success, correct, 0.95)
+    dial = calibrate_dial(success, correct, 0.95, qualities=(0.8, 0.9, 0.98))
     assert dial[0].promised and dial[0].slack > 0
-    orders = [np.random.default_rng(seed).permutation(10) for seed in range(200)]
-    for point in dial:
-        if point.promised:
-            assert kept_by(orders, success, correct, point.slack) >= point.quality
+    orders = [np.random.default_rng(seed).permutation(10) for seed in range(100)]
+    for slack in {point.slack for point in dial if point.promised}:
+        highest = max(point.quality for point in dial if point.promised and point.slack == slack)
+        assert kept_by(orders, success, correct, slack) >= highest
 
 
 @pytest.mark.parametrize("n_prompts", [0, 1, 2, 10])
@@ -253,8 +253,8 @@ def test_the_statement_names_the_highest_quality_that_is_promised_its_assumption
 
 
 def test_promises_of_partial_feedback_hold_as_often_as_stated():
-    n_logs, violations, room, truth = 60, dict.fromkeys((0.85, 0.9), 0), 0.0, {}
-    fresh, outcome = draw(50_000, 3, seed=1000)
+    n_logs, violations, room, truth = 30, dict.fromkeys((0.85, 0.9), 0), 0.0, {}
+    fresh, outcome = draw(20_000, 3, seed=1000)
     for seed in range(n_logs):
         success, correct = draw(4000, 3, seed)
         observed, propensity = log_one_tier(correct, shares_by_difficulty(success), np.random.default_rng(seed))

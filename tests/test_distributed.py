@@ -52,7 +52,7 @@ def two_workers():
 def log_files(sample_log, tmp_path_factory):
     """The sample log in several files and formats, all that a summary speaks of, a file that cannot be read."""
     folder = tmp_path_factory.mktemp("logs")
-    log = pd.read_parquet(sample_log)
+    log = pd.read_parquet(sample_log).head(4500)
     log["timestamp"] = log["timestamp"].astype(str)
     first, second, third = (log.iloc[rows::3].copy() for rows in range(3))
     first["output_tokens"] = first.output_tokens.where(np.arange(len(first)) % 50 > 0, 0)
@@ -81,7 +81,7 @@ def test_the_table_is_that_of_one_process_whatever_the_number_of_parts(
     tiers = read_tiers(sample_tiers)
     whole = ingest(log_files, tiers, quarantine=tmp_path / "local.parquet")
     assert whole.summary.quarantined and whole.summary.repeated and whole.summary.unknown and whole.summary.not_used
-    for rows_per_part in (clusters.ROWS_PER_PART, 1000):
+    for rows_per_part in (clusters.ROWS_PER_PART, 700):
         monkeypatch.setattr(clusters, "ROWS_PER_PART", rows_per_part)
         monkeypatch.setattr(clusters, "ROWS_PER_READ", rows_per_part)
         found = table_of(two_workers, log_files, tiers, tmp_path)
@@ -141,16 +141,16 @@ def test_a_sample_has_whole_groups_and_a_digest_of_all_that_it_was_drawn_from(
 ):
     tiers = read_tiers(sample_tiers)
     whole = ingest(log_files, tiers)
-    monkeypatch.setattr(clusters, "MAX_SAMPLE", 1000)
+    monkeypatch.setattr(clusters, "MAX_SAMPLE", 500)
     digests = set()
-    for rows_per_part in (clusters.ROWS_PER_PART, 2000):
+    for rows_per_part in (clusters.ROWS_PER_PART, 1000):
         monkeypatch.setattr(clusters, "ROWS_PER_PART", rows_per_part)
         sample = table_of(two_workers, log_files, tiers, tmp_path)
         digests.add(sample.digest)
-        in_sample = group_positions(whole.groups, seed=2) < 1000 / whole.n_prompts
+        in_sample = group_positions(whole.groups, seed=2) < 500 / whole.n_prompts
         np.testing.assert_array_equal(sample.prompt_ids, whole.prompt_ids[in_sample])
         np.testing.assert_array_equal(sample.correct, whole.correct[in_sample])
-        assert sample.summary == whole.summary and 800 < sample.n_prompts < 1200
+        assert sample.summary == whole.summary and 400 < sample.n_prompts < 600
     in_test = Split(0.2, 0).in_test(sample.groups).mean()
     assert 0.15 < in_test < 0.25, "the sample is drawn by other positions than the test part is"
     assert len(digests) == 1 and digests != {replace(sample, drawn_from="").digest}
@@ -195,7 +195,7 @@ def test_in_one_part_the_classifier_is_that_of_one_process(two_workers, trained,
 def test_what_was_trained_on_beyond_the_sample_is_never_judged(
     two_workers, trained, sample_log, sample_tiers, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(clusters, "MAX_SAMPLE", 1200)
+    monkeypatch.setattr(clusters, "MAX_SAMPLE", 600)
     monkeypatch.setattr(clusters, "ROWS_PER_PART", 2500)
     result = train(sample_log, sample_tiers, tmp_path / "bundle", cluster=two_workers, tracking_uri="none")
     facts = result.manifest.training
@@ -268,7 +268,7 @@ def test_a_worker_that_goes_while_lightgbm_is_fitted_is_a_clear_error(
 
     def kill_soon(step):
         if step == "vectors and labels":
-            Timer(3, os.kill, (process, signal.SIGKILL)).start()
+            Timer(1, os.kill, (process, signal.SIGKILL)).start()
 
     with pytest.raises(ClusterError, match="nothing was written"):
         train(

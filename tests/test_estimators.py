@@ -108,7 +108,7 @@ def test_the_result_depends_on_the_seed_alone():
 def test_fits_in_threads_side_by_side_give_what_one_fit_gives():
     alone = fitted_and_asked(0)
     with ThreadPoolExecutor(4) as pool:
-        for beside in pool.map(fitted_and_asked, [0] * 8):
+        for beside in pool.map(fitted_and_asked, [0] * 4):
             np.testing.assert_allclose(beside, alone, rtol=1e-9)
 
 

@@ -50,10 +50,15 @@ def log(sample):
 
 
 @pytest.fixture(scope="module")
-def unseen(trained, log):
-    """Rows of a hundred prompts that training did not see."""
-    held_out = trained.log.groups[held_out_mask(trained.log.groups, 0.2, 0)]
-    return log[log.question_key.isin(sorted(set(held_out))[:100])]
+def held_out(trained, log):
+    """The rows that training did not see."""
+    return log[log.question_key.isin(trained.log.groups[held_out_mask(trained.log.groups, 0.2, 0)])]
+
+
+@pytest.fixture(scope="module")
+def unseen(held_out):
+    """Those of a hundred prompts."""
+    return held_out[held_out.question_key.isin(sorted(held_out.question_key.unique())[:100])]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,7 @@ def two_tiers(sample, log, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     edge, _, frontier = sample[1].read_text().split("[[tiers]]\n")[1:]
     (folder / "tiers.toml").write_text("".join(f"[[tiers]]\n{tier}" for tier in (edge, frontier)))
-    some = log[log.question_key.isin(sorted(log.question_key.unique())[:300])]
+    some = log[log.question_key.isin(sorted(log.question_key.unique())[:200])]
     return train(some, folder / "tiers.toml", folder / "two", TrainingConfig(), tracking_uri="none")
 
 
@@ -190,14 +195,13 @@ def test_prompts_that_were_trained_on_are_never_judged(trained, sample):
         assert found["value"] == pytest.approx(expected["value"], abs=0.002)
 
 
-def test_nothing_left_to_judge_is_an_error_that_says_why(trained, log):
+def test_nothing_left_to_judge_is_an_error_that_says_why(trained, log, unseen):
     part = TrainingData.load(trained.bundle)
-    seen = log[log.question_key.isin(set(part.groups.tolist()))]
+    seen = log[log.question_key.isin(part.groups[:100].tolist())]
     with pytest.raises(LogError, match=r"no prompt to judge: .* were trained on"):
         evaluate(trained.bundle, seen)
     with pytest.raises(LogError, match="lack an outcome of some tier"):
-        only_two = log[~log.model.str.contains("frontier")]
-        evaluate(trained.bundle, only_two)
+        evaluate(trained.bundle, unseen[~unseen.model.str.contains("frontier")])
 
 
 def test_without_its_training_part_a_bundle_is_not_judged(trained, unseen, tmp_path):
@@ -313,29 +317,34 @@ def test_billed_tokens_of_prompts_that_training_did_not_see_are_right_on_average
 # ---- dials and prices ------------------------------------------------------------------------------
 
 
-def test_the_default_dial_is_judged_unless_another_is_asked_for(trained, log):
+def test_the_default_dial_is_judged_unless_another_is_asked_for(trained, unseen):
     by_default = trained.evaluation.chosen
     [same] = [point for point in trained.evaluation.dial if point.quality == trained.manifest.default_quality]
     assert by_default == same
-    chosen = evaluate(trained.bundle, log, quality=0.8, worth_usd=0.0).chosen
+    chosen = evaluate(trained.bundle, unseen, quality=0.8, worth_usd=0.0).chosen
     assert chosen.quality == 0.8 and chosen.usd_per_1k.value < by_default.usd_per_1k.value
-    free = evaluate(trained.bundle, log, worth_usd=0.0).chosen
+    free = evaluate(trained.bundle, unseen, worth_usd=0.0).chosen
     assert free.quality is None and free.usd_per_1k.value <= chosen.usd_per_1k.value
     assert sum(free.shares.values()) == pytest.approx(1)
 
 
-def test_the_prices_of_the_bundle_itself_change_nothing_but_rounding(trained, log, sample):
+def test_the_prices_of_the_bundle_itself_change_nothing_but_rounding(trained, held_out, sample, usual):
     """The log's costs are tokens x price, by offer; replayed, the cheapest offer of a tier answers."""
-    before, after = trained.evaluation, evaluate(trained.bundle, log, prices=sample[1])
+    before, after = trained.evaluation, evaluate(trained.bundle, held_out, prices=sample[1])
     assert after.chosen.shares == before.chosen.shares and after.chosen.accuracy == before.chosen.accuracy
     for tier in before.tiers:
         assert after.single[tier][1].value <= before.single[tier][1].value * (1 + 1e-6)
-    assert evaluate(trained.bundle, log, price_factors={"sim-cloud": 1.0}).single == after.single
+    assert usual.single == after.single
 
 
-def test_a_price_shock_moves_costs_and_decisions_of_the_same_bundle(trained, log):
-    cut = evaluate(trained.bundle, log, price_factors={"sim-cloud": 0.1}, quality=0.9)
-    usual = evaluate(trained.bundle, log, price_factors={"sim-cloud": 1.0}, quality=0.9)
+@pytest.fixture(scope="module")
+def usual(trained, held_out):
+    """The judgement at the prices of today, times one."""
+    return evaluate(trained.bundle, held_out, price_factors={"sim-cloud": 1.0}, quality=0.9)
+
+
+def test_a_price_shock_moves_costs_and_decisions_of_the_same_bundle(trained, held_out, usual):
+    cut = evaluate(trained.bundle, held_out, price_factors={"sim-cloud": 0.1}, quality=0.9)
     assert cut.single["frontier"][1].value == pytest.approx(0.1 * usual.single["frontier"][1].value)
     assert cut.single["edge"] == usual.single["edge"]
     assert cut.chosen.shares["frontier"] > usual.chosen.shares["frontier"]
@@ -344,27 +353,28 @@ def test_a_price_shock_moves_costs_and_decisions_of_the_same_bundle(trained, log
     assert cut.router.figures["aiq"].value - cut.baselines["knn"].figures["aiq"].value < 0.05
 
 
-def test_scaling_all_prices_and_the_worth_scales_net_value_and_changes_no_decision(trained, log):
+def test_scaling_all_prices_and_the_worth_scales_net_value_and_changes_no_decision(trained, unseen):
     providers = {offer.provider for tier in Bundle.load(trained.bundle).prices.tiers for offer in tier.offers}
     one, ten = (
-        evaluate(trained.bundle, log, price_factors=dict.fromkeys(providers, factor), worth_usd=factor * 0.002)
+        evaluate(trained.bundle, unseen, price_factors=dict.fromkeys(providers, factor), worth_usd=factor * 0.002)
         for factor in (1.0, 10.0)
     )
     assert ten.chosen.shares == one.chosen.shares
     assert ten.chosen.usd_per_1k.value == pytest.approx(10 * one.chosen.usd_per_1k.value, rel=1e-4)
 
 
-def test_replayed_prices_do_not_hide_how_many_costs_are_estimated(trained, log):
-    untold = log.assign(cost_usd=np.nan, output_tokens=np.where(log.index % 2, log.output_tokens, np.nan))
+def test_replayed_prices_do_not_hide_how_many_costs_are_estimated(trained, unseen):
+    lengths = np.where(unseen.index % 2, unseen.output_tokens, np.nan)
+    untold = unseen.assign(cost_usd=np.nan, output_tokens=lengths)
     usual, cut = (evaluate(trained.bundle, untold, price_factors={"sim-cloud": factor}) for factor in (1.0, 0.1))
     assert cut.estimated_cost_share == usual.estimated_cost_share
     assert 0.4 < cut.estimated_cost_share < 0.6
 
 
 @pytest.mark.parametrize(("factors", "found"), [({"nobody": 2.0}, "nobody"), ({"local": -1.0}, "-1.0")])
-def test_factors_of_no_provider_or_below_zero_are_refused(trained, log, factors, found):
+def test_factors_of_no_provider_or_below_zero_are_refused(trained, unseen, factors, found):
     with pytest.raises(PriceError, match=found):
-        evaluate(trained.bundle, log, price_factors=factors)
+        evaluate(trained.bundle, unseen, price_factors=factors)
 
 
 # ---- net value -------------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ class Small:
 @pytest.fixture(scope="module")
 def small(sample, tmp_path_factory):
     frame = pd.read_parquet(sample[0])
-    log = frame[frame.question_key.isin(sorted(frame.question_key.unique())[:200])]
+    log = frame[frame.question_key.isin(sorted(frame.question_key.unique())[:150])]
     config = TrainingConfig(cache=tmp_path_factory.mktemp("cache"))
     out = tmp_path_factory.mktemp("models") / "small"
     return Small(log, config, train(log, sample[1], out, config, tracking_uri="none"))

@@ -174,6 +174,13 @@ def one_tier_per_prompt(sample_log, sample_tiers):
 
 
 @pytest.fixture(scope="module")
+def part_of_it(one_tier_per_prompt):
+    """A third of its questions."""
+    keys = sorted(one_tier_per_prompt.question_key.unique())[::3]
+    return one_tier_per_prompt[one_tier_per_prompt.question_key.isin(keys)]
+
+
+@pytest.fixture(scope="module")
 def learned(one_tier_per_prompt, sample_tiers, tmp_path_factory):
     """A run on it."""
     folder = tmp_path_factory.mktemp("partial")
@@ -208,8 +215,8 @@ def test_off_policy_figures_agree_with_what_the_hidden_outcomes_say(learned, sam
     assert quality.low < truth.accuracy.value < quality.high
 
 
-def test_without_propensities_it_trains_and_says_what_that_means(one_tier_per_prompt, sample_tiers, tmp_path):
-    log = one_tier_per_prompt.drop(columns="propensity")
+def test_without_propensities_it_trains_and_says_what_that_means(part_of_it, sample_tiers, tmp_path):
+    log = part_of_it.drop(columns="propensity")
     result = train(log, sample_tiers, tmp_path / "bundle", TrainingConfig(), tracking_uri="none")
     assert "estimates may be biased towards what was logged" in str(result.log.summary)
     assert "CANNOT BE JUDGED" in result.evaluation.verdict and "propensit" in result.evaluation.verdict
@@ -220,18 +227,18 @@ def test_without_propensities_it_trains_and_says_what_that_means(one_tier_per_pr
         evaluate(result.bundle, log)
 
 
-def test_a_log_that_never_explored_is_learned_from_and_nothing_is_promised(one_tier_per_prompt, sample_tiers, tmp_path):
-    certain = one_tier_per_prompt.assign(propensity=1.0)
+def test_a_log_that_never_explored_is_learned_from_and_nothing_is_promised(part_of_it, sample_tiers, tmp_path):
+    certain = part_of_it.assign(propensity=1.0)
     result = train(certain, sample_tiers, tmp_path / "bundle", TrainingConfig(), tracking_uri="none")
     assert not any(point.promised for point in result.manifest.dial)
     assert "had no chance of being logged" in result.evaluation.verdict
 
 
-def test_a_promise_that_rests_on_a_panel_says_how_many_prompts_that_is(one_tier_per_prompt, sample_tiers, tmp_path):
+def test_a_promise_that_rests_on_a_panel_says_how_many_prompts_that_is(part_of_it, sample_tiers, tmp_path):
     """Of some prompts every tier was asked, of all others one that was certain: the promise rests on the former."""
     full = pd.read_parquet(sample_tiers.with_name("sample-log.parquet"))
     panel = full[full.question_key.isin(sorted(full.question_key.unique())[:600])].assign(propensity=1.0)
-    rest = one_tier_per_prompt[~one_tier_per_prompt.question_key.isin(panel.question_key)].assign(propensity=1.0)
+    rest = part_of_it[~part_of_it.question_key.isin(panel.question_key)].assign(propensity=1.0)
     result = train(pd.concat([panel, rest]), sample_tiers, tmp_path / "bundle", TrainingConfig(), tracking_uri="none")
     assert any(point.promised for point in result.manifest.dial)
     n_complete = int(np.isfinite(result.log.correct).all(axis=1).sum())

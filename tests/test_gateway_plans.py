@@ -20,8 +20,6 @@ from test_gateway import MODELS, PRICES, TOOLS, USAGE, Provider, Proxy, ask, log
 
 from router import DialError, Router
 from router.errors import CheckError, PlanError
-from router.gateway import BrokerHook
-from router.gateway.plans import _upstream_error
 from router.outcomes import OutcomeLog
 from router.plans.checks import CheckModel
 from router.request import read_dials
@@ -152,6 +150,8 @@ def test_where_all_calls_fail_the_client_gets_the_status_of_the_last_and_what_ha
     [([], 503), ([OSError()], 502), ([OSError(), openai_error(401)], 401), ([openai_error(200)], 502)],
 )
 def test_the_status_of_a_plan_without_an_answer(failures, status):
+    from router.gateway.plans import _upstream_error
+
     attempts = tuple(SimpleNamespace(error=failure) for failure in failures)
     found = _upstream_error(PlanError("no answer", attempts=attempts))
     assert found.status_code == status and "no answer" in str(found)
@@ -222,6 +222,8 @@ def test_a_check_that_cannot_be_made_is_a_400(client, providers, model, more, ex
 
 
 def test_checks_in_the_models_name(bundle):
+    from router.gateway import BrokerHook
+
     assert read_dials("broker/check=agreement,check=schema,quality=0.9").checks == ("agreement", "schema")
     with pytest.raises(DialError):
         read_dials("broker/check=agreement,check=agreement")

@@ -92,12 +92,12 @@ def test_a_file_of_few_rows_is_refused_where_most_cannot_be_read(values):
     ],
 )
 def test_a_map_says_what_correct_means_in_every_format(tmp_path, values, how, expected):
-    log, as_it_is = scored("score", values), scored("correct", expected)
-    for source in in_every_format(log, tmp_path):
+    as_it_is = ingest(scored("correct", expected), TIERS)
+    for source in in_every_format(scored("score", values), tmp_path):
         table = ingest(source, TIERS, maps=[how])
-        assert table.digest == ingest(as_it_is, TIERS).digest
+        assert table.digest == as_it_is.digest
         assert table.summary.not_used == {} and not table.summary.quarantined
-        np.testing.assert_array_equal(count_attempts(source, TIERS, maps=[how])[0], np.isfinite(table.correct))
+    np.testing.assert_array_equal(count_attempts(source, TIERS, maps=[how])[0], np.isfinite(as_it_is.correct))
 
 
 def test_a_column_may_be_mapped_onto_itself():

@@ -1,6 +1,7 @@
 """Folders and files may have any name: what stands in a path is never taken for a pattern, a query or an escape."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from router import Router
 from router.portfolio.tiers import read_tiers
 from training.log.checked import checked_logs
 from training.log.ingest import ingest
+from training.log.sources import log_sources
 
 NAMES = ["with space", "50%20off", "what?", "a#b", "[1]", "été 日本", "it's", "a*", "{a,b}"]
 MESSY = "50%20 off? #[1] it's été"
@@ -29,14 +31,16 @@ def write(path, frame):
         frame.to_json(path, orient="records", lines=True)
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_log_is_read_whatever_its_folder_is_called(tmp_path, sample_tiers, name, suffix):
-    log = tmp_path / name / f"day {name}.{suffix}"
-    write(log, ROWS)
-    tiers = read_tiers(sample_tiers)
-    for source in (log, log.parent, str(log.parent / f"*.{suffix}")):
-        assert ingest(source, tiers).summary.n_used == 6
+def test_a_log_is_read_whatever_its_folder_is_called(tmp_path, sample_tiers, name):
+    """As a file, as one of a folder, and as one of a glob, each in every format."""
+    folder, suffixes = tmp_path / name, ("parquet", "csv", "jsonl")
+    logs = [folder / f"day {name}.{suffix}" for suffix in suffixes]
+    for log in logs:
+        write(log, ROWS)
+    sources = [*logs, folder, *(str(folder / f"*.{suffix}") for suffix in suffixes)]
+    assert Counter(log_sources(sources, None)) == dict.fromkeys(logs, 3)
+    assert ingest(sources, read_tiers(sample_tiers)).summary.n_used == 3 * 3 * 6
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from router import Router
@@ -12,9 +13,21 @@ TIERS = Path(__file__).parent.parent / "benchmarks" / "tiers"
 
 @pytest.fixture(scope="module", params=["zeroeval", "routellm"])
 def real_run(request, real_logs, tmp_path_factory):
-    out = tmp_path_factory.mktemp("real") / request.param
-    log = real_logs / request.param
+    """The log and a bundle of it; of routellm every third prompt, which are 4,000."""
+    folder = tmp_path_factory.mktemp("real")
+    log, out = real_logs / request.param, folder / "bundle"
+    if request.param == "routellm":
+        log = every_third_prompt(log, folder)
     return log, train(log, TIERS / f"{request.param}.toml", out, TrainingConfig(), tracking_uri="none")
+
+
+def every_third_prompt(log, folder):
+    prompts, outcomes = (pd.read_parquet(log / f"{name}.parquet") for name in ("prompts", "outcomes"))
+    some = folder / "log"
+    some.mkdir()
+    prompts[::3].to_parquet(some / "prompts.parquet")
+    outcomes[outcomes.prompt_id.isin(prompts.prompt_id[::3])].to_parquet(some / "outcomes.parquet")
+    return some
 
 
 def test_a_real_log_is_used_whole(real_run):

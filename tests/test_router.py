@@ -62,10 +62,17 @@ def test_a_correct_answer_worth_more_never_lowers_expected_success(router, promp
     assert high.success[high.tier] >= low.success[low.tier]
 
 
+@pytest.fixture
+def scaled(bundle):
+    """Another router, whose prices change."""
+    return Router.load(bundle)
+
+
 @shared_router
 @given(prompt=st.sampled_from(PROMPTS), worth=st.floats(0, 0.1), power=st.integers(-6, 6), quality=QUALITY)
-def test_scaling_prices_and_worth_together_changes_no_decision(bundle, tmp_path, router, prompt, worth, power, quality):
-    scaled = Router.load(bundle)
+def test_scaling_prices_and_worth_together_changes_no_decision(
+    bundle, tmp_path, router, scaled, prompt, worth, power, quality
+):
     scaled.update_prices(_scaled_prices(bundle, tmp_path, 2.0**power))
     before = router.route(prompt, worth_usd=worth, quality=quality)
     after = scaled.route(prompt, worth_usd=worth * 2.0**power, quality=quality)

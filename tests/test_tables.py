@@ -187,7 +187,7 @@ def test_tiny_costs_in_a_report_keep_three_digits():
 @pytest.mark.parametrize("part", [required_only, edge_without_lengths])
 def test_a_bundle_is_trained_and_reported_on_what_a_log_has(part, sample_log, sample_tiers, tmp_path, capsys):
     path, bundle = tmp_path / "log.parquet", tmp_path / "bundle"
-    part(pd.read_parquet(sample_log).head(2000)).to_parquet(path)
+    part(pd.read_parquet(sample_log).head(900)).to_parquet(path)
     out = ("--tiers", sample_tiers, "--out", bundle, "--tracking-uri", "none")
     assert "ESTIMATES" in printed(capsys, "train", "--logs", path, *out)
     lengths = json.loads((bundle / "report.json").read_text())["output_tokens"]
@@ -202,9 +202,9 @@ def test_retraining_on_what_logs_have_prints_a_receipt(sample_log, sample_tiers,
     rows, logs = pd.read_parquet(sample_log), tmp_path / "logs"
     logs.mkdir()
     words = ("--tiers", sample_tiers, "--store", tmp_path / "store", "--tracking-uri", "none")
-    required_only(rows.head(1200)).to_parquet(logs / "1.parquet")
+    required_only(rows.head(900)).to_parquet(logs / "1.parquet")
     assert printed_json(capsys, "retrain", "--logs", logs, *words)["promoted"]
-    edge_without_tokens_and_costs(rows.iloc[1200:2400]).to_parquet(logs / "2.parquet")
+    edge_without_tokens_and_costs(rows.iloc[900:1500]).to_parquet(logs / "2.parquet")
     receipt = printed(capsys, "retrain", "--logs", logs, *words)
     assert "promoted: " in receipt or "challenger" in receipt
     for receipt in (tmp_path / "store").rglob("receipt*.json"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from stores import pictures
 
 from training import TrainingConfig, tracking, train
 from training.errors import ConfigError, TrackingError
@@ -36,7 +37,7 @@ def run(request, small_log, tmp_path_factory):
     # A tier's name is free, also of what MLflow takes for the name of a metric.
     (folder / "tiers.toml").write_text((data / "tiers.toml").read_text().replace('"edge"', '"edge (4B, 50%)"'))
     before, level, printed = mlflow.get_tracking_uri(), logging.getLogger("mlflow").level, io.StringIO()
-    with redirect_stderr(printed):  # the run makes its database, of which MLflow gives notice
+    with redirect_stderr(printed), pictures(are_drawn=True):  # the run makes its database, of which MLflow gives notice
         result = train(
             small_log, folder / "tiers.toml", folder / "models" / "small", TrainingConfig(), register_as="small-router"
         )
@@ -130,7 +131,7 @@ def test_without_tracking_nothing_is_imported_or_written(tmp_path, monkeypatch):
         assert tracker.run_id is None
         tracker.log_params({"a": 1})
         tracker.log_metrics({"b": 2.0})
-        tracker.log_figures({})
+        tracker.log_pictures({})
         tracker.log_bundle(tmp_path)
     assert not any(tmp_path.iterdir())
 

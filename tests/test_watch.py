@@ -95,7 +95,7 @@ def test_every_decision_under_load_names_one_bundle_and_one_price_table(bundles,
     with ThreadPoolExecutor(16) as threads:
         running = [threads.submit(work) for _ in range(16)]
         try:
-            for _ in range(6):
+            for _ in range(3):
                 for bundle in (second, first):
                     router.reload(bundle)
                     router.update_prices(prices)

@@ -41,6 +41,7 @@ from training.log.split import Split
 from training.log.table import OutcomeTable
 from training.progress import TRAINING_STEPS, StepBar
 from training.reports.figures import report_figures
+from training.reports.html import png
 from training.reports.report import write_report
 from training.tracking import NO_TRACKING, ambient_tracking_uri, default_tracking_uri, tracked_run
 
@@ -178,8 +179,8 @@ def _run(
         )
         label = label_cheapest_correct(log.correct, attempt_costs(log, prices.tiers).cost_usd)
         labels = label_distribution(label, log.tiers, log.segments)
-        figures = report_figures(evaluation)
-        write_report(draft.folder, manifest, evaluation, log, counts, labels, figures)
+        pictures = {name: png(figure) for name, figure in report_figures(evaluation).items()}
+        write_report(draft.folder, manifest, evaluation, log, counts, labels, pictures)
         manifest = draft.publish()
         data.save(TrainingData.path_of(out), manifest.bundle_id)
     except BaseException:
@@ -198,7 +199,7 @@ def _run(
         tracking=NO_TRACKING,
     )
     _track(result, sources_text(logs), known.costs.estimated_share, context)
-    context.tracker.log_figures(figures)
+    context.tracker.log_pictures(pictures)
     context.tracker.log_bundle(out)
     context.done("done")
     return result

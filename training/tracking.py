@@ -11,14 +11,13 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
-
-from matplotlib.figure import Figure
 
 from training.errors import TrackingError
 
@@ -62,8 +61,8 @@ class Tracker(Protocol):
     def log_note(self, text: str) -> None:
         """Record what the page of the run says first."""
 
-    def log_figures(self, figures: Mapping[str, Figure]) -> None:
-        """Record plots, by name."""
+    def log_pictures(self, pictures: Mapping[str, bytes]) -> None:
+        """Record pictures (PNG), by name."""
 
     def log_dataset(self, digest: str, source: str, facts: Mapping[str, Any]) -> None:
         """Record which log was trained on: its digest, where it came from, and how large it is."""
@@ -91,7 +90,7 @@ class NoTracker:
     def log_note(self, text: str) -> None:
         """Discard."""
 
-    def log_figures(self, figures: Mapping[str, Figure]) -> None:
+    def log_pictures(self, pictures: Mapping[str, bytes]) -> None:
         """Discard."""
 
     def log_dataset(self, digest: str, source: str, facts: Mapping[str, Any]) -> None:
@@ -136,10 +135,17 @@ class MlflowTracker:
         """Record a text as the description of the run."""
         self._record(partial(self._client.set_tag, self.run_id, "mlflow.note.content", text))
 
-    def log_figures(self, figures: Mapping[str, Figure]) -> None:
-        """Record plots as `plots/<name>.png`."""
-        for name, figure in figures.items():
-            self._record(partial(self._client.log_figure, self.run_id, figure, f"plots/{name}.png"))
+    def log_pictures(self, pictures: Mapping[str, bytes]) -> None:
+        """Record pictures as `plots/<name>.png`."""
+
+        def send() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in pictures.items():
+                    (Path(folder) / f"{name}.png").write_bytes(content)
+                self._client.log_artifacts(self.run_id, folder, "plots")
+
+        if pictures:
+            self._record(send)
 
     def log_dataset(self, digest: str, source: str, facts: Mapping[str, Any]) -> None:
         """Record the log as the dataset of the run; MLflow keeps 36 characters of the digest."""

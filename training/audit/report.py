@@ -14,7 +14,7 @@ from training.audit.figures import audit_figures
 from training.audit.result import MIN_LOSS, Audit, Pair, PromptsNeeded, TierAudit
 from training.dial.dial import COMPLETE_PROMPTS
 from training.evaluation.metrics import Interval
-from training.reports.html import page, picture
+from training.reports.html import page, picture, png
 from training.reports.tables import Table
 
 _WIDTH = 110
@@ -50,7 +50,7 @@ def _table_text(table: Table) -> str:
 
 def audit_html(audit: Audit) -> str:
     """The audit as one HTML document."""
-    pictures = "".join(picture(figure, _CAPTIONS[name]) for name, figure in audit_figures(audit).items())
+    pictures = "".join(picture(png(figure), _CAPTIONS[name]) for name, figure in audit_figures(audit).items())
     facts = "".join(f"<p>{html.escape(fact)}</p>" for fact in [audit.log.lines, *audit_facts(audit)])
     tables = "".join(table.html() for table in audit_tables(audit))
     return page("Routing audit", audit.verdict, f"{pictures}{facts}{tables}")

@@ -10,6 +10,7 @@ no number of prompts is too small.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -184,14 +185,18 @@ def _placed(growth: np.ndarray, sets: np.ndarray) -> np.ndarray:
 def _least_over_orders(gain: np.ndarray) -> np.ndarray:
     """The least sum over all orders of the tiers, (n,), where tier k after set S adds gain[:, S, k]."""
     n, n_sets, n_tiers = gain.shape
-    sets = np.arange(n_sets)
-    sizes = np.bitwise_count(sets)
     least = np.full((n, n_sets), np.inf)
     least[:, 0] = 0.0
-    for size in range(n_tiers):
-        layer = sets[sizes == size]
-        for tier in range(n_tiers):
-            before = layer[(layer >> tier) & 1 == 0]
-            after = before | (1 << tier)
-            least[:, after] = np.minimum(least[:, after], least[:, before] + gain[:, before, tier])
+    for before, after, tier in _steps(n_tiers):
+        least[:, after] = np.minimum(least[:, after], least[:, before] + gain[:, before, tier])
     return np.asarray(least[:, -1])
+
+
+@cache
+def _steps(n_tiers: int) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """Sets of tiers, the same sets with one tier more, and that tier; smaller sets come first."""
+    sets = np.arange(2**n_tiers)
+    sizes = np.bitwise_count(sets)
+    layers = [(sets[sizes == size], tier) for size in range(n_tiers) for tier in range(n_tiers)]
+    without = [(layer[(layer >> tier) & 1 == 0], tier) for layer, tier in layers]
+    return [(before, before | (1 << tier), tier) for before, tier in without]

@@ -9,7 +9,8 @@ The dial starts from always asking the best tier, which needs no proof: a qualit
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from statistics import NormalDist
 from typing import Any
 
@@ -82,7 +83,7 @@ def calibrate_dial(
         return tuple(DialPoint(quality, 0.0, 0.0, promised=False, n_needed=None) for quality in qualities)
     enough = float(-np.log(1 - confidence))
     largest = max(largest, float(np.abs(correct).max()))  # changes nothing where `largest` is right
-    bets = {slack: Bets.at(slack, success, correct, enough, largest) for slack in SLACKS.tolist()}
+    bets = cache(lambda slack: Bets.at(slack, success, correct, enough, largest))  # most slacks are never tried
     newest = np.empty(0, int) if asked_at is None else newest_prompts(asked_at[full])
     n_passing = _count_passing(bets, newest, qualities)
     passing = {quality: float(SLACKS[max(0, n - 1)]) for quality, n in n_passing.items()}
@@ -90,7 +91,7 @@ def calibrate_dial(
     costs = None if cost_usd is None else cost_usd[full]
     pays = {slack: costs is None or saves(slack, success, correct, costs, confidence) for slack in set(slacks)}
     kept = {
-        slack: bets[slack].kept(max((q for q in qualities if n_passing[q] and passing[q] >= slack), default=0.0))
+        slack: bets(slack).kept(max((q for q in qualities if n_passing[q] and passing[q] >= slack), default=0.0))
         for slack in set(slacks)
     }
     within: Mapping[str, Mapping[float, float]] = {}
@@ -102,7 +103,7 @@ def calibrate_dial(
             slack,
             kept[slack],
             promised=n_passing[quality] > 0 and pays[slack] and promise,
-            n_needed=_n_needed(bets[0.0], quality, passes=n_passing[quality] > 0, pays=pays[slack])
+            n_needed=_n_needed(bets(0.0), quality, passes=n_passing[quality] > 0, pays=pays[slack])
             if promise
             else None,
             segments={name: bounds[slack] for name, bounds in within.items()},
@@ -111,19 +112,19 @@ def calibrate_dial(
     )
 
 
-def _count_passing(bets: Mapping[float, Bets], newest: np.ndarray, qualities: Sequence[float]) -> dict[float, int]:
+def _count_passing(bets: Callable[[float], Bets], newest: np.ndarray, qualities: Sequence[float]) -> dict[float, int]:
     """How many slacks pass at each quality, counted from slack 0 upwards. newest: rows that have a veto."""
-    of_newest = {slack: bet.rows(newest) for slack, bet in bets.items() if slack > 0 and len(newest)}
+    of_newest = cache(lambda slack: bets(slack).rows(newest))
 
     def passes(slack: float, quality: float) -> bool:
-        if bets[slack].log_wealth(quality) < bets[slack].enough:
+        if bets(slack).log_wealth(quality) < bets(slack).enough:
             return False
-        return slack not in of_newest or not of_newest[slack].contradicts(quality)
+        return slack == 0 or not len(newest) or not of_newest(slack).contradicts(quality)
 
     found = {}
     for quality in qualities:
-        failing = (index for index, slack in enumerate(bets) if not passes(slack, quality))
-        found[quality] = next(failing, len(bets))
+        failing = (index for index, slack in enumerate(SLACKS.tolist()) if not passes(slack, quality))
+        found[quality] = next(failing, len(SLACKS))
     return found
 
 

@@ -97,7 +97,9 @@ def _create_offers(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier]) -> None
         for index, offer in offers
         for name in log_names(offer)
     ]  # fmt: skip
-    db.executemany("INSERT INTO offers VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    places = ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * len(rows))
+    values = [value for row in rows for value in row]
+    db.execute(f"INSERT INTO offers VALUES {places}", values)  # one statement: executemany plans one for each row
 
 
 def _create_attempts(db: duckdb.DuckDBPyConnection, drop_unparsed: bool) -> None:

@@ -50,10 +50,15 @@ def drawn_hull(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return grid, np.interp(grid, xs, ys)
 
 
-def picture(figure: Figure, caption: str) -> str:
-    """A figure inside the page, as PNG, with its caption."""
+def png(figure: Figure) -> bytes:
+    """A figure as PNG. Drawing takes longest, so draw once what is shown in several places."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    source = base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def picture(content: bytes, caption: str) -> str:
+    """A PNG inside the page, with its caption."""
+    source = base64.b64encode(content).decode()
     text = html.escape(caption)
     return f'<figure><img alt="{text}" src="data:image/png;base64,{source}"><figcaption>{text}</figcaption></figure>'

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from router.bundle.manifest import Manifest
 from training.evaluation.result import Evaluation, FullEvaluation
 from training.fit.never_asked import assumptions
@@ -27,17 +25,17 @@ def write_report(
     log: OutcomeTable,
     counts: PromptCounts,
     labels: Mapping[str, Mapping[str, float]],
-    figures: Mapping[str, Figure],
+    pictures: Mapping[str, bytes],
 ) -> None:
     """Write report.json, report.html and README.md into a bundle's folder.
 
-    labels: of `label_distribution`; figures: of `report_figures`.
+    labels: of `label_distribution`; pictures: those of `report_figures` as PNG.
     """
     document = {**evaluation.to_json(), "label_distribution": labels, "training": manifest.training}
     (folder / "report.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     tables = [*evaluation_tables(evaluation), label_table(labels), *promise_tables(manifest)]
     facts = _facts(manifest, evaluation, log, counts)
-    (folder / "report.html").write_text(_html(evaluation, facts, tables, figures), encoding="utf-8")
+    (folder / "report.html").write_text(_html(evaluation, facts, tables, pictures), encoding="utf-8")
     (folder / "README.md").write_text(_model_card(manifest, evaluation, facts, tables), encoding="utf-8")
 
 
@@ -102,7 +100,7 @@ def _promise(manifest: Manifest) -> str:
     )
 
 
-def _html(evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
+def _html(evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table], pictures: Mapping[str, bytes]) -> str:
     captions = {
         "cost_quality": "Cost and quality on prompts that training never saw. The title speaks of the dial, which is "
         "the diamond. The line is what the router reaches at any budget, found on these very prompts.",
@@ -112,11 +110,11 @@ def _html(evaluation: Evaluation, facts: Sequence[str], tables: Sequence[Table],
         "plan_trees": "Whom plans ask, with shares of all requests; answered: the plan ends there.",
         "net_value": "Net value with worth_usd as the only dial, against the best single tier at each worth.",
     }
-    pictures = "".join(picture(figure, captions[name]) for name, figure in figures.items())
+    shown = "".join(picture(content, captions[name]) for name, content in pictures.items())
     paragraphs = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
     paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in evaluation.summary[1:]) + paragraphs
     return page(
-        "Router report", evaluation.summary[0], f"{pictures}{paragraphs}{''.join(table.html() for table in tables)}"
+        "Router report", evaluation.summary[0], f"{shown}{paragraphs}{''.join(table.html() for table in tables)}"
     )
 
 
