@@ -21,7 +21,7 @@ DOCUMENTS = sorted(
 TIERS = {"edge", "distilled", "frontier"}
 FIRST_WORD_PRINTED = {README: TIERS, ROOT / "docs" / "serving.md": TIERS, ROOT / "docs" / "checks.md": {"1.0"}}
 FIRST_WORD_PRINTED[ROOT / "docs" / "plans.md"] = {"ask", "direct:"}
-TUTORIAL = ROOT / "docs" / "tutorial.md"
+TUTORIAL, POLICY = ROOT / "docs" / "tutorial.md", ROOT / "docs" / "policy.md"
 NEEDS = "# needs "
 """How a block of Python begins that cannot run on its own; the reader is told what it needs."""
 LONGEST_README, WIDEST_LINE = 100, 120
@@ -68,16 +68,19 @@ def run(blocks: list[str], document: Path, names: dict[str, object]) -> None:
 
 @pytest.fixture
 def as_a_reader(bundle, tmp_path, monkeypatch) -> Path:
-    """A folder with what pages take for granted: bundles, the sample log and its tiers."""
+    """A folder with what pages take for granted: bundles, the sample log and its tiers, the policy that is shown."""
     for name in ("demo", "mine"):
         (tmp_path / "models").mkdir(exist_ok=True)
         (tmp_path / "models" / name).symlink_to(bundle)
     (tmp_path / "data").symlink_to(ROOT / "data")
     shutil.copy(ROOT / "data" / "tiers.toml", tmp_path / "tiers.toml")
+    [policy] = re.findall(r"^```toml\n(.*?)^```", POLICY.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (tmp_path / "policy.toml").write_text(policy, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # of MLflow
 @pytest.mark.parametrize(
     "document", [page for page in DOCUMENTS if python_in(page) and page not in (TUTORIAL, CHANGELOG)], ids=name_of
 )

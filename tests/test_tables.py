@@ -158,7 +158,7 @@ def test_evaluate_and_audit_print_what_a_log_has(part, bundle, log, sample_tiers
     path, page = tmp_path / "log.parquet", tmp_path / "audit.html"
     rows = part(log)
     rows.to_parquet(path)
-    text = printed(capsys, "evaluate", "--bundle", bundle, "--logs", path)
+    text = printed(capsys, "evaluate", "--tables", "--bundle", bundle, "--logs", path)
     assert "SINGLE TIERS" in text and "QUALITY DIAL" in text
     assert "PAIRS" in printed(capsys, "audit", "--logs", path, "--tiers", sample_tiers, "--html", page)
     assert page.read_text().count("<table>") == 5 + ("answer" in rows)
@@ -189,7 +189,7 @@ def test_a_bundle_is_trained_and_reported_on_what_a_log_has(part, sample_log, sa
     path, bundle = tmp_path / "log.parquet", tmp_path / "bundle"
     part(pd.read_parquet(sample_log).head(900)).to_parquet(path)
     out = ("--tiers", sample_tiers, "--out", bundle, "--tracking-uri", "none")
-    assert "ESTIMATES" in printed(capsys, "train", "--logs", path, *out)
+    assert str(bundle / "report.html") in printed(capsys, "train", "--logs", path, *out)
     lengths = json.loads((bundle / "report.json").read_text())["output_tokens"]
     assert "edge" not in lengths and (len(lengths) == 2) == (part is edge_without_lengths)
     assert "## Estimates" in (bundle / "README.md").read_text()
