@@ -355,7 +355,8 @@ def test_processes_share_a_budget_and_one_that_is_killed_loses_at_most_what_it_h
         assert process.returncode == 0
     witness = Worker(url, time.time)
     exchange(witness)
-    assert 0.9 <= witness.spent()[0] <= 1.0 + 3 * 0.002
+    # The killed one may still have had its third of what was left: it does not count as gone yet.
+    assert 2 / 3 <= witness.spent()[0] <= 1.0 + 3 * 0.002
     with closing(server_client(server)) as client:
         batches = [json.loads(fields[b"batch"]) for _, fields in client.xrange("{broker:1}:requests")]
     asked = [len(batch[2]) for batch in batches]
