@@ -237,8 +237,21 @@ def test_all_workers_together_keep_a_cap(workers, n_workers, told_after, most_ab
     assert sum(inside[WINDOW_REQUESTS:]) >= 0.37 * (len(inside) - WINDOW_REQUESTS)  # What is allowed is used.
 
 
-def test_all_workers_together_keep_a_budget_and_use_it(workers):
+def late(script, late_s):
+    def run(**arguments):
+        reply = script(**arguments)
+        time.sleep(late_s)
+        return reply
+
+    return run
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.02])
+def test_all_workers_together_keep_a_budget_and_use_it(workers, late_s):
+    """Also where answers of Redis come late, so that nobody knows when exactly the others were heard."""
     four, usd, granted = workers(4), 0.007, 0
+    for worker in four:
+        worker.state._script = late(worker.state._script, late_s)
     for number in range(600):
         worker = four[number % 4]
         granted += worker.asks_within(DAY, usd)

@@ -137,7 +137,7 @@ class SharedState:
                     reply,
                     message,
                     self._place,
-                    at_s=before_s + half_s,
+                    at_s=before_s,  # At the earliest: a request that may be news to the others counts as such.
                     ahead_s=self._ahead_s,
                     probe_s=PROBE_S / 2,
                 )

@@ -88,7 +88,7 @@ def heard_of(
 ) -> Heard:
     """What a reply says. It moves `place` on.
 
-    at_s: when the server has made it, in seconds of time.monotonic.
+    at_s: when the server has made it at the earliest, in seconds of time.monotonic.
     """
     now_ms, workers, batches, turns, totals, conditions, may_probe = reply
     worker = message.arguments[0]
