@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from router.bundle.clusters import Cluster
 from router.rule import admissible, best, or_best_tier
 
-if TYPE_CHECKING:
-    from router.decision import Decision
+
+class _Decision(Protocol):
+    """What is read of a router.Decision, which says what each of these is."""
+
+    @property
+    def tier(self) -> str: ...
+    @property
+    def success(self) -> Mapping[str, float]: ...
+    @property
+    def cost_usd(self) -> Mapping[str, float]: ...
+    @property
+    def shadow_usd(self) -> Mapping[str, float]: ...
+    @property
+    def price_usd(self) -> Mapping[str, float]: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def quality(self) -> float | None: ...
+    @property
+    def worth_usd(self) -> float: ...
+    @property
+    def slack(self) -> float: ...
+    @property
+    def promised(self) -> bool: ...
+    @property
+    def propensity(self) -> float: ...
+    @property
+    def familiarity(self) -> float | None: ...
+    @property
+    def eligible(self) -> tuple[str, ...]: ...
+    @property
+    def cluster(self) -> Cluster | None: ...
+    @property
+    def best_tier(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +92,7 @@ class Explanation:
         return asdict(self)
 
 
-def explain(decision: Decision) -> Explanation:
+def explain(decision: _Decision) -> Explanation:
     """The explanation of a decision. An explored one says so, and what would change the rule's own choice."""
     if not decision.eligible:
         return Explanation(
@@ -118,7 +151,7 @@ def _times(ratio: float) -> str:
 # ---- why this tier -----------------------------------------------------------------------------------------
 
 
-def _choice(decision: Decision, winner: str, tiers: list[str]) -> str:
+def _choice(decision: _Decision, winner: str, tiers: list[str]) -> str:
     """Who answers, and by what rule."""
     if winner != decision.tier:
         share = percent(decision.propensity)
@@ -129,7 +162,7 @@ def _choice(decision: Decision, winner: str, tiers: list[str]) -> str:
     return f"{winner} answers: {_rule(decision, winner, tiers)}."
 
 
-def _rule(decision: Decision, winner: str, tiers: list[str]) -> str:
+def _rule(decision: _Decision, winner: str, tiers: list[str]) -> str:
     worth = f"at {usd(decision.worth_usd)} for a correct answer" if decision.worth_usd > 0 else ""
     is_critical = decision.quality is None and decision.slack == 0
     if len(decision.eligible) == 1:
@@ -152,7 +185,7 @@ def _rule(decision: Decision, winner: str, tiers: list[str]) -> str:
     return f"of the {len(tiers)} tiers{good}, it has the lowest {price}"
 
 
-def _figures(decision: Decision) -> str:
+def _figures(decision: _Decision) -> str:
     """How likely the answer is right, and what it costs against the tier one would ask else."""
     success, cost, tier = decision.success, decision.cost_usd, decision.tier
     text = f"{tier} is right with {percent(success[tier])} probability and costs {usd(cost[tier])}."
@@ -170,7 +203,7 @@ def _figures(decision: Decision) -> str:
     return f"{text} Compare {who}."
 
 
-def _short_offers(decision: Decision) -> list[str]:
+def _short_offers(decision: _Decision) -> list[str]:
     short = [name for name in decision.eligible if decision.shadow_usd.get(name, 0.0) > 0]
     if not short:
         return []
@@ -178,7 +211,7 @@ def _short_offers(decision: Decision) -> list[str]:
     return [f"Caps and budgets make offers short, which adds a shadow price of {added}."]
 
 
-def _promise(decision: Decision) -> list[str]:
+def _promise(decision: _Decision) -> list[str]:
     """Whether the prompt is like the log, and whether the promise holds for it."""
     quality = decision.quality
     if decision.familiarity is not None and decision.familiarity < 1:
@@ -197,7 +230,7 @@ def _promise(decision: Decision) -> list[str]:
     return [f"The bundle's promise {keeps} does not cover this request."]
 
 
-def _similar(decision: Decision) -> list[str]:
+def _similar(decision: _Decision) -> list[str]:
     """How the tiers answered the logged prompts that this one is most like."""
     cluster = decision.cluster
     if cluster is None:
@@ -221,7 +254,7 @@ def _similar(decision: Decision) -> list[str]:
 # ---- what would change it ----------------------------------------------------------------------------------
 
 
-def _change(decision: Decision, winner: str, other: str, tiers: list[str]) -> Change:
+def _change(decision: _Decision, winner: str, other: str, tiers: list[str]) -> Change:
     success, cost, price, worth = decision.success, decision.cost_usd, decision.price_usd, decision.worth_usd
     if other not in tiers:
         slack = max(success[name] for name in decision.eligible) - success[other]
@@ -246,7 +279,7 @@ def _distance(change: Change, worth_usd: float) -> tuple[bool, float]:
 
 
 def _text(
-    decision: Decision,
+    decision: _Decision,
     winner: str,
     other: str,
     *,
