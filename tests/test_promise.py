@@ -226,6 +226,19 @@ def test_a_task_that_grows_from_one_to_twenty_four_percent_is_seen_and_the_promi
     assert watched.request.share > USUAL_PANEL and "requests moved" in watched.request.reason
 
 
+def test_what_a_promise_does_not_cover_it_does_not_cover_in_later_runs_either(champion, sample):
+    """Until it is proven anew. Later windows are compared with one that has the new requests, and show no change."""
+    log, prices = sample
+    former = tuple(champion.panel(log).prompt_ids)
+    report = drift_report(moved(0.01, "code"), moved(0.24, "code"))
+    left = watch_promise(champion, Watch(former=former), log, prices, 600, report).watch
+    kept = State.from_json(State(watch=left).to_json(), "state.json").watch
+    later = watch_promise(champion, kept, log, prices, 600, None)
+    assert later.report.standing == "not covered" and "code" in later.report.summary
+    assert "in an earlier run" in later.report.summary and later.request.n_prompts == USUAL_PANEL * 600
+    assert watch_promise(champion, None, log, prices, 600, None).report.standing == "stands"  # a new champion
+
+
 def test_where_nothing_moved_the_usual_panel_is_asked_for(champion, sample):
     log, prices = sample
     watched = watch_promise(champion, Watch(former=tuple(champion.panel(log).prompt_ids)), log, prices, 600, None)

@@ -16,6 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from stores import CHEAPER_IS_BETTER, assert_sound, bundle_id, flipped, instead_of_training
 
 import training.log.checked as checked
@@ -135,7 +137,7 @@ def test_what_is_not_better_with_confidence_does_not_take_over(turn, day, monkey
     day(1).to_parquet(turn.logs / "day1.parquet")
     receipt = turn()
     assert not receipt.promoted
-    assert receipt.reason.startswith("net value is not better with confidence: +0 USD")
+    assert receipt.reason.startswith("net value is not better with 80% confidence: +0 USD")
     assert receipt.champion == first_turn[1].champion
 
 
@@ -194,24 +196,37 @@ def test_a_frame_is_no_log_of_a_store(tmp_path, sample):
     [
         ((-0.01, 0.02), (0.1, 0.3), {}, True, "net value is better"),
         ((-0.03, 0.02), (0.1, 0.3), {}, False, "quality may be worse"),
-        ((-0.01, 0.02), (-0.1, 0.3), {}, False, "net value is not better"),
-        ((-0.01, 0.02), (0.0, 0.3), {}, False, "net value is not better"),
+        ((-0.01, 0.02), (-0.1, 0.3), {}, True, "net value is better with 80% confidence"),
+        ((-0.01, 0.02), (-0.2, 0.3), {}, False, "net value is not better with 80% confidence"),
+        ((-0.01, 0.02), (-0.3, 0.3), {}, False, "net value is not better"),
         ((0.01, 0.02), (0.1, 0.3), {"code": "-9 points"}, False, "worse in a segment: code -9 points"),
     ],
 )
 def test_a_challenger_must_be_no_worse_anywhere_and_better_with_confidence(quality, net_value, worse, promoted, reason):
     measures = [Measure(0.5, 0.5, Interval(sum(pair) / 2, *pair)) for pair in (quality, (0, 0), net_value)]
-    found = Comparison(1000, 0.01, *measures, worse_segments=worse).verdict(0.02)
+    found = Comparison(1000, 0.01, *measures, worse_segments=worse).verdict(0.02, 0.8)
     assert found[0] is promoted and reason in found[1] and "\n" not in found[1]
+
+
+@given(st.floats(-1, 1), st.floats(0.001, 1), st.floats(0.5, 0.99), st.floats(0.5, 0.99))
+def test_who_asks_for_more_confidence_takes_over_no_challenger_that_others_keep_out(value, width, less, more):
+    """And nobody takes one over whose net value is not higher."""
+    better = Measure(0.0, value, Interval(value, value - width, value + width))
+    found = Comparison(1000, 0.01, Measure(0.5, 0.5, Interval(0.0, 0.0, 0.0)), better, better)
+    at_less, at_more = (found.verdict(0.02, confidence)[0] for confidence in sorted((less, more)))
+    assert at_less >= at_more
+    assert value > 0 or not at_less
+    if abs(value - width) > 1e-9:  # at 97.5 % it is the interval's own lower end that counts
+        assert found.verdict(0.02, 0.975)[0] == (value > width)
 
 
 def test_a_champion_that_surely_breaks_its_promise_falls_to_a_better_one_even_where_that_costs_more():
     quality, dearer = Measure(0.6, 0.7, Interval(0.1, 0.05, 0.15)), Measure(0.0, -1.0, Interval(-1.0, -1.2, -0.8))
     found = Comparison(500, 1.0, quality, dearer, dearer, promised=0.95, champion_kept=Interval(0.85, 0.80, 0.90))
-    promoted, reason = found.verdict(0.02)
+    promoted, reason = found.verdict(0.02, 0.8)
     assert promoted and "no longer keeps the quality it promises: 0.850" in reason and "0.95 promised" in reason
-    assert not replace(found, champion_kept=Interval(0.93, 0.90, 0.96)).verdict(0.02)[0]  # it may still keep it
-    assert not replace(found, quality=Measure(0.6, 0.5, Interval(-0.1, -0.2, 0.0))).verdict(0.02)[0]
+    assert not replace(found, champion_kept=Interval(0.93, 0.90, 0.96)).verdict(0.02, 0.8)[0]  # it may still keep it
+    assert not replace(found, quality=Measure(0.6, 0.5, Interval(-0.1, -0.2, 0.0))).verdict(0.02, 0.8)[0]
 
 
 def test_the_tolerated_loss_is_what_the_default_quality_gives_away_unless_set():

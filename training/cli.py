@@ -215,6 +215,12 @@ def _retrain_arguments(parser: argparse.ArgumentParser) -> None:
         help="tolerated loss of quality, a share; default: what --default-quality gives away",
     )
     parser.add_argument(
+        "--promotion-confidence",
+        type=float,
+        default=RetrainConfig.promotion_confidence,
+        help="with which a challenger's net value must be better, one-sided; default: %(default)s",
+    )
+    parser.add_argument(
         "--accept-change",
         action="append",
         default=[],
@@ -239,6 +245,7 @@ def retrain_config(options: argparse.Namespace) -> RetrainConfig:
         ),
         worth_usd=options.worth_usd,
         quality_margin=options.quality_margin,
+        promotion_confidence=options.promotion_confidence,
         accept_change=tuple(options.accept_change),
         model_name=options.model_name,
     )

@@ -55,6 +55,9 @@ class RetrainConfig:
         answer of the best single tier costs, so that always asking that tier has the net value 0.
     quality_margin: the share of correct answers may be smaller by at most so much, with confidence; None takes what
         the default quality gives away, 0.02 for 0.98. Less takes thousands of held-out prompts to show.
+    promotion_confidence: with which net value must be shown to be better, one-sided, from 0.5 up. The usual 0.8 is low
+        on purpose: to keep a worse champion costs as much as to take a worse challenger, and panels are small
+        (benchmarks/circle.md has what it is worth). That quality is not worse is shown with 97.5 % in any case.
     window_prompts: judged on are the newest log files, as many as hold so many held-out prompts.
     min_judged: with fewer, no challenger is judged, and the champion stays.
     accept_change: changes of tiers that someone looked at and accepts, each TIER or TIER@FILE: from the first log file
@@ -65,6 +68,7 @@ class RetrainConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     worth_usd: float | None = None
     quality_margin: float | None = None
+    promotion_confidence: float = 0.8
     window_prompts: int = 2000
     min_judged: int = 100
     accept_change: tuple[str, ...] = ()
@@ -76,6 +80,8 @@ class RetrainConfig:
             raise ConfigError(f"worth_usd is {self.worth_usd!r}; expected USD above 0")
         if self.quality_margin is not None and not 0 <= self.quality_margin <= 1:
             raise ConfigError(f"quality_margin is {self.quality_margin!r}; expected a share from 0 to 1")
+        if not 0.5 <= self.promotion_confidence < 1:
+            raise ConfigError(f"promotion_confidence is {self.promotion_confidence!r}; expected a share from 0.5 to 1")
         for name in ("window_prompts", "min_judged"):
             if getattr(self, name) < 2:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected at least 2")

@@ -28,6 +28,7 @@ def command_of(
         ("--default-quality", training.default_quality, usual.training.default_quality),
         ("--worth-usd", config.worth_usd, usual.worth_usd),
         ("--quality-margin", config.quality_margin, usual.quality_margin),
+        ("--promotion-confidence", config.promotion_confidence, usual.promotion_confidence),
         ("--model-name", config.model_name, usual.model_name),
         ("--tracking-uri", tracking_uri or None, None),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,15 @@ class Measure:
     challenger: float | None
     difference: Interval
 
+    def least(self, confidence: float) -> float:
+        """Lower bound of the difference with this one-sided confidence.
+
+        The normal approximation, as wide as the lower half of the 95 % interval.
+        """
+        normal = NormalDist()
+        standard_error = (self.difference.value - self.difference.low) / normal.inv_cdf(0.975)
+        return self.difference.value - normal.inv_cdf(confidence) * standard_error
+
     def to_json(self) -> dict[str, Any]:
         """The measure as a receipt has it."""
         return {**asdict(self), "difference": self.difference.to_json()}
@@ -62,12 +72,16 @@ class Comparison:
     promised: float | None = None
     champion_kept: Interval | None = None
 
-    def verdict(self, quality_margin: float) -> tuple[bool, str]:
-        """Whether the challenger takes over, and why or why not, in one line."""
+    def verdict(self, quality_margin: float, confidence: float) -> tuple[bool, str]:
+        """Whether the challenger takes over, and why or why not, in one line.
+
+        confidence: with which its net value must be better, one-sided.
+        """
         if self.refused or self.quality is None or self.net_value is None:
             return False, self.refused
         quality, net_value = self.quality.difference, self.net_value.difference
         quality_text, net_text = _points(quality), _usd_per_1k(net_value)
+        better = f"better with {confidence:.0%} confidence"
         if self.broken_promise and quality.value > 0:
             return True, f"{self.broken_promise}; quality {quality_text}; {self.n_prompts:,} prompts"
         if quality.low < -quality_margin:
@@ -78,9 +92,9 @@ class Comparison:
         if self.worse_segments:
             found = "; ".join(f"{segment} {how}" for segment, how in self.worse_segments.items())
             return False, f"quality is worse in a segment: {found}"
-        if net_value.low <= 0:
-            return False, f"net value is not better with confidence: {net_text}; {self.n_prompts:,} prompts"
-        return True, f"net value is better: {net_text}; quality {quality_text}; {self.n_prompts:,} prompts"
+        if net_value.value <= 0 or self.net_value.least(confidence) <= 0:
+            return False, f"net value is not {better}: {net_text}; {self.n_prompts:,} prompts"
+        return True, f"net value is {better}: {net_text}; quality {quality_text}; {self.n_prompts:,} prompts"
 
     @property
     def broken_promise(self) -> str:
@@ -271,4 +285,4 @@ def _points(difference: Interval) -> str:
 
 def _usd_per_1k(difference: Interval) -> str:
     low, value, high = (1000 * usd for usd in (difference.low, difference.value, difference.high))
-    return f"{value:+.4g} USD per 1,000 requests ({low:+.4g} to {high:+.4g})"
+    return f"{value:+.4g} USD per 1,000 requests (95% interval {low:+.4g} to {high:+.4g})"

@@ -90,11 +90,13 @@ class Watch:
 
     former: prompt_ids of panel prompts that were there when it took over; ranks begin with them. bet_on: those that
     were bet on since, in the order in which they came. runs: how the log wealth grew, by run, bet and stake.
+    moved: how requests moved away from those that the promise was proven on, in words; "" where no run saw it.
     """
 
     former: tuple[str, ...] = ()
     bet_on: tuple[str, ...] = ()
     runs: tuple[Growth, ...] = ()
+    moved: str = ""
 
     @property
     def wealth(self) -> float:
@@ -115,4 +117,9 @@ class Watch:
         """From what state.json holds. Raises TypeError, ValueError or KeyError where it is of another form."""
         runs = tuple(tuple(tuple(map(float, of_bet)) for of_bet in growth) for growth in document["runs"])
         wealth_after(runs)
-        return cls(former=tuple(document["former"]), bet_on=tuple(document["bet_on"]), runs=runs)
+        return cls(
+            former=tuple(document["former"]),
+            bet_on=tuple(document["bet_on"]),
+            runs=runs,
+            moved=str(document.get("moved", "")),  # which older stores have not
+        )

@@ -9,7 +9,7 @@ is worth, and teach the next challenger.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -39,8 +39,9 @@ class PromiseReport:
 
     quality: the share of the best tier's accuracy that is promised without dials; where none is, the highest one that
         is promised at all; None where none is.
-    standing: "none": nothing is promised. "stands". "not covered": the requests moved, and the promise does not speak
-        of requests like these. "in doubt": the panels contradict it. "lowered": this run lowered it.
+    standing: "none": nothing is promised. "stands". "not covered": the requests moved, in this run or in an earlier one
+        since the promise was proven, and it does not speak of requests like these. "in doubt": the panels contradict
+        it. "lowered": this run lowered it.
     wealth: of the bets against the promise; it is in doubt once this has come to 20.
     n_panel: panel prompts since it was made. kept: the share kept on the newest of them, None where there are none.
     summary: all this, in one line.
@@ -89,8 +90,11 @@ def watch_promise(
     manifest = champion.bundle.manifest
     moved = [f for f in drift.moved if f.what in ("prompts", "share", "outcomes")] if drift else []
     quality = promised_quality(manifest)
+    strays = _strays(moved)
     if watch is None:
         watch = Watch(former=tuple(champion.panel(log).prompt_ids.tolist()))
+    elif strays and not watch.moved:
+        watch = replace(watch, moved=str(strays[0]))
     if quality is None:
         report = PromiseReport(
             quality=None,
@@ -106,7 +110,9 @@ def watch_promise(
     watch = _bet(watch, panel, quality)
     newest = panel.among(watch.bet_on[-N_NEWEST:])
     dial, n_rests_on = lowered_dial(champion, log, prices, watch.bet_on[-N_NEWEST:]) if watch.is_in_doubt else (None, 0)
-    report = _report(quality, watch, newest, moved, manifest.dial, dial)
+    if dial is not None:
+        watch = replace(watch, moved="")  # It is proven anew, on the newest requests, too.
+    report = _report(quality, watch, newest, strays, manifest.dial, dial)
     request = next_panel(_cause(report, moved), newest, n_requests, manifest)
     return Watched(report=report, request=request, watch=watch, dial=dial, n_rests_on=n_rests_on)
 
@@ -142,13 +148,12 @@ def _report(
     quality: float,
     watch: Watch,
     newest: Panel,
-    moved: Sequence[Finding],
+    strays: Sequence[Finding],
     former: Sequence[DialPoint],
     dial: Sequence[DialPoint] | None,
 ) -> PromiseReport:
-    """newest: panel prompts. moved: what drifted. former, dial: the dial, and what this run lowered it to."""
+    """newest: panel prompts. strays: of `_strays`. former, dial: the dial, and what this run lowered it to."""
     kept = float(newest.chosen.mean() / newest.best.mean()) if newest.best.any() else None
-    strays = [finding for finding in moved if finding.what in ("prompts", "share")]
     seen = f"bets against it came to {watch.wealth:.2g} on {len(watch.bet_on):,} panel prompts"
     if kept is not None:
         seen += f", {kept:.3f} kept on the newest {len(newest.prompt_ids):,}"
@@ -158,12 +163,9 @@ def _report(
         standing, what = "lowered", f"the promise of {quality:g} was in doubt: {seen}; {_lowered(former, dial)}"
     elif watch.is_in_doubt:
         standing, what = "in doubt", f"the promise of {quality:g} is in doubt: {seen}; its slack stays, as they keep it"
-    elif strays:
+    elif strays or watch.moved:
         standing = "not covered"
-        grown = next(
-            (finding for finding in strays if finding.what == "share" and (finding.effect or 0) > 0), strays[0]
-        )
-        what = f"the promise of {quality:g} does not cover requests like the newest: {grown}; {seen}"
+        what = f"the promise of {quality:g} does not cover requests like the newest: {_where(strays, watch)}; {seen}"
     return PromiseReport(
         quality=quality,
         standing=standing,
@@ -172,6 +174,17 @@ def _report(
         kept=kept,
         summary=what,
     )
+
+
+def _strays(moved: Sequence[Finding]) -> list[Finding]:
+    """What shows requests that the promise does not speak of; a segment that grew comes first."""
+    strays = [finding for finding in moved if finding.what in ("prompts", "share")]
+    return sorted(strays, key=lambda finding: not (finding.what == "share" and (finding.effect or 0) > 0))
+
+
+def _where(strays: Sequence[Finding], watch: Watch) -> str:
+    """How requests moved, in words."""
+    return str(strays[0]) if strays else f"{watch.moved} in an earlier run"
 
 
 def _lowered(former: Sequence[DialPoint], dial: Sequence[DialPoint]) -> str:

@@ -95,7 +95,7 @@ def _decide(
         return False, f"golden prompts failed: {golden.in_words}"
     if comparison is None:
         return True, uncompared
-    return comparison.verdict(config.tolerated_loss)
+    return comparison.verdict(config.tolerated_loss, config.promotion_confidence)
 
 
 def _drift(champion: Bundle, log: OutcomeTable, is_new: np.ndarray) -> DriftReport | None:
