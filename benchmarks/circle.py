@@ -1,16 +1,16 @@
 """The circle, turned for ten SIMULATED weeks: what `broker retrain` is worth against a router that is never retrained.
 
-    .venv/bin/python benchmarks/circle.py [--seeds 5] [--requests 600] [--panel 0.1]
+    .venv/bin/python benchmarks/circle.py [--seeds 5] [--requests 600] [--panel 0.1] [--promotion-confidence 0.8]
+        [--no-drift]
 
 Nothing here is about a real model: prompts and outcomes are those of data/make_sample_log.py, whose success
 probabilities are known, so that regret and quality are exact and not sampled. A first log has every tier's outcome on
 a few hundred prompts. Then, week by week, the champion of a store routes requests with some exploration; decisions and
 outcomes go through an `OutcomeLog` on disk, one outcome per request, and of a random panel of a tenth of the requests
 every tier is asked afterwards, into a file of its own; `retrain` reads both as they are. Where its receipt asks for a
-larger panel, the next one is so large. Meanwhile the mix of
-prompts drifts from easy to hard and to kinds of work that the first log hardly had, and prices fall: the distilled
-tier's by 5 % a week, and in week 5 to a third at once. The frozen router is the first champion; it sees today's prices
-too, and decides on the same requests.
+larger panel, the next one is so large. Meanwhile the mix of prompts drifts from easy to hard and to kinds of work that
+the first log hardly had (unless --no-drift), and prices fall: the distilled tier's by 5 % a week, and in week 5 to a
+third at once. The frozen router is the first champion; it sees today's prices too, and decides on the same requests.
 
 Regret: net value (worth x success - cost) of the best tier of each request, less that of the tier chosen, in USD per
 1,000 requests. Kept: success of the tiers chosen, relative to always asking the tier that is best that week.
@@ -65,8 +65,11 @@ class World:
     tiers: tuple[str, ...]
 
     @classmethod
-    def simulated(cls, n_first: int, n_a_week: int, seed: int) -> World:
-        """The first log's prompts are mostly easy chat and arithmetic; each week has a harder and wider mix."""
+    def simulated(cls, n_first: int, n_a_week: int, seed: int, *, drifts: bool = True) -> World:
+        """The first log's prompts are mostly easy chat and arithmetic; each week has a harder and wider mix.
+
+        drifts: False mixes the same prompts evenly over all weeks.
+        """
         rng = np.random.default_rng(seed)
         sample.N_PROMPTS = 2 * (n_first + N_WEEKS * n_a_week)
         prompts = sample.write_prompts(sample.read_families(DATA / "prompt_templates"), rng)
@@ -82,6 +85,8 @@ class World:
         order = asked[np.argsort(lateness[asked], kind="stable")]
         blocks = np.split(order, n_first + n_a_week * np.arange(N_WEEKS))
         order = np.concatenate([rng.permutation(block) for block in blocks])
+        if not drifts:
+            order = rng.permutation(order)
         return cls(
             prompts=[prompts[at].text for at in order],
             segments=[prompts[at].family.segment for at in order],
@@ -142,7 +147,13 @@ class Week:
 
 
 def turns(
-    world: World, n_first: int, n_a_week: int, folder: Path, seed: int, panel_share: float = PANEL
+    world: World,
+    n_first: int,
+    n_a_week: int,
+    folder: Path,
+    seed: int,
+    panel_share: float = PANEL,
+    promotion_confidence: float = RetrainConfig.promotion_confidence,
 ) -> Iterator[Week]:
     """Route, log, retrain, week by week; deterministic, as decisions get ids of the seed and the row, not random ones.
 
@@ -155,7 +166,12 @@ def turns(
     first = folder / "first.parquet"
     before = START - timedelta(days=7)
     _all_tiers(world, np.arange(n_first), is_correct, PriceTable.parse(tiers_of_week(0)), before).to_parquet(first)
-    config = RetrainConfig(training=TrainingConfig(default_quality=QUALITY), worth_usd=WORTH_USD, window_prompts=4000)
+    config = RetrainConfig(
+        training=TrainingConfig(default_quality=QUALITY),
+        worth_usd=WORTH_USD,
+        promotion_confidence=promotion_confidence,
+        window_prompts=4000,
+    )
     retrain(first, tiers, store, config, tracking_uri="none")
     frozen = Router.load(store / "champion")
     outcomes, panel = OutcomeLog(logs, keep_prompts=True), folder / "panel"
@@ -312,14 +328,24 @@ def main() -> int:
     parser.add_argument(
         "--panel", type=float, default=PANEL, help="least share of requests of which every tier is asked"
     )
+    parser.add_argument(
+        "--promotion-confidence",
+        type=float,
+        default=RetrainConfig.promotion_confidence,
+        help="with which a challenger must be better",
+    )
+    parser.add_argument("--no-drift", action="store_true", help="the mix of requests stays as it is in the first log")
     options = parser.parse_args()
     results: dict[int, list[Week]] = {}
     with tqdm(total=options.seeds * N_WEEKS, unit="week") as bar:
         for seed in range(options.seeds):
-            world = World.simulated(options.first, options.requests, seed)
+            world = World.simulated(options.first, options.requests, seed, drifts=not options.no_drift)
             with tempfile.TemporaryDirectory() as folder:
                 weeks = []
-                for week in turns(world, options.first, options.requests, Path(folder), seed, options.panel):
+                for week in turns(
+                    world, options.first, options.requests, Path(folder), seed, options.panel,
+                    options.promotion_confidence,
+                ):  # fmt: skip
                     weeks.append(week)
                     bar.update()
                     if options.seeds == 1:
