@@ -128,6 +128,8 @@ def _compact_batch(files: Files) -> tuple[Compaction, bool]:
     events = read_events(lines)
     aside.notes += events.unreadable
     partitions, attempts = Partitions(files, aside.move), events.attempts
+    if not has_more:
+        partitions.index()
     known = partitions.known(attempts.keys(), _days(attempts.values()))
     for decision_id in known:
         del attempts[decision_id]

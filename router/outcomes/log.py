@@ -6,6 +6,7 @@ brings the journals of all processes into Parquet, one row per decision, joined 
     day=2026-11-24/attempts-<batch>.parquet    the log, in the format of data/README.md; the day is the decision's, UTC
     .journal/<writer>.jsonl                    what was appended; hidden, so that no reader takes it for a log
     .journal/state.json                        how far the journals are in Parquet, and outcomes without a decision
+    .index/<day>-<digest>                      which ids the files of a day hold; can be deleted at any time
     .unreadable/                               what compaction could not read, with the reasons; hidden too
 """
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from itertools import chain
 from typing import Any, TypeVar
 
 from router.outcomes.columns import COLUMNS, day, is_of_check, row_id
+from router.outcomes.days import INDEX, hashed, index_of, list_days, may_hold
 from router.outcomes.storage import Files, extra
 
 _ROWS_PER_GROUP = 16_384
 """Rows that Parquet keeps together: who looks for one decision reads no more than these."""
 
 _Result = TypeVar("_Result")
-
-
-def partition_names(files: Files) -> list[str]:
-    """The Parquet files of a log; those of older days come first."""
-    return [
-        name for name in files.names() if name.startswith("day=") and "/attempts-" in name and name.endswith(".parquet")
-    ]
-
-
-def partition_day(name: str) -> str:
-    """The day of a Parquet file's rows, as `2026-11-24`."""
-    return name.split("/")[0].removeprefix("day=")
 
 
 class Partitions:
@@ -35,14 +25,30 @@ class Partitions:
     def __init__(self, files: Files, put_aside: Callable[[str, Exception], None]) -> None:
         self._files = files
         self._put_aside = put_aside
-        self._names = partition_names(files)
+        self._damaged: set[str] = set()
+        names = files.names()
+        self._days = list_days(names)
+        self._indexes = {name for name in names if name.startswith(INDEX)}
 
-    def known(self, decision_ids: Set[str], days: Set[str]) -> set[str]:
+    def index(self) -> None:
+        """Write the index of each day but the newest where it is missing; delete those of files that have changed.
+
+        No file may be one of a compaction that was killed: its rows may still change.
+        """
+        for each in self._days[:-1]:
+            if each.is_indexed:
+                continue
+            ids = [self._read(name, _ids) or () for name in each.names]
+            if self._damaged.isdisjoint(each.names):
+                self._files.write(each.index, index_of(chain.from_iterable(ids)))
+        for name in self._indexes.difference(each.index for each in self._days):
+            self._files.delete(name)
+
+    def known(self, decision_ids: Set[str], dates: Set[str]) -> set[str]:
         """Which decisions have a row in the files of these days."""
         found: set[str] = set()
-        for name in list(self._names):
-            if partition_day(name) in days:
-                found |= decision_ids & set(self._read(name, _row_ids) or ())
+        for name in self._names_with(decision_ids, dates):
+            found |= decision_ids & set(self._read(name, _row_ids) or ())
         return found
 
     def update(self, outcomes: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -51,7 +57,7 @@ class Partitions:
         Each file is replaced in one step.
         """
         missing = dict(outcomes)
-        for name in reversed(list(self._names)):
+        for name in self._names_with(outcomes.keys()):
             if not missing:
                 break
             found, content = self._read(name, lambda file: _joined(file, missing)) or (set(), b"")
@@ -70,6 +76,13 @@ class Partitions:
             names = {name for row in rows_of_day for name in row}
             table = extra("pyarrow").Table.from_pylist(rows_of_day, schema_of(names))
             self._files.write(f"day={name}/attempts-{batch}.parquet", _as_parquet(table))
+
+    def _names_with(self, row_ids: Set[str], dates: Set[str] | None = None) -> Iterator[str]:
+        """The files that may hold any of some rows, newest first. dates: of the days to look in; None means all."""
+        wanted = hashed(row_ids)
+        for each in reversed(self._days):
+            if (dates is None or each.date in dates) and may_hold(self._files, each, wanted):
+                yield from (name for name in reversed(each.names) if name not in self._damaged)
 
     def _read(self, name: str, read: Callable[[Any], _Result]) -> _Result | None:
         """What `read` makes of a file; None where it is damaged, and put aside.
@@ -92,7 +105,7 @@ class Partitions:
             if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
                 raise
             self._put_aside(name, error)
-            self._names.remove(name)
+            self._damaged.add(name)
             return None
 
 
@@ -101,6 +114,13 @@ def join(row: dict[str, Any], outcome: Mapping[str, Any]) -> None:
     if outcome.get("tier", row["tier"]) != row["tier"]:
         row["propensity"] = None
     row.update(outcome)
+
+
+def _ids(file: Any) -> list[str]:
+    """All decision_ids and attempt_ids in a Parquet file; raises KeyError where it has no decision_id."""
+    table = file.read(["decision_id", "attempt_id"])
+    columns = [table["decision_id"], *(table[name] for name in table.column_names if name == "attempt_id")]
+    return [each for column in columns for each in column.cast("string").drop_null().to_pylist()]
 
 
 def _row_ids(file: Any) -> list[str]:

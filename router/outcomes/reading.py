@@ -27,11 +27,10 @@ from router.outcomes.columns import (
     row_id,
 )
 from router.outcomes.compaction import STATE, joined_outcomes, journal_names
+from router.outcomes.days import hashed, list_days, may_hold
 from router.outcomes.events import DATA_ERRORS, Lines, read_events, read_outcome
 from router.outcomes.partitions import (
     join,
-    partition_day,
-    partition_names,
     schema_of,
     with_all_columns,
     with_outcomes,
@@ -156,15 +155,14 @@ class LogReader:
     def _compacted(self, wanted: str) -> list[dict[str, Any]]:
         """The rows of a decision, or of an attempt, in the Parquet files, which are searched from the newest on."""
         rows: list[dict[str, Any]] = []
-        found_on = ""
-        for name in reversed(partition_names(self._files)):
-            if found_on and partition_day(name) != found_on:
-                break  # Attempts are made after the decision, so older days have none.
-            if not self._has(name, wanted):
+        for each in reversed(list_days(self._files.names())):
+            if not may_hold(self._files, each, hashed([wanted])):
                 continue
-            rows += self._read(name, lambda file: _rows_of(file, wanted)) or []
+            for name in reversed(each.names):
+                if self._has(name, wanted):
+                    rows += self._read(name, lambda file: _rows_of(file, wanted)) or []
             if any(row["attempt_id"] in (None, wanted) for row in rows):
-                found_on = partition_day(name)
+                break  # Attempts are made after the decision, so older days have none.
         return rows
 
     def _has(self, name: str, wanted: str) -> bool:
@@ -188,8 +186,9 @@ class LogReader:
         wanted = None if columns is None else {*_ALWAYS, *columns}
         tables = [
             table
-            for name in partition_names(self._files)
-            if (first is None or partition_day(name) >= day(first)) and (end is None or partition_day(name) <= day(end))
+            for each in list_days(self._files.names())
+            if (first is None or each.date >= day(first)) and (end is None or each.date <= day(end))
+            for name in each.names
             if (table := self._read(name, lambda file: _columns_of(file, wanted))) is not None
         ]
         known = {key for table in tables for key in _ids_among(table, attempts)}  # A compaction is still under way.
