@@ -114,7 +114,7 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="An outcome log of very many files.")
     parser.add_argument("--parts", type=int, nargs="+", default=[2_000, 20_000], help="files of each log")
-    parser.add_argument("--no-training", action="store_true", help="leave out what takes a quarter of an hour")
+    parser.add_argument("--no-training", action="store_true", help="leave out training, which takes half an hour")
     options = parser.parse_args()
     found: dict[int, dict[str, float]] = {n_parts: {} for n_parts in options.parts}
     for n_parts, figures in found.items():
