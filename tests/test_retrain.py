@@ -176,7 +176,15 @@ def test_a_store_without_a_past_has_nothing_to_roll_back_to(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"worth_usd": 0}, {"worth_usd": float("nan")}, {"quality_margin": -1}, {"min_judged": 1}]
+    "wrong",
+    [
+        {"worth_usd": 0},
+        {"worth_usd": float("nan")},
+        {"quality_margin": -1},
+        {"promotion_confidence": 0.4},
+        {"promotion_confidence": 1.0},
+        {"min_judged": 1},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -784,6 +792,7 @@ def test_the_command_of_a_run_repeats_it(tmp_path):
         training=TrainingConfig(encoder="minilm", default_quality=0.9, drop_unparsed=True, keep_examples=True),
         worth_usd=0.25,
         quality_margin=0.01,
+        promotion_confidence=0.9,
         model_name="ours",
     )
     logs, tiers = ["my logs/*.parquet", tmp_path / "it's.jsonl"], tmp_path / "tiers.toml"
