@@ -37,9 +37,9 @@ class Choice(NamedTuple):
 
 
 def choose(request: Request, portfolio: Portfolio | None) -> Choice:
-    """Who is asked. portfolio: is told of the choice; None where there are no limits."""
+    """Who is asked. portfolio: is told of the choice where limits or a conversation depend on it; None for none."""
     free = _by_rule(request, request.chosen, request.tiers, request.quoted, request.cost_usd, request.cost_usd)
-    if portfolio is None or portfolio.is_idle:
+    if portfolio is None or (portfolio.is_idle and request.turn is None):
         return free
     with portfolio.one_choice:
         if portfolio.takes_freely(request, free.tier):

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -125,7 +126,7 @@ class Call:
         [answer] = self._answers(
             {
                 "input_ids": np.array([ids], np.int64),
-                "attention_mask": np.ones((1, len(ids)), np.int64),
+                "attention_mask": _mask(len(ids)),
                 "context_tokens": np.array([context_tokens], np.float32),
                 "usd_per_mtok_input": quote.usd_per_mtok_input,
                 "usd_per_mtok_output": quote.usd_per_mtok_output,
@@ -260,6 +261,8 @@ class Call:
 
     @property
     def _exploration(self) -> float:
+        if not self.restrictions:
+            return self.policy.exploration
         return self.policy.exploration if all(each.exploration for each in self.restrictions) else 0.0
 
     def _left_out(self, quote: Quote, context_tokens: float) -> list[str]:
@@ -278,7 +281,7 @@ class Call:
         A tier that may not answer, or that there is none of, is no answer.
         """
         manifest, dials = self.bundle.manifest, self.dials
-        names, decision_id = manifest.tiers, new_decision_id()
+        names, decision_id, exploration = manifest.tiers, new_decision_id(), self._exploration
         success = dict(zip(names, answer.success, strict=False))  # All three are empty where the prompt was not read.
         output_tokens = dict(zip(names, answer.output_tokens, strict=False))
         cost_usd = dict(zip(names, answer.cost_usd, strict=False))
@@ -293,11 +296,11 @@ class Call:
             log_best = manifest.best_tier if dials.unproven else None
             request = Request(
                 decision_id, names[answer.tier], log_best, quote.open, quote.offers, success, output_tokens, cost_usd,
-                context_tokens, manifest.output_tokens, dials.worth_usd, dials.slack, self._exploration,
+                context_tokens, manifest.output_tokens, dials.worth_usd, dials.slack, exploration,
                 self.accepts, turn, self.portfolio.sessions.warm(turn) if self.portfolio is not None else None,
             )  # fmt: skip
             choice = choose(request, self.portfolio)
-            reason = why_chosen(choice, quote.open, dials, manifest, self._exploration)
+            reason = why_chosen(choice, quote.open, dials, manifest, exploration)
             if left_out := self._left_out(quote, context_tokens):
                 bar = max(success[name] for name in (*quote.open, *left_out)) - dials.slack
                 covered = success[choice.tier] >= bar
@@ -355,6 +358,12 @@ class Call:
             return tier
         success = dict(zip(manifest.tiers, manifest.success, strict=True))
         return max(quote.open, key=success.__getitem__)
+
+
+@lru_cache(256)
+def _mask(n_tokens: int) -> np.ndarray:
+    """The attention mask of one prompt, all of whose tokens count, int64 (1, n_tokens); nobody changes it."""
+    return np.ones((1, n_tokens), np.int64)
 
 
 def _in_range(context_tokens: object) -> bool:

@@ -71,8 +71,8 @@ class Portfolio:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to say: no cap, no budget, no offer that is down, and no price of cached input."""
-        return not self.ledger.limits and self.health.all_up and not self.has_caches
+        """Whether nothing limits the choice: no cap, no budget, and no offer that is down."""
+        return not self.ledger.limits and self.health.all_up
 
     @property
     def has_caches(self) -> bool:
