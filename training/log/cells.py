@@ -46,6 +46,7 @@ _OF_ATTEMPTS = ", ".join(
     ("prompt_key", "name", "model", "tier", *CELL_MEASURES, "dataset", "question_key", "timestamp", "answer",
      "verdicts", "doubts", "is_unjudged", "is_set_aside")
 )  # fmt: skip
+"""The columns of `attempts`."""
 
 
 def to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparsed: bool) -> None:
