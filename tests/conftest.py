@@ -29,6 +29,7 @@ import training.evaluation.judged
 import training.evaluation.segments
 import training.retrain.run
 from router import Router
+from router.bundle import Bundle
 from training import TrainingConfig, TrainingResult, tracking, train
 from training.evaluation.metrics import resamples
 from training.retrain import Receipt
@@ -108,8 +109,14 @@ def sample_tiers() -> Path:
     return SAMPLE_TIERS
 
 
+@pytest.fixture(scope="session")
+def in_use(bundle: Path) -> Bundle:
+    """The sample log's bundle in memory: those who load it too share its graphs, which take longest to load."""
+    return Bundle.load(bundle)
+
+
 @pytest.fixture
-def router(bundle: Path) -> Router:
+def router(bundle: Path, in_use: Bundle) -> Router:
     """A router on the sample log's bundle."""
     return Router.load(bundle)
 
@@ -121,10 +128,17 @@ def day() -> Callable[[int], pd.DataFrame]:
 
 
 @pytest.fixture(scope="session")
-def first_turn(tmp_path_factory: pytest.TempPathFactory, day: Callable[[int], pd.DataFrame]) -> tuple[Path, Receipt]:
-    """A store after its first run, with the logs of that run beside it, and the run's receipt."""
+def first_turn(
+    tmp_path_factory: pytest.TempPathFactory, day: Callable[[int], pd.DataFrame]
+) -> Iterator[tuple[Path, Receipt]]:
+    """A store after its first run, with the logs of that run beside it, and the run's receipt.
+
+    Its champion stays in memory, so that all who load a copy of it share its graphs.
+    """
     folder = made_once(tmp_path_factory, "first-store", lambda empty: make_first_store(empty, day(0), SAMPLE_TIERS))
-    return folder, Receipt(**json.loads((folder / "store" / "receipts.jsonl").read_text()))
+    champion = Bundle.load(folder / "store" / "bundles" / "000001")
+    yield folder, Receipt(**json.loads((folder / "store" / "receipts.jsonl").read_text()))
+    del champion
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import pytest
 
 from router import BundleError, PriceError, Router, RouterError, Watcher
 from router.bundle import Bundle, Manifest
+from router.session import session_of
 from training.export.golden import golden_files
 
 PROMPTS = ["What is 17 * 23?", "Prove that sqrt(2) is irrational.", "Bonjour", "", "def f(x): return x"]
@@ -117,6 +118,17 @@ def test_bundles_with_the_same_tokenizer_share_it_and_it_goes_with_the_last(bund
     shared = before()  # routers of other tests may have it, too
     # `type`, not `isinstance`: some libraries keep objects that warn when somebody asks for their `__class__`.
     assert shared is None or any(type(each) is Bundle and each.tokenizer is shared for each in gc.get_objects())
+
+
+def test_the_same_graph_has_one_session_as_long_as_it_is_in_use(bundle):
+    graph = (bundle / "router.onnx").read_bytes()
+    first = session_of(graph, n_threads=3)  # which no other test takes
+    assert session_of(graph, n_threads=3) is first
+    assert session_of(graph, n_threads=1) is not first
+    before = weakref.ref(first)
+    del first
+    gc.collect()
+    assert before() is None
 
 
 # ---- what is refused -------------------------------------------------------------------------------

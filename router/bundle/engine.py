@@ -6,7 +6,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import onnxruntime
+
+from router.session import session_of
 
 OUTPUTS = ("success", "output_tokens", "cost_usd", "tier", "familiarity", "cluster")
 PER_TIER = OUTPUTS[:3]
@@ -15,7 +16,7 @@ BATCH_SIZE = 64
 
 
 class Engine:
-    """The graph of a bundle in an ONNX Runtime session of its own; safe to share between threads.
+    """The graph of a bundle in a session of ONNX Runtime; safe to share between threads.
 
     Each thread keeps the inputs of its last run bound. Prices and dials are the same objects from request to request,
     so ONNX Runtime receives them only once.
@@ -27,11 +28,7 @@ class Engine:
         n_threads: threads of one run.
         Raises ValueError where the graph lacks an output, and onnxruntime's own errors where it cannot be loaded.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = n_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._session = session_of(graph, n_threads)
         found = {output.name for output in self._session.get_outputs()}
         if missing := [name for name in OUTPUTS if name not in found]:
             raise ValueError(f"the graph has no output {', '.join(missing)}; train the bundle again")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import onnxruntime
 
 from router.plans.checks import CheckModel
+from router.session import session_of
 
 PLAN_OUTPUTS = [
     "first", "direct", "is_plan", "second", "is_checked", "third", "after_one", "after_two", "after_three",
@@ -69,11 +69,7 @@ class PlanEngine:
 
     def __init__(self, graph: bytes, n_threads: int = 1) -> None:
         """Load the graph; raises onnxruntime's own errors where it cannot be loaded, ValueError without an output."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = n_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._session = session_of(graph, n_threads)
         found = {output.name for output in self._session.get_outputs()}
         if missing := [name for name in PLAN_OUTPUTS if name not in found]:
             raise ValueError(f"the plan graph has no output {', '.join(missing)}")

@@ -42,6 +42,12 @@ _DOUBTS = {
 }
 """Values that count as not logged: by column, what is wrong, and SQL for it. The rest of the row is used."""
 
+_OF_ATTEMPTS = ", ".join(
+    ("prompt_key", "name", "model", "tier", *CELL_MEASURES, "dataset", "question_key", "timestamp", "answer",
+     "verdicts", "doubts", "is_unjudged", "is_set_aside")
+)  # fmt: skip
+"""The columns of `attempts`."""
+
 
 def to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparsed: bool) -> None:
     """Make `prompts` and `cells` (prompt, tier) from the rows: first repeats are averaged, then the models of a tier.
@@ -54,9 +60,13 @@ def to_cells(db: duckdb.DuckDBPyConnection, tiers: Sequence[Tier], drop_unparsed
     _create_attempts(db, drop_unparsed)
     db.execute("""
         CREATE TABLE prompts AS
-        SELECT prompt_key, any_value(prompt) AS prompt, sha256(any_value(prompt))[:16] AS prompt_id,
-               coalesce(min(dataset), '') AS segment, min(question_key) AS question_key, max(timestamp) AS asked_at
-        FROM attempts WHERE tier IS NOT NULL GROUP BY 1
+        WITH asked AS (
+            SELECT prompt_key, coalesce(min(dataset), '') AS segment, min(question_key) AS question_key,
+                   max(timestamp) AS asked_at
+            FROM attempts WHERE tier IS NOT NULL GROUP BY 1),
+        texts AS (SELECT prompt_key, any_value(prompt) AS prompt FROM raw WHERE reason IS NULL GROUP BY 1)
+        SELECT prompt_key, prompt, sha256(prompt)[:16] AS prompt_id, segment, question_key, asked_at
+        FROM asked JOIN texts USING (prompt_key)
     """)
     db.execute(
         "CREATE TABLE places AS SELECT prompt_key, row_number() OVER (ORDER BY prompt_id) - 1 AS row FROM prompts"
@@ -106,7 +116,7 @@ def _create_attempts(db: duckdb.DuckDBPyConnection, drop_unparsed: bool) -> None
     """The usable rows, with their tier, and without the values that count as not logged.
 
     A cost that was not logged is tokens x price: that of the row, else the listed one of its provider, else the mean of
-    the model's offers. doubts: what is wrong with the row's values, a list.
+    the model's offers. doubts: what is wrong with the row's values, a list. The text of the prompt stays in `raw`.
     """
     is_set_aside = f"{drop_unparsed} AND correct IS NOT NULL AND coalesce(NOT parsed, false)"
     known = {
@@ -119,7 +129,7 @@ def _create_attempts(db: duckdb.DuckDBPyConnection, drop_unparsed: bool) -> None
     replaced = ", ".join(f"{sql} AS {name}" for name, sql in known.items())
     averages = "avg(usd_in) AS usd_in, avg(usd_out) AS usd_out, min(greatest(usd_in, usd_out)) > 0 AS is_paid"
     db.execute(f"""
-        CREATE VIEW attempts AS
+        CREATE TABLE attempts AS
         WITH named AS (SELECT name, min(model) AS model, min(tier) AS tier, max(context_window) AS context_window,
                               {averages} FROM offers GROUP BY 1),
         priced AS (SELECT name, provider, {averages} FROM offers GROUP BY 1, 2),
@@ -135,7 +145,9 @@ def _create_attempts(db: duckdb.DuckDBPyConnection, drop_unparsed: bool) -> None
                      LEFT JOIN priced ON raw.model = priced.name AND raw.provider = priced.provider
             WHERE reason IS NULL),
         known AS (SELECT * REPLACE ({replaced}), [{doubts}] AS doubts FROM listed)
-        SELECT * REPLACE (CASE WHEN NOT is_set_aside THEN correct END AS correct,
-                          coalesce(cost_usd, (input_tokens * usd_in + output_tokens * usd_out) / 1e6) AS cost_usd)
-        FROM known
+        SELECT {_OF_ATTEMPTS}
+        FROM (SELECT * REPLACE (
+                  CASE WHEN NOT is_set_aside THEN correct END AS correct,
+                  coalesce(cost_usd, (input_tokens * usd_in + output_tokens * usd_out) / 1e6) AS cost_usd)
+              FROM known)
     """)

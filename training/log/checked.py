@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -62,7 +62,7 @@ def _temporary(folder: Path | None, memory_limit: str, maps: Sequence[ColumnMap]
         try:
             yield rows
         finally:
-            rows.release()
+            rows.discard()
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,13 @@ class CheckedLogs:
         if self._db is not None:
             self._db.close()
             self._db = None
+
+    def discard(self) -> None:
+        """Close the connection where the rows are not needed again: they need not be written to disk any more."""
+        if self._db is not None:
+            with suppress(duckdb.Error):  # after an error that DuckDB does not survive
+                self._db.execute("PRAGMA disable_checkpoint_on_shutdown")
+        self.release()
 
     @contextmanager
     def derived(self) -> Iterator[duckdb.DuckDBPyConnection]:
