@@ -18,7 +18,7 @@ import pytest
 
 from router import BundleError, PriceError, Router, RouterError, Watcher
 from router.bundle import Bundle, Manifest
-from router.session import session_of
+from router.graph_session import session_of
 from training.export.golden import golden_files
 
 PROMPTS = ["What is 17 * 23?", "Prove that sqrt(2) is irrational.", "Bonjour", "", "def f(x): return x"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from router.session import session_of
+from router.graph_session import session_of
 
 OUTPUTS = ("success", "output_tokens", "cost_usd", "tier", "familiarity", "cluster")
 PER_TIER = OUTPUTS[:3]

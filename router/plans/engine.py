@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from router.graph_session import session_of
 from router.plans.checks import CheckModel
-from router.session import session_of
 
 PLAN_OUTPUTS = [
     "first", "direct", "is_plan", "second", "is_checked", "third", "after_one", "after_two", "after_three",
