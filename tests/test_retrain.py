@@ -224,6 +224,7 @@ def test_who_asks_for_more_confidence_takes_over_no_challenger_that_others_keep_
     at_less, at_more = (found.verdict(0.02, confidence)[0] for confidence in sorted((less, more)))
     assert at_less >= at_more
     assert value > 0 or not at_less
+    assert "better with 97.5% confidence" in found.verdict(0.02, 0.975)[1]
     if abs(value - width) > 1e-9:  # at 97.5 % it is the interval's own lower end that counts
         assert found.verdict(0.02, 0.975)[0] == (value > width)
 

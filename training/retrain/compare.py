@@ -81,7 +81,7 @@ class Comparison:
             return False, self.refused
         quality, net_value = self.quality.difference, self.net_value.difference
         quality_text, net_text = _points(quality), _usd_per_1k(net_value)
-        better = f"better with {confidence:.0%} confidence"
+        better = f"better with {100 * confidence:g}% confidence"
         if self.broken_promise and quality.value > 0:
             return True, f"{self.broken_promise}; quality {quality_text}; {self.n_prompts:,} prompts"
         if quality.low < -quality_margin:
