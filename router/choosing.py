@@ -37,7 +37,7 @@ class Choice(NamedTuple):
 
 
 def choose(request: Request, portfolio: Portfolio | None) -> Choice:
-    """Who is asked. portfolio: is told of the choice where limits or a conversation depend on it; None for none."""
+    """Who is asked. portfolio: counts the choice where a limit or a conversation depends on it; None without one."""
     free = _by_rule(request, request.chosen, request.tiers, request.quoted, request.cost_usd, request.cost_usd)
     if portfolio is None or (portfolio.is_idle and request.turn is None):
         return free

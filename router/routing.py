@@ -173,7 +173,7 @@ class Call:
         better = [name for name in may_answer if success.get(name, 0.0) > bar]
         order = [decision.tier, *sorted(better, key=success.__getitem__)]
         found = [(name, offer) for name in order for offer in offers[name]]
-        if self.portfolio is not None and not self.portfolio.is_idle:
+        if self.portfolio is not None:
             chosen, portfolio, cost = decision.offer, self.portfolio, decision.cost_usd
             found.sort(
                 key=lambda each: (each[1] != chosen, portfolio.is_closed(each[0], each[1], cost.get(each[0], 0.0)))
@@ -261,9 +261,8 @@ class Call:
 
     @property
     def _exploration(self) -> float:
-        if not self.restrictions:
-            return self.policy.exploration
-        return self.policy.exploration if all(each.exploration for each in self.restrictions) else 0.0
+        is_allowed = not self.restrictions or all(each.exploration for each in self.restrictions)
+        return self.policy.exploration if is_allowed else 0.0
 
     def _left_out(self, quote: Quote, context_tokens: float) -> list[str]:
         """The tiers that could answer the request if the policy had no rules, and may not."""

@@ -103,3 +103,19 @@ def test_an_easy_word_after_hard_turns_is_read_with_the_whole_chat(router):
     """Without any cache, too: the text that is routed by is that of all messages."""
     alone = router.route(messages=[{"role": "user", "content": "commit it"}], worth_usd=0.01)
     assert router.route(messages=NEXT, worth_usd=0.01).success != alone.success
+
+
+def test_the_offer_with_the_cache_is_tried_first_though_another_of_its_tier_is_cheaper(bundle, tmp_path):
+    """Also where the prices of cached input are all that the portfolio has to say: no limit, and no offer is down."""
+    router, path = Router.load(bundle), tmp_path / "cached.toml"
+    text = router.prices.text.replace("max_share = 0.6", "usd_per_mtok_cached_input = 0.001")
+    path.write_text(text.replace("usd_per_mtok_input = 0.36", "usd_per_mtok_input = 3.6"))
+    router.update_prices(path)
+    assert not router.portfolio.ledger.limits
+    first = router.route(messages=CHAT)
+    offers = {offer.region: offer for tier in router.prices.tiers if tier.name == "distilled" for offer in tier.offers}
+    router.portfolio.sessions.answered(turn_of(CHAT, None), offers["eu"], first.context_tokens)
+    call = router.snapshot.call(regions=["eu", "cn"], worth_usd=1e-9)
+    decision = call.route(None, NEXT)
+    assert decision.offer == offers["eu"] and "in its cache" in decision.reason
+    assert call.offers_to_try(decision)[0] == decision.offer

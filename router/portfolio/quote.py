@@ -74,7 +74,7 @@ def usable_offers(
         for number, offer in enumerate(tier.offers):
             fits = context_tokens + n_output <= offer.context_window or any_window
             if fits and (accepts is None or accepts(offer)):
-                now = offer.at(context_tokens, minute) if offer.above or offer.hours else offer
+                now = offer.at(context_tokens, minute)
                 cost = context_tokens * now.usd_per_mtok_input + n_output * now.usd_per_mtok_output
                 usable.append((cost, number, now))
         if len(usable) > 1:
