@@ -248,7 +248,10 @@ def late(script, late_s):
 
 @pytest.mark.parametrize("late_s", [0.0, 0.02])
 def test_all_workers_together_keep_a_budget_and_use_it(workers, late_s):
-    """Also where answers of Redis come late, so that nobody knows when exactly the others were heard."""
+    """But for one request of each other worker, as they ask without waiting for each other.
+
+    Also where answers of Redis come late, so that nobody knows when exactly the others were heard.
+    """
     four, usd, granted = workers(4), 0.007, 0
     for worker in four:
         worker.state._script = late(worker.state._script, late_s)
@@ -258,7 +261,7 @@ def test_all_workers_together_keep_a_budget_and_use_it(workers, late_s):
         if number % 37 == 0:
             exchange(worker)
     exchange(*four, times=2)
-    assert 0.9 <= four[0].spent()[0] <= 1.0 + 2 * usd
+    assert 0.9 <= four[0].spent()[0] <= 1.0 + 3 * usd
     assert four[0].spent()[0] == pytest.approx(granted * usd)
 
 
